@@ -1,0 +1,54 @@
+//! The one error type. Each variant says where (op, file, line, key), what was expected and what came.
+
+use std::path::{Path, PathBuf};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An op was handed a tensor that does not fit.
+    #[error("{op}: expected {expected}, got {got}")]
+    Op { op: &'static str, expected: String, got: String },
+    /// Something in a file the user gave is wrong.
+    #[error("{}: {what}", path.display())]
+    Input { path: PathBuf, what: String },
+    /// The same, with the line (1-based) of a line-oriented file.
+    #[error("{}:{line}: {what}", path.display())]
+    Line { path: PathBuf, line: usize, what: String },
+    /// A wrong argument or a combination of arguments that makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    /// Everything else that can fail through no mistake of the user's.
+    #[error("{0}")]
+    Failure(String),
+}
+
+impl Error {
+    pub fn op(op: &'static str, expected: impl Into<String>, got: impl Into<String>) -> Self {
+        Error::Op { op, expected: expected.into(), got: got.into() }
+    }
+
+    pub fn input(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Error::Input { path: path.as_ref().to_path_buf(), what: what.into() }
+    }
+
+    pub fn line(path: impl AsRef<Path>, line: usize, what: impl Into<String>) -> Self {
+        Error::Line { path: path.as_ref().to_path_buf(), line, what: what.into() }
+    }
+
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Error::Io { path: path.as_ref().to_path_buf(), source }
+    }
+
+    /// Exit code of the process: 2 for a user's mistake, 1 for a failure.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Input { .. } | Error::Line { .. } | Error::Usage(_) => 2,
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 2,
+            Error::Op { .. } | Error::Io { .. } | Error::Failure(_) => 1,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Where a tensor's elements lie: memory of our own, or a range of a mapped weight file.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+
+use super::DType;
+
+#[derive(Clone)]
+pub(super) enum Storage {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+    /// Read-only elements of a file; the constructor has checked bounds and alignment.
+    Mapped {
+        map: Arc<Mmap>,
+        start: usize,
+        bytes: usize,
+        dtype: DType,
+    },
+}
+
+/// A borrowed view of the elements, by type.
+pub enum Elements<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+impl Storage {
+    pub(super) fn dtype(&self) -> DType {
+        match self {
+            Storage::F32(_) => DType::F32,
+            Storage::Bf16(_) => DType::Bf16,
+            Storage::F16(_) => DType::F16,
+            Storage::Mapped { dtype, .. } => *dtype,
+        }
+    }
+
+    pub(super) fn elements(&self) -> Elements<'_> {
+        match self {
+            Storage::F32(v) => Elements::F32(v),
+            Storage::Bf16(v) => Elements::Bf16(v),
+            Storage::F16(v) => Elements::F16(v),
+            Storage::Mapped { map, start, bytes, dtype } => {
+                let raw = &map[*start..*start + *bytes];
+                match dtype {
+                    DType::F32 => Elements::F32(bytemuck::cast_slice(raw)),
+                    DType::Bf16 => Elements::Bf16(bytemuck::cast_slice(raw)),
+                    DType::F16 => Elements::F16(bytemuck::cast_slice(raw)),
+                }
+            }
+        }
+    }
+}
+
+impl Elements<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            Elements::F32(v) => v.len(),
+            Elements::Bf16(v) => v.len(),
+            Elements::F16(v) => v.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes elements `start..start + out.len()` as f32; exact for all three types.
+    pub fn widen(&self, start: usize, out: &mut [f32]) {
+        let end = start + out.len();
+        match self {
+            Elements::F32(v) => out.copy_from_slice(&v[start..end]),
+            Elements::Bf16(v) => {
+                for (o, &b) in out.iter_mut().zip(&v[start..end]) {
+                    *o = f32::from_bits(u32::from(b.to_bits()) << 16);
+                }
+            }
+            Elements::F16(v) => {
+                use half::slice::HalfFloatSliceExt;
+                v[start..end].convert_to_f32_slice(out);
+            }
+        }
+    }
+}
