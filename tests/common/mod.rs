@@ -1,0 +1,100 @@
+//! What every test needs: a comparator that lets nothing pass unseen, reproducible data, the place of the fixtures.
+#![allow(dead_code)]
+
+use mpa::tensor::Tensor;
+
+/// Allowed error of one element: `abs + rel * |want|`.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    pub abs: f64,
+    pub rel: f64,
+}
+
+/// f32 results of short sums against f64: a few units in the last place (6e-8) of terms of size about 1.
+pub const F32: Tolerance = Tolerance { abs: 2e-6, rel: 2e-6 };
+
+/// f32 sums of `n` terms of size about 1 against f64: rounding grows like sqrt(n), taken with a factor of 4 for the spread.
+pub fn f32_sum(n: usize) -> Tolerance {
+    let e = 4.0 * (n as f64).sqrt().max(1.0) * f64::from(f32::EPSILON);
+    Tolerance { abs: e.max(F32.abs), rel: F32.rel }
+}
+
+/// Panics at the worst element that is outside the tolerance; NaN and infinity are always outside.
+#[track_caller]
+pub fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: Tolerance) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths differ");
+    let mut worst: Option<(f64, usize)> = None;
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        assert!(w.is_finite(), "{what}: the reference itself is {w} at {i}");
+        assert!(g.is_finite(), "{what}: {g} at {i}, expected {w}");
+        let excess = (f64::from(g) - w).abs() / (tolerance.abs + tolerance.rel * w.abs());
+        if worst.is_none_or(|(e, _)| excess > e) {
+            worst = Some((excess, i));
+        }
+    }
+    if let Some((excess, i)) = worst {
+        assert!(
+            excess <= 1.0,
+            "{what}: {} at {i}, expected {}, {excess:.2} times the tolerance {tolerance:?}",
+            got[i],
+            want[i]
+        );
+    }
+}
+
+/// A small generator for test data (SplitMix64): the same numbers on every machine and in every version.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// 0 .. n
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// Uniform in [-scale, scale).
+    pub fn vec(&mut self, len: usize, scale: f32) -> Vec<f32> {
+        (0..len).map(|_| (self.uniform() * 2.0 - 1.0) as f32 * scale).collect()
+    }
+
+    pub fn tensor(&mut self, shape: &[usize], scale: f32) -> Tensor {
+        Tensor::from_vec(shape, self.vec(shape.iter().product(), scale)).unwrap()
+    }
+}
+
+/// A tensor full of NaN: what an op must overwrite whole.
+pub fn poisoned(shape: &[usize]) -> Tensor {
+    Tensor::from_vec(shape, vec![f32::NAN; shape.iter().product()]).unwrap()
+}
+
+pub fn to_f64(x: &Tensor) -> Vec<f64> {
+    x.to_f32().f32s().unwrap().iter().map(|&v| f64::from(v)).collect()
+}
+
+/// Central differences of the scalar function `loss` in f64 at `x`, one element after the other.
+pub fn finite_differences(x: &[f64], mut loss: impl FnMut(&[f64]) -> f64) -> Vec<f64> {
+    let mut x = x.to_vec();
+    (0..x.len())
+        .map(|i| {
+            let (old, h) = (x[i], 1e-5 * x[i].abs().max(1.0));
+            x[i] = old + h;
+            let up = loss(&x);
+            x[i] = old - h;
+            let down = loss(&x);
+            x[i] = old;
+            (up - down) / (2.0 * h)
+        })
+        .collect()
+}
