@@ -1,49 +1,290 @@
 //! Strict reading and writing of safetensors checkpoints: model.safetensors, or shards named by model.safetensors.index.json.
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use crate::error::Result;
-use crate::tensor::Tensor;
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+use serde_json::{Value, json};
+
+use super::config::read_text;
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Tensor};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Bytes of the largest index that is read; a published one of 100,000 tensors has about ten million.
+const MAX_INDEX: u64 = 64 << 20;
 
 /// All tensors of a folder, memory-mapped; each is taken once.
-pub struct Weights {}
+pub struct Weights {
+    /// The file or folder, for messages.
+    path: PathBuf,
+    entries: BTreeMap<String, Entry>,
+    faults: Faults,
+    /// Bytes that stand-ins for tensors not found may still take: as many as the files have, whatever the caller's shapes say.
+    spare: usize,
+}
+
+/// Where a tensor lies.
+struct Entry {
+    map: Arc<Mmap>,
+    start: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+#[derive(Default)]
+struct Faults {
+    missing: Vec<String>,
+    misshaped: Vec<String>,
+    mistyped: Vec<String>,
+}
 
 impl Weights {
     pub fn open(folder: &Path) -> Result<Weights> {
-        todo!()
+        if folder.join(SINGLE).exists() {
+            return Weights::open_file(&folder.join(SINGLE));
+        }
+        if folder.join(INDEX).exists() {
+            return Weights::open_shards(folder);
+        }
+        Err(Error::input(folder, format!("expected {SINGLE} or {INDEX} in this folder, found neither")))
     }
 
     /// One file (an adapter, a checkpoint's state).
     pub fn open_file(path: &Path) -> Result<Weights> {
-        todo!()
+        let mut weights = Weights::empty(path);
+        weights.add_file(path)?;
+        Ok(weights)
+    }
+
+    fn open_shards(folder: &Path) -> Result<Weights> {
+        let index = folder.join(INDEX);
+        let places = read_index(&index)?;
+        let mut weights = Weights::empty(folder);
+        let mut origin: BTreeMap<String, String> = BTreeMap::new();
+        for shard in places.values().collect::<BTreeSet<_>>() {
+            for name in weights.add_file(&folder.join(shard))? {
+                if let Some(other) = origin.insert(name.clone(), shard.clone()) {
+                    return Err(Error::input(
+                        folder,
+                        format!("tensor {name} is both in {other} and in {shard}"),
+                    ));
+                }
+            }
+        }
+        let absent: Vec<String> = places
+            .iter()
+            .filter(|(name, shard)| origin.get(*name) != Some(*shard))
+            .map(|(name, shard)| format!("{name} in {shard}"))
+            .collect();
+        if absent.is_empty() {
+            Ok(weights)
+        } else {
+            Err(Error::input(index, format!("names tensors that are not there: {}", absent.join(", "))))
+        }
+    }
+
+    fn empty(path: &Path) -> Weights {
+        Weights { path: path.to_path_buf(), entries: BTreeMap::new(), faults: Faults::default(), spare: 0 }
+    }
+
+    /// Adds the tensors of a file; returns their names.
+    fn add_file(&mut self, path: &Path) -> Result<Vec<String>> {
+        let map = Arc::new(map_file(path)?);
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|e| Error::input(path, format!("not a valid safetensors file: {e}")))?;
+        let mut names = Vec::new();
+        for (name, info) in metadata.tensors() {
+            let entry = Entry {
+                map: Arc::clone(&map),
+                start: 8 + header + info.data_offsets.0,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+            };
+            names.push(name.clone());
+            self.entries.insert(name, entry);
+        }
+        self.spare += map.len();
+        Ok(names)
     }
 
     pub fn contains(&self, name: &str) -> bool {
-        todo!()
+        self.entries.contains_key(name)
     }
 
     /// Names not taken yet, sorted.
     pub fn names(&self) -> Vec<String> {
-        todo!()
+        self.entries.keys().cloned().collect()
     }
 
-    /// The tensor `name`, which must have `shape`. A missing or mis-shaped tensor is remembered and reported by `finish`,
-    /// together with all the others; zeros of `shape` stand in until then.
+    /// The tensor `name`, which must have `shape`. A missing or mis-shaped tensor, or one that is not f32, bf16 or f16, is
+    /// remembered and reported by `finish`, together with all the others. Until then zeros of `shape` stand in, or an empty
+    /// tensor once the stand-ins are as large as the file.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Tensor {
-        todo!()
+        match self.entries.remove(name) {
+            None => self.faults.missing.push(name.to_string()),
+            Some(entry) if entry.shape != shape => {
+                self.faults.misshaped.push(format!("{name}: expected {shape:?}, got {:?}", entry.shape));
+            }
+            Some(entry) => match entry.tensor() {
+                Ok(tensor) => return tensor,
+                Err(_) => self.faults.mistyped.push(format!("{name}: {}", entry.dtype)),
+            },
+        }
+        self.stand_in(shape)
+    }
+
+    fn stand_in(&mut self, shape: &[usize]) -> Tensor {
+        let bytes = shape.iter().try_fold(4usize, |n, &d| n.checked_mul(d));
+        match bytes.and_then(|n| self.spare.checked_sub(n)) {
+            Some(left) => {
+                self.spare = left;
+                Tensor::zeros(shape)
+            }
+            None => Tensor::zeros(&[0]),
+        }
     }
 
     /// The tensor `name` whatever its shape.
     pub fn take_any(&mut self, name: &str) -> Result<Tensor> {
-        todo!()
+        match self.entries.remove(name) {
+            None => Err(Error::input(&self.path, format!("no tensor {name}"))),
+            Some(entry) => entry.tensor().map_err(|_| {
+                Error::input(&self.path, format!("{name}: expected f32, bf16 or f16, got {}", entry.dtype))
+            }),
+        }
     }
 
-    /// An error that lists every missing, unused and mis-shaped name, if there is one.
+    /// An error that lists every missing, unused, mis-shaped and mistyped name, if there is one.
     pub fn finish(self) -> Result<()> {
-        todo!()
+        let unused: Vec<String> = self.entries.into_keys().collect();
+        let faults: Vec<String> = [
+            ("missing", self.faults.missing),
+            ("unused", unused),
+            ("of another shape", self.faults.misshaped),
+            ("not f32, bf16 or f16", self.faults.mistyped),
+        ]
+        .into_iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(kind, names)| format!("{} {kind}: {}", names.len(), names.join(", ")))
+        .collect();
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::input(self.path, format!("the tensors do not fit the model; {}", faults.join("; "))))
+        }
     }
 }
 
-/// Writes a safetensors file (atomic: a temporary file beside it, fsync, rename), tensors in the order of their names, metadata {"format": "pt"}.
+impl Entry {
+    fn tensor(&self) -> Result<Tensor> {
+        let dtype = match self.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::Bf16,
+            Dtype::F16 => DType::F16,
+            other => return Err(Error::op("weights", "f32, bf16 or f16", other.to_string())),
+        };
+        Tensor::from_mapped(&self.shape, dtype, &self.map, self.start)
+    }
+}
+
+fn map_file(path: &Path) -> Result<Mmap> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if !meta.is_file() {
+        return Err(Error::input(path, "expected a file"));
+    }
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    // SAFETY: types: the map is read as bytes, and as f32, bf16 and f16, for which every bit pattern is a value. Bounds: slices of
+    // it are checked against its length. Aliasing: we never write through it; that nobody truncates or rewrites a weight file in
+    // use is asked of the user, as every loader of mapped safetensors does; `save` replaces files and never writes into one.
+    unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
+}
+
+/// weight_map of an index: tensor to shard.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let text = read_text(path, MAX_INDEX)?;
+    let root: Value =
+        serde_json::from_str(&text).map_err(|e| Error::input(path, format!("not valid JSON: {e}")))?;
+    let Some(Value::Object(places)) = root.get("weight_map") else {
+        return Err(Error::input(path, "weight_map: expected an object of tensor names and shard files"));
+    };
+    let place = |(name, shard): (&String, &Value)| match shard.as_str() {
+        Some(shard) if is_file_name(shard) => Ok((name.clone(), shard.to_string())),
+        _ => Err(Error::input(
+            path,
+            format!("weight_map: {name}: expected a file in this folder, got {shard}"),
+        )),
+    };
+    places.iter().map(place).collect()
+}
+
+/// A plain name, so that no index leads out of its folder.
+fn is_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(part)), None) if part == name)
+}
+
+/// Writes a safetensors file (atomic: a temporary file beside it, fsync, rename), metadata {"format": "pt"}. The wider element type
+/// comes first, so that every tensor is aligned; within a type tensors are in the order of their names. Same tensors, same bytes.
 pub fn save(path: &Path, tensors: &[(String, &Tensor)]) -> Result<()> {
-    todo!()
+    let mut sorted: Vec<(&str, &Tensor)> =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)).collect();
+    sorted.sort_by_key(|(name, tensor)| {
+        (std::cmp::Reverse(tensor.dtype().size()), tensor.dtype().to_string(), *name)
+    });
+    let header = header(path, &sorted)?;
+    let write = |file: &mut File| {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(header.as_bytes())?;
+        for (_, tensor) in &sorted {
+            out.write_all(tensor.bytes())?;
+        }
+        out.flush()
+    };
+    replace(path, write).map_err(|e| Error::io(path, e))
+}
+
+/// The JSON header, padded so that the data begin at a multiple of 8.
+fn header(path: &Path, sorted: &[(&str, &Tensor)]) -> Result<String> {
+    let mut entries = serde_json::Map::new();
+    entries.insert("__metadata__".to_string(), json!({"format": "pt"}));
+    let mut start = 0;
+    for (name, tensor) in sorted {
+        let end = start + tensor.bytes().len();
+        let info = json!({
+            "dtype": tensor.dtype().to_string().to_uppercase(),
+            "shape": tensor.shape(),
+            "data_offsets": [start, end],
+        });
+        if entries.insert((*name).to_string(), info).is_some() {
+            return Err(Error::Failure(format!("{}: tensor {name} is given twice", path.display())));
+        }
+        start = end;
+    }
+    let mut header = Value::Object(entries).to_string();
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    Ok(header)
+}
+
+/// Puts a file in the place of `path` whole: readers see the old bytes or the new ones, even after a crash.
+fn replace(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> std::io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // A temporary file is private by default; this one becomes an ordinary file (the umask applies).
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut temporary = builder.prefix(".mpa-").tempfile_in(folder)?;
+    write(temporary.as_file_mut())?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    File::open(folder)?.sync_all()
 }
