@@ -22,6 +22,9 @@ pub mod rope;
 pub mod sample;
 pub mod swiglu;
 
+mod pieces;
+mod vector_math;
+
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 

@@ -1,14 +1,79 @@
 //! Idefics3's pixel shuffle: s x s neighbouring patches become one token of s*s*C features
 //! (transformers, models/idefics3/modeling_idefics3.py, Idefics3Connector.pixel_shuffle).
-use crate::error::Result;
+//! out[n, (i, j), (di, dj, c)] = x[n, (s i + di, s j + dj), c]
+use super::expect_shape;
+use super::pieces;
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
+
+/// The sizes of one call: a picture is grid x grid patches of `cols` features.
+#[derive(Clone, Copy)]
+struct Sizes {
+    grid: usize,
+    cols: usize,
+    factor: usize,
+}
 
 /// out [N, P/(s*s), C*s*s], x [N, P, C], P a square number whose root `factor` (= s) divides.
 pub fn forward(out: &mut Tensor, x: &Tensor, factor: usize) -> Result<()> {
-    todo!()
+    let sizes = check(out, x, factor)?;
+    let (token, run) = (factor * factor * sizes.cols, factor * sizes.cols);
+    if x.is_empty() {
+        return Ok(());
+    }
+    let x = x.f32s()?;
+    pieces::each(out.f32s_mut()?, pieces::whole_rows(token), |start, out| {
+        for (i, to) in out.chunks_exact_mut(run).enumerate() {
+            let from = source(start / run + i, sizes) * sizes.cols;
+            to.copy_from_slice(&x[from..from + run]);
+        }
+    });
+    Ok(())
 }
 
-/// dx [N, P, C] overwritten.
+/// dx [N, P, C] overwritten; dy [N, P/(s*s), C*s*s].
 pub fn backward(dx: &mut Tensor, dy: &Tensor, factor: usize) -> Result<()> {
-    todo!()
+    let sizes = check(dy, dx, factor)?;
+    let Sizes { grid, cols, .. } = sizes;
+    if dx.is_empty() {
+        return Ok(());
+    }
+    let dy = dy.f32s()?;
+    // The runs of one band of `factor` grid rows are the runs of one row of tokens, so bands are independent.
+    let (band, run) = (factor * grid * cols, factor * cols);
+    pieces::each(dx.f32s_mut()?, pieces::whole_rows(band), |start, dx| {
+        for i in 0..dx.len() / run {
+            let from = start + i * run;
+            let to = source(from / run, sizes) * cols - start;
+            dx[to..to + run].copy_from_slice(&dy[from..from + run]);
+        }
+    });
+    Ok(())
+}
+
+/// Where the `run`-th run of factor * C consecutive output elements comes from: the index of its first patch in x.
+fn source(run: usize, Sizes { grid, factor, .. }: Sizes) -> usize {
+    let across = grid / factor;
+    let (token, di) = (run / factor, run % factor);
+    // `down` counts the rows of tokens through all pictures, as grid rows of pictures follow one another without a gap.
+    let (down, j) = (token / across, token % across);
+    (down * factor + di) * grid + j * factor
+}
+
+/// `shuffled` and `plain` are the two sides of the op.
+fn check(shuffled: &Tensor, plain: &Tensor, factor: usize) -> Result<Sizes> {
+    let &[n, patches, cols] = plain.shape() else {
+        return Err(Error::op("pixel_shuffle", "[N, P, C]", format!("{:?}", plain.shape())));
+    };
+    let grid = patches.isqrt();
+    if factor == 0 || grid * grid != patches || grid % factor != 0 {
+        return Err(Error::op(
+            "pixel_shuffle",
+            format!("a square number of patches whose root {factor} divides"),
+            format!("{:?}", plain.shape()),
+        ));
+    }
+    let square = factor * factor;
+    expect_shape("pixel_shuffle", "shuffled", shuffled, &[n, patches / square, cols * square])?;
+    Ok(Sizes { grid, cols, factor })
 }

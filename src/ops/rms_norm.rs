@@ -1,10 +1,21 @@
 //! RMS norm (Zhang & Sennrich 2019): y = x / sqrt(mean(x^2) + eps) * w over the last dimension.
+//! With n = x / sqrt(mean(x^2) + eps) and g = dy w: dx = (g - n mean(g n)) / sqrt(mean(x^2) + eps), dw = dy n.
+use super::expect_shape;
+use super::pieces::{self, widened};
+use super::vector_math::{sum, sum2, vectorised};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// out, x [T, C]; weight [C].
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
-    todo!()
+    let cols = x.cols();
+    expect_shape("rms_norm", "out", out, x.shape())?;
+    expect_shape("rms_norm", "weight", weight, &[cols])?;
+    let (x, weight) = (x.f32s()?, widened(weight));
+    pieces::each(out.f32s_mut()?, pieces::whole_rows(cols), |start, out| {
+        norm_rows(out, &x[start..start + out.len()], &weight, eps);
+    });
+    Ok(())
 }
 
 /// dx is overwritten; dweight is added to. The norm is computed again from x.
@@ -16,5 +27,73 @@ pub fn backward(
     weight: &Tensor,
     eps: f32,
 ) -> Result<()> {
-    todo!()
+    let cols = x.cols();
+    expect_shape("rms_norm", "dx", dx, x.shape())?;
+    expect_shape("rms_norm", "dy", dy, x.shape())?;
+    expect_shape("rms_norm", "weight", weight, &[cols])?;
+    let (dy, x, weight) = (dy.f32s()?, x.f32s()?, widened(weight));
+    let size = pieces::whole_rows(cols);
+    let Some(dweight) = dweight else {
+        pieces::each(dx.f32s_mut()?, size, |start, dx| {
+            let piece = start..start + dx.len();
+            input_gradient(dx, &dy[piece.clone()], &x[piece], &weight, eps);
+        });
+        return Ok(());
+    };
+    expect_shape("rms_norm", "dweight", dweight, &[cols])?;
+    pieces::each_with_sums(dx.f32s_mut()?, size, dweight.f32s_mut()?, |start, dx, dweight| {
+        let piece = start..start + dx.len();
+        let (dy, x) = (&dy[piece.clone()], &x[piece]);
+        weight_gradient(dweight, dy, x, eps);
+        input_gradient(dx, dy, x, &weight, eps);
+    });
+    Ok(())
+}
+
+/// 1 / sqrt(mean(x^2) + eps) of a row.
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum(x, |x| x * x) / x.len() as f32 + eps).sqrt()
+}
+
+vectorised! {
+    fn norm_rows(out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+        let cols = weight.len().max(1);
+        for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
+            let scale = inverse_rms(x, eps);
+            for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * scale * w;
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn input_gradient(dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], eps: f32) {
+        let cols = weight.len().max(1);
+        let rows = dx.chunks_exact_mut(cols).zip(dy.chunks_exact(cols)).zip(x.chunks_exact(cols));
+        for ((dx, dy), x) in rows {
+            let scale = inverse_rms(x, eps);
+            // dx holds g until the mean over it is known.
+            for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(weight) {
+                *dx = dy * w;
+            }
+            let mean_gn = sum2(dx, x, |g, x| g * (x * scale)) / cols as f32;
+            for (dx, &x) in dx.iter_mut().zip(x) {
+                *dx = scale * (*dx - x * scale * mean_gn);
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn weight_gradient(dweight: &mut [f32], dy: &[f32], x: &[f32], eps: f32) {
+        let cols = dweight.len().max(1);
+        for (dy, x) in dy.chunks_exact(cols).zip(x.chunks_exact(cols)) {
+            let scale = inverse_rms(x, eps);
+            for ((dw, &dy), &x) in dweight.iter_mut().zip(dy).zip(x) {
+                *dw += dy * (x * scale);
+            }
+        }
+    }
 }
