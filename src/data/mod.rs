@@ -1,1 +1,3 @@
+//! What the loop reads and writes: pictures, records, scores.
 
+pub mod images;

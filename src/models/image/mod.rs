@@ -1,0 +1,119 @@
+//! Pictures to tiles, as transformers' Idefics3ImageProcessor (PIL backend) does, bit for bit: resize, split, rescale, normalise.
+
+mod config;
+mod resize;
+mod tiles;
+
+use rayon::prelude::*;
+
+pub use resize::{Filter, resize};
+pub use tiles::Plan;
+
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// 8-bit RGB, row-major.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rgb {
+    pub width: usize,
+    pub height: usize,
+    pub data: Vec<u8>,
+}
+
+impl Rgb {
+    /// The fields fit together and there is at least one pixel.
+    pub fn check(&self) -> Result<()> {
+        let bytes = self.width.checked_mul(self.height).and_then(|n| n.checked_mul(3));
+        if self.data.is_empty() || bytes != Some(self.data.len()) {
+            let expected = format!("3 bytes for each of {}x{} pixels, at least one", self.width, self.height);
+            return Err(Error::op("image", expected, format!("{} bytes", self.data.len())));
+        }
+        Ok(())
+    }
+}
+
+/// preprocessor_config.json.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageProcessor {
+    /// The first resize; none with `do_resize` false.
+    resize_to: Option<Target>,
+    /// Side of a tile in pixels (`max_image_size.longest_edge`).
+    tile: usize,
+    split: bool,
+    filter: Filter,
+    /// `rescale_factor`; none with `do_rescale` false.
+    scale: Option<f64>,
+    /// `image_mean` and `image_std`, by channel; none with `do_normalize` false.
+    norm: Option<([f32; 3], [f32; 3])>,
+}
+
+/// `size` of preprocessor_config.json.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Target {
+    LongestEdge(usize),
+    /// Width and height.
+    Exact(usize, usize),
+}
+
+/// One picture cut up: rows x cols tiles, then the global tile; 0 x 0 when the picture is not split (one tile then).
+#[derive(Clone, Debug)]
+pub struct Tiles {
+    pub rows: usize,
+    pub cols: usize,
+    /// [N, 3, S, S], normalised.
+    pub pixels: Tensor,
+}
+
+impl ImageProcessor {
+    /// Side of a tile in pixels: S of `Tiles::pixels`.
+    pub fn tile_side(&self) -> usize {
+        self.tile
+    }
+
+    /// The picture as tiles. Fails on a picture whose fields do not fit together and on one that would become too large.
+    pub fn process(&self, picture: &Rgb) -> Result<Tiles> {
+        picture.check()?;
+        let plan = self.plan(picture.width, picture.height);
+        let first = resize(picture, plan.first.0, plan.first.1, self.filter)?;
+        let whole = resize(&first, plan.second.0, plan.second.1, self.filter)?;
+        drop(first);
+
+        let (side, grid) = (self.tile, plan.rows * plan.cols);
+        let levels = self.levels();
+        let mut pixels = vec![0.0; (grid + 1) * 3 * side * side];
+        let (cut, last) = pixels.split_at_mut(grid * 3 * side * side);
+        cut.par_chunks_exact_mut(3 * side * side).enumerate().for_each(|(i, out)| {
+            planes(&whole, (i % plan.cols * side, i / plan.cols * side), side, &levels, out);
+        });
+        let global = resize(&whole, side, side, self.filter)?;
+        planes(&global, (0, 0), side, &levels, last);
+        Ok(Tiles {
+            rows: plan.rows,
+            cols: plan.cols,
+            pixels: Tensor::from_vec(&[grid + 1, 3, side, side], pixels)?,
+        })
+    }
+
+    /// What each of the 256 values becomes, by channel: the product with the factor in f64, rounded to f32, then (x - mean) / std in f32.
+    fn levels(&self) -> [[f32; 256]; 3] {
+        std::array::from_fn(|c| {
+            std::array::from_fn(|value| {
+                let x = (value as f64 * self.scale.unwrap_or(1.0)) as f32;
+                self.norm.map_or(x, |(mean, std)| (x - mean[c]) / std[c])
+            })
+        })
+    }
+}
+
+/// The square of `side` at `corner` (x, y) as three planes [3, side, side].
+fn planes(picture: &Rgb, corner: (usize, usize), side: usize, levels: &[[f32; 256]; 3], out: &mut [f32]) {
+    for (c, (plane, levels)) in out.chunks_exact_mut(side * side).zip(levels).enumerate() {
+        for (y, row) in plane.chunks_exact_mut(side).enumerate() {
+            let start = 3 * ((corner.1 + y) * picture.width + corner.0);
+            let from = picture.data[start..start + 3 * side].chunks_exact(3);
+            for (o, pixel) in row.iter_mut().zip(from) {
+                *o = levels[usize::from(pixel[c])];
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Pictures: reading them, resampling as Pillow does, tiles as transformers makes them.
+
+mod process;

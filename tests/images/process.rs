@@ -1,0 +1,207 @@
+//! The processor against the fixtures, bit for bit, and its settings.
+
+use std::path::Path;
+
+use mpa::models::image::{Filter, ImageProcessor, Rgb, resize};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+fn picture(name: &str) -> Rgb {
+    mpa::data::images::read(&Path::new(GOLDEN).join(format!("images/{name}.png"))).unwrap()
+}
+
+/// SmolVLM's settings with some of them replaced.
+fn settings(changes: Value) -> Value {
+    let path = Path::new(GOLDEN).join("smolvlm/preprocessor_config.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    for (key, new) in changes.as_object().unwrap() {
+        value[key] = new.clone();
+    }
+    value
+}
+
+fn read(value: &Value) -> mpa::error::Result<ImageProcessor> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("preprocessor_config.json"), value.to_string()).unwrap();
+    ImageProcessor::read(folder.path())
+}
+
+fn fixture(file: &str) -> Vec<u8> {
+    std::fs::read(Path::new(GOLDEN).join("smolvlm/fixtures").join(file)).unwrap()
+}
+
+fn floats(tensors: &SafeTensors, name: &str) -> Vec<f32> {
+    let bytes = tensors.tensor(name).unwrap();
+    bytes.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+#[track_caller]
+fn assert_bits(what: &str, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths differ");
+    if let Some(i) = got.iter().zip(want).position(|(g, w)| g.to_bits() != w.to_bits()) {
+        panic!("{what}: {} at {i}, expected {}", got[i], want[i]);
+    }
+}
+
+#[test]
+fn pixel_values_equal_the_fixtures() {
+    let processor = ImageProcessor::read(&Path::new(GOLDEN).join("smolvlm")).unwrap();
+    for (file, names) in [("single", &["cat"][..]), ("batch", &["text", "chart"])] {
+        let bytes = fixture(&format!("{file}.safetensors"));
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let want = floats(&tensors, "input/pixel_values");
+        let mask: Vec<u8> =
+            tensors.tensor("input/tile_mask").unwrap().data().iter().step_by(8).copied().collect();
+        for (i, name) in names.iter().enumerate() {
+            let tiles = processor.process(&picture(name)).unwrap();
+            let (per_row, count) = (mask.len() / names.len(), tiles.pixels.shape()[0]);
+            let real = &mask[i * per_row..(i + 1) * per_row];
+            assert_eq!(count, real.iter().filter(|&&m| m == 1).count(), "{name}: tiles");
+            assert_eq!(count, tiles.rows * tiles.cols + 1);
+            let start = i * per_row * 3 * 48 * 48;
+            let got = tiles.pixels.f32s().unwrap();
+            assert_bits(name, got, &want[start..start + got.len()]);
+        }
+    }
+}
+
+#[test]
+fn gray_and_alpha_without_splitting_equal_the_fixtures() {
+    let processor = read(&settings(json!({"do_image_splitting": false}))).unwrap();
+    let bytes = fixture("image_modes.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    for name in ["gray", "alpha"] {
+        let tiles = processor.process(&picture(name)).unwrap();
+        assert_eq!((tiles.rows, tiles.cols, tiles.pixels.shape()), (0, 0, &[1, 3, 48, 48][..]));
+        assert_bits(name, tiles.pixels.f32s().unwrap(), &floats(&tensors, &format!("{name}/pixel_values")));
+    }
+}
+
+#[test]
+fn geometry_equals_the_fixtures() {
+    let sizes: Value =
+        serde_json::from_slice(&std::fs::read(Path::new(GOLDEN).join("geometry.json")).unwrap()).unwrap();
+    let sizes = sizes.as_array().unwrap();
+    assert_eq!(sizes.len(), 34);
+    for (key, tile, longest) in [("smolvlm_512_2048", 512, 2048), ("smolvlm2_384_1536", 384, 1536)] {
+        let changes = json!({"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": tile}});
+        let processor = read(&settings(changes)).unwrap();
+        for size in sizes {
+            let number = |v: &Value| v.as_u64().unwrap() as usize;
+            let (width, height) = (number(&size["width"]), number(&size["height"]));
+            let plan = processor.plan(width, height);
+            let got = json!({"first_resize": [plan.first.1, plan.first.0], "second_resize": [plan.second.1, plan.second.0],
+                "rows": plan.rows, "cols": plan.cols});
+            assert_eq!(got, size[key], "{key} {width}x{height}");
+        }
+    }
+}
+
+/// A picture of any size whose values depend on the place.
+fn pattern(width: usize, height: usize) -> Rgb {
+    let data = (0..width * height * 3).map(|i| (i * 37 % 251) as u8).collect();
+    Rgb { width, height, data }
+}
+
+#[test]
+fn odd_sizes_become_tiles() {
+    let processor = read(&settings(json!({}))).unwrap();
+    for (width, height) in
+        [(1, 1), (1, 37), (37, 1), (2, 3), (48, 48), (144, 144), (145, 7), (1, 1000), (1000, 1)]
+    {
+        let tiles = processor.process(&pattern(width, height)).unwrap();
+        assert_eq!(tiles.pixels.shape(), [tiles.rows * tiles.cols + 1, 3, 48, 48], "{width}x{height}");
+        assert!(tiles.pixels.f32s().unwrap().iter().all(|v| (-1.0..=1.0).contains(v)), "{width}x{height}");
+    }
+}
+
+#[test]
+fn one_tile_is_not_a_grid() {
+    let processor = read(&settings(json!({"do_resize": false}))).unwrap();
+    let small = processor.process(&pattern(30, 20)).unwrap();
+    assert_eq!((small.rows, small.cols, small.pixels.shape()[0]), (0, 0, 1));
+    let large = processor.process(&pattern(49, 20)).unwrap();
+    assert_eq!((large.rows, large.cols, large.pixels.shape()[0]), (1, 2, 3));
+}
+
+#[test]
+fn flags_leave_steps_out() {
+    let white = Rgb { width: 48, height: 48, data: vec![255; 48 * 48 * 3] };
+    let value = |changes| {
+        let tiles = read(&settings(changes)).unwrap().process(&white).unwrap();
+        tiles.pixels.f32s().unwrap()[0]
+    };
+    assert_eq!(value(json!({})), 1.0);
+    assert_eq!(value(json!({"do_normalize": false})), 1.0);
+    assert_eq!(value(json!({"do_rescale": false})), 509.0);
+    assert_eq!(value(json!({"do_rescale": false, "do_normalize": false})), 255.0);
+    assert_eq!(value(json!({"image_mean": 0.25, "image_std": [0.25, 1, 1]})), 3.0);
+}
+
+#[test]
+fn missing_keys_have_the_defaults_of_the_class() {
+    let bare = read(&json!({"image_processor_type": "Idefics3ImageProcessor", "size": null})).unwrap();
+    let full = json!({"size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}, "rescale_factor": 1.0 / 255.0});
+    assert_eq!(bare, read(&settings(full)).unwrap());
+}
+
+#[test]
+fn processor_config_may_hold_the_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let nested = json!({"image_seq_len": 4, "image_processor": settings(json!({}))});
+    std::fs::write(folder.path().join("processor_config.json"), nested.to_string()).unwrap();
+    assert_eq!(ImageProcessor::read(folder.path()).unwrap(), read(&settings(json!({}))).unwrap());
+}
+
+#[test]
+fn wrong_settings_name_file_and_key() {
+    for (changes, key) in [
+        (json!({"image_processor_type": "CLIPImageProcessor"}), "image_processor_type"),
+        (json!({"image_processor_type": null}), "image_processor_type"),
+        (json!({"resample": 0}), "resample"),
+        (json!({"do_resize": 1}), "do_resize"),
+        (json!({"size": {"shortest_edge": 3}}), "size"),
+        (json!({"size": {"longest_edge": 0}}), "size.longest_edge"),
+        (json!({"size": {"longest_edge": 1e12}}), "size.longest_edge"),
+        (json!({"max_image_size": {"longest_edge": -4}}), "max_image_size.longest_edge"),
+        (json!({"max_image_size": 364}), "max_image_size"),
+        (json!({"image_mean": [0.5, 0.5]}), "image_mean"),
+        (json!({"image_std": [0.5, 0.0, 0.5]}), "image_std"),
+        (json!({"rescale_factor": "1/255"}), "rescale_factor"),
+    ] {
+        let error = read(&settings(changes)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let message = error.to_string();
+        assert!(message.contains("preprocessor_config.json") && message.contains(key), "{key}: {message}");
+    }
+}
+
+#[test]
+fn impossible_pictures_are_errors() {
+    let processor = read(&settings(json!({"do_resize": false}))).unwrap();
+    for (width, height, bytes) in [(0, 0, 0), (2, 2, 11), (usize::MAX, 2, 6), (0, 5, 0)] {
+        assert!(processor.process(&Rgb { width, height, data: vec![0; bytes] }).is_err(), "{width}x{height}");
+    }
+    assert!(resize(&pattern(1 << 20, 2), 48, 48, Filter::Lanczos).is_ok());
+    assert!(processor.process(&pattern((1 << 20) + 1, 1)).is_err());
+    assert!(resize(&pattern(2, 2), 1 << 14, 1 << 14, Filter::Bicubic).is_err());
+}
+
+/// Constant pictures stay constant under every filter (the weights of a window sum to 1 within rounding), and the same size changes nothing.
+#[test]
+fn resampling_keeps_what_it_must() {
+    for filter in [Filter::Lanczos, Filter::Bilinear, Filter::Bicubic] {
+        for value in [0, 1, 127, 255] {
+            let flat = Rgb { width: 7, height: 5, data: vec![value; 7 * 5 * 3] };
+            for (width, height) in [(1, 1), (3, 2), (20, 31), (7, 9)] {
+                let out = resize(&flat, width, height, filter).unwrap();
+                assert_eq!((out.width, out.height), (width, height));
+                assert!(out.data.iter().all(|&v| v == value), "{filter:?} {value} {width}x{height}");
+            }
+        }
+        let picture = pattern(13, 11);
+        assert_eq!(resize(&picture, 13, 11, filter).unwrap(), picture);
+    }
+}
