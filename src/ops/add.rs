@@ -9,12 +9,13 @@ use crate::tensor::Tensor;
 pub fn forward(out: &mut Tensor, x: &Tensor) -> Result<()> {
     expect_shape("add", "out", out, x.shape())?;
     let x = x.f32s()?;
-    pieces::each(out.f32s_mut()?, PIECE, |start, out| add(out, &x[start..start + out.len()]));
+    pieces::each(out.f32s_mut()?, PIECE, |start, out| add_to(out, &x[start..start + out.len()]));
     Ok(())
 }
 
 vectorised! {
-    fn add(out: &mut [f32], x: &[f32]) {
+    /// out += x
+    pub(super) fn add_to(out: &mut [f32], x: &[f32]) {
         for (out, &x) in out.iter_mut().zip(x) {
             *out += x;
         }

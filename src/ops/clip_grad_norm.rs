@@ -18,6 +18,9 @@ pub fn norm(grads: &[&Tensor]) -> Result<f64> {
 
 /// Scales in place where the norm exceeds `max_norm`; gives the norm before. A norm that is not finite is an error.
 pub fn clip(grads: &mut [&mut Tensor], max_norm: f32) -> Result<f64> {
+    if max_norm.is_nan() || max_norm < 0.0 {
+        return Err(Error::op("clip_grad_norm", "max_norm of at least 0", max_norm.to_string()));
+    }
     let norm = norm(&grads.iter().map(|g| &**g).collect::<Vec<_>>())?;
     if !norm.is_finite() {
         return Err(Error::Failure(format!("clip_grad_norm: the norm of the gradients is {norm}")));

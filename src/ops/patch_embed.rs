@@ -1,5 +1,6 @@
 //! Vision patching: a convolution whose stride is its kernel, as a matrix product, plus bias and position embedding (ViT, Dosovitskiy 2020).
 //! Pixels beyond the last whole patch are left out, as a convolution without padding does.
+use super::add::add_to;
 use super::expect_shape;
 use super::matmul::{View, matmul};
 use super::pieces::{self, PIECE, widened};
@@ -142,14 +143,6 @@ vectorised! {
     fn add_rows(out: &mut [f32], a: &[f32], b: &[f32]) {
         for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
             *out = a + b;
-        }
-    }
-}
-
-vectorised! {
-    fn add_to(out: &mut [f32], x: &[f32]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out += x;
         }
     }
 }

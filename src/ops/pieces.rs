@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
+use super::add::add_to;
 use crate::tensor::{Elements, Tensor};
 
 /// Elements of one piece: some ten microseconds of simple arithmetic.
@@ -62,9 +63,7 @@ pub(super) fn each_with_sums(
         out.par_chunks_mut(size).enumerate().map(|(i, piece)| partial(i * size, piece)).collect()
     };
     for partial in partials {
-        for (sum, p) in sums.iter_mut().zip(partial) {
-            *sum += p;
-        }
+        add_to(sums, &partial);
     }
 }
 

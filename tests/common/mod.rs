@@ -98,3 +98,42 @@ pub fn finite_differences(x: &[f64], mut loss: impl FnMut(&[f64]) -> f64) -> Vec
         })
         .collect()
 }
+
+/// Sum of products: the loss whose gradient with respect to an op's output is `weights`.
+pub fn dot(values: &[f64], weights: &[f64]) -> f64 {
+    values.iter().zip(weights).map(|(v, w)| v * w).sum()
+}
+
+/// The elements of an f32 tensor.
+#[track_caller]
+pub fn values(x: &Tensor) -> &[f32] {
+    x.f32s().unwrap()
+}
+
+/// Panics unless `f` gives the same bits in pools of 1, 2 and 3 threads.
+#[track_caller]
+pub fn assert_same_on_any_pool(what: &str, f: impl Fn() -> Vec<f32> + Sync) {
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(&f).into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let one = run(1);
+    for threads in [2, 3] {
+        let other = run(threads);
+        let differs = one.iter().zip(&other).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "{what}: element differs between 1 and {threads} threads");
+        assert_eq!(one.len(), other.len(), "{what}");
+    }
+}
+
+/// Panics unless `result` is an error of `op` whose message mentions `part`.
+#[track_caller]
+pub fn assert_op_error<T>(result: mpa::error::Result<T>, op: &str, part: &str) {
+    match result {
+        Ok(_) => panic!("{op} accepted what it should not: {part}"),
+        Err(e) => {
+            let text = e.to_string();
+            assert!(text.starts_with(op) && text.contains(part), "{text:?} should name {op} and {part}");
+        }
+    }
+}

@@ -1,1 +1,128 @@
+use mpa::ops::rope::{backward, forward, table};
+use mpa::tensor::Tensor;
 
+use crate::common::{
+    F32, Rng, assert_close, assert_op_error, assert_same_on_any_pool, dot, finite_differences, to_f64, values,
+};
+
+/// Rotates the first 2 * half elements of each head.
+fn reference(x: &[f64], cos: &[f64], sin: &[f64], heads: usize, head_size: usize, half: usize) -> Vec<f64> {
+    let mut out = x.to_vec();
+    for t in 0..x.len() / (heads * head_size) {
+        for h in 0..heads {
+            for i in 0..half {
+                let (a, b) = ((t * heads + h) * head_size + i, (t * heads + h) * head_size + i + half);
+                let (c, s) = (cos[t * half + i], sin[t * half + i]);
+                out[a] = x[a] * c - x[b] * s;
+                out[b] = x[b] * c + x[a] * s;
+            }
+        }
+    }
+    out
+}
+
+/// (T, heads, head size, rotated part)
+const SHAPES: [(usize, usize, usize, usize); 6] =
+    [(0, 2, 4, 4), (1, 1, 2, 2), (3, 3, 10, 10), (5, 2, 16, 4), (129, 3, 64, 64), (7, 1, 6, 0)];
+
+#[test]
+fn rotation_and_its_inverse_match_f64() {
+    let mut rng = Rng(1);
+    for (t, heads, head_size, rotated) in SHAPES {
+        let positions: Vec<u32> = (0..t).map(|_| rng.below(3000) as u32).collect();
+        let (cos, sin) = table(&positions, 1e5, rotated).unwrap();
+        for scale in [1e-30, 1.0, 1e4] {
+            let x = rng.tensor(&[t, heads * head_size], scale);
+            let (cos64, sin64) = (to_f64(&cos), to_f64(&sin));
+            let minus: Vec<f64> = sin64.iter().map(|s| -s).collect();
+            let tolerance = crate::common::Tolerance { abs: f64::from(scale) * F32.abs, ..F32 };
+
+            let mut out = x.clone();
+            forward(&mut out, &cos, &sin, heads).unwrap();
+            let want = reference(&to_f64(&x), &cos64, &sin64, heads, head_size, rotated / 2);
+            assert_close("rope", values(&out), &want, tolerance);
+
+            let mut dx = x.clone();
+            backward(&mut dx, &cos, &sin, heads).unwrap();
+            let want = reference(&to_f64(&x), &cos64, &minus, heads, head_size, rotated / 2);
+            assert_close("rope backward", values(&dx), &want, tolerance);
+        }
+    }
+}
+
+#[test]
+fn backward_matches_finite_differences() {
+    let mut rng = Rng(2);
+    let (cos, sin) = table(&[0, 5, 77], 1e4, 6).unwrap();
+    let (x, dy) = (rng.tensor(&[3, 16], 1.0), rng.tensor(&[3, 16], 1.0));
+    let mut dx = dy.clone();
+    backward(&mut dx, &cos, &sin, 2).unwrap();
+    let [x64, dy64, cos64, sin64] = [&x, &dy, &cos, &sin].map(to_f64);
+    let want = finite_differences(&x64, |x| dot(&reference(x, &cos64, &sin64, 2, 8, 3), &dy64));
+    assert_close("rope backward", values(&dx), &want, F32);
+}
+
+#[test]
+fn what_is_not_rotated_stays() {
+    let mut rng = Rng(3);
+    let x = rng.tensor(&[4, 2 * 16], 1.0);
+    let (cos, sin) = table(&[1, 2, 3, 4], 1e4, 4).unwrap();
+    let mut out = x.clone();
+    forward(&mut out, &cos, &sin, 2).unwrap();
+    for (got, was) in values(&out).chunks(16).zip(values(&x).chunks(16)) {
+        assert_eq!(got[4..], was[4..]);
+        assert_ne!(got[..4], was[..4]);
+    }
+    let (cos, sin) = table(&[0; 4], 1e4, 16).unwrap();
+    let mut out = x.clone();
+    forward(&mut out, &cos, &sin, 2).unwrap();
+    assert_eq!(values(&out), values(&x), "position 0 turns nothing");
+}
+
+#[test]
+fn the_table_rounds_where_transformers_does() {
+    for theta in [1e4f32, 1e5, 273_768.0, 1e6] {
+        for rotated in [2usize, 16, 64, 72] {
+            let positions = [0u32, 1, 2, 1023, 8191, 131_071];
+            let (cos, sin) = table(&positions, theta, rotated).unwrap();
+            assert_eq!(cos.shape(), [positions.len(), rotated / 2]);
+            for (t, &position) in positions.iter().enumerate() {
+                for i in 0..rotated / 2 {
+                    // f32 at each step: the exponent, the power, its inverse, the angle.
+                    let exponent = (2 * i) as f32 / rotated as f32;
+                    let power = f64::from(theta).powf(f64::from(exponent)) as f32;
+                    let angle = f64::from(position as f32 * (1.0 / power));
+                    let at = t * (rotated / 2) + i;
+                    assert_eq!(values(&cos)[at], angle.cos() as f32, "cos {position} {i} of {rotated}");
+                    assert_eq!(values(&sin)[at], angle.sin() as f32, "sin {position} {i} of {rotated}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn other_shapes_are_refused() {
+    let (cos, sin) = table(&[1, 2], 1e4, 8).unwrap();
+    let short = Tensor::zeros(&[1, 4]);
+    assert_op_error(table(&[1], 1e4, 3), "rope", "3");
+    assert_op_error(forward(&mut Tensor::zeros(&[3, 16]), &cos, &sin, 2), "rope", "cos [3, 4]");
+    assert_op_error(forward(&mut Tensor::zeros(&[2, 16]), &cos, &short, 2), "rope", "sin [2, 4]");
+    assert_op_error(forward(&mut Tensor::zeros(&[2, 16]), &cos, &sin, 3), "rope", "3 heads");
+    assert_op_error(forward(&mut Tensor::zeros(&[2, 16]), &cos, &sin, 0), "rope", "0 heads");
+    assert_op_error(backward(&mut Tensor::zeros(&[2, 12]), &cos, &sin, 2), "rope", "[2, 12]");
+}
+
+#[test]
+fn same_bits_on_any_pool() {
+    let mut rng = Rng(4);
+    let positions: Vec<u32> = (0..701).collect();
+    let (cos, sin) = table(&positions, 1e4, 16).unwrap();
+    let x = rng.tensor(&[701, 80], 1.0);
+    assert_same_on_any_pool("rope", || {
+        let (mut out, mut dx) = (x.clone(), x.clone());
+        forward(&mut out, &cos, &sin, 5).unwrap();
+        backward(&mut dx, &cos, &sin, 5).unwrap();
+        [values(&out), values(&dx)].concat()
+    });
+}
