@@ -13,3 +13,4 @@ pub mod ops;
 pub mod tensor;
 
 pub mod error;
+pub mod random;

@@ -1,9 +1,24 @@
 //! Autoregressive decoding of a ragged batch. What a request yields does not depend on what else is in the batch.
+
 use std::sync::Arc;
 
-use crate::models::image::Rgb;
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::{Error, Result};
+use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::Message;
-use crate::ops::sample::Sampling;
+use crate::models::text::KvCache;
+use crate::models::vlm::{Prompt, Vlm};
+use crate::ops::attention::Span;
+use crate::ops::embedding;
+use crate::ops::sample::{self, Sampling};
+use crate::random;
+use crate::tensor::Tensor;
+
+/// Prompt tokens that go through the text tower in one pass: bounds the memory of its activations.
+const TOKENS_PER_PASS: usize = 8 * 1024;
+/// Memory for keys and values; requests that do not fit together are decoded one group after the other.
+const CACHE_BYTES: usize = 2 << 30;
 
 #[derive(Clone)]
 pub struct Request {
@@ -23,6 +38,263 @@ pub struct Completion {
     pub ids: Vec<u32>,
     /// Without special tokens.
     pub text: String,
-    /// The model ended it (an end token); else max_new_tokens did.
+    /// The model ended it (an end token, not in `ids`); else max_new_tokens did.
     pub ended: bool,
+}
+
+/// A request as the model takes it.
+struct Prepared<'a> {
+    ids: Vec<u32>,
+    features: Vec<&'a Tensor>,
+    max_new_tokens: usize,
+}
+
+/// One completion under way.
+struct Draft {
+    request: usize,
+    sequence: usize,
+    ids: Vec<u32>,
+    ended: bool,
+    rng: ChaCha8Rng,
+}
+
+impl Vlm {
+    /// Completions of a batch, `samples` of them a request, in the order of the requests.
+    pub fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
+        if requests.iter().any(|r| r.samples == 0) {
+            return Err(Error::Usage("a request for 0 samples, expected 1 or more".into()));
+        }
+        let (tiles, index) = self.unique_tiles(requests)?;
+        let features = self.features(&tiles.iter().collect::<Vec<_>>())?;
+        let mut prepared = Vec::with_capacity(requests.len());
+        for (request, pictures) in requests.iter().zip(&index) {
+            let grids: Vec<_> = pictures.iter().map(|&i| (tiles[i].rows, tiles[i].cols)).collect();
+            let ids = self.encode(&request.messages, &grids, true)?;
+            let room = self.config.text.max_positions.saturating_sub(ids.len());
+            if ids.is_empty() || (room == 0 && request.max_new_tokens > 0) {
+                return Err(Error::Usage(format!(
+                    "a prompt of {} tokens, expected 1 to {} (max_position_embeddings less one)",
+                    ids.len(),
+                    self.config.text.max_positions.saturating_sub(1)
+                )));
+            }
+            prepared.push(Prepared {
+                ids,
+                features: pictures.iter().map(|&i| &features[i]).collect(),
+                max_new_tokens: request.max_new_tokens.min(room),
+            });
+        }
+        let mut done = Vec::with_capacity(requests.len());
+        let mut start = 0;
+        while start < requests.len() {
+            let count = self.group(&requests[start..], &prepared[start..]);
+            let end = start + count;
+            done.extend(self.decode_group(&requests[start..end], &prepared[start..end])?);
+            start = end;
+        }
+        Ok(done)
+    }
+
+    /// Tiles of each different picture, and which of them each request has.
+    fn unique_tiles(&self, requests: &[Request]) -> Result<(Vec<Tiles>, Vec<Vec<usize>>)> {
+        let mut seen: Vec<&Arc<Rgb>> = Vec::new();
+        let mut place = std::collections::HashMap::new();
+        let mut index = Vec::with_capacity(requests.len());
+        for request in requests {
+            let one = request.images.iter().map(|image| {
+                *place.entry(Arc::as_ptr(image)).or_insert_with(|| {
+                    seen.push(image);
+                    seen.len() - 1
+                })
+            });
+            index.push(one.collect());
+        }
+        let tiles = seen.iter().map(|image| self.images.process(image)).collect::<Result<_>>()?;
+        Ok((tiles, index))
+    }
+
+    /// How many of the first requests fit into the cache together; at least one.
+    fn group(&self, requests: &[Request], prepared: &[Prepared]) -> usize {
+        let t = &self.config.text;
+        let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * size_of::<f32>();
+        let mut bytes = 0;
+        let fits = requests.iter().zip(prepared).take_while(|(r, p)| {
+            bytes += r.samples * (p.ids.len() + p.max_new_tokens) * row_bytes;
+            bytes <= CACHE_BYTES
+        });
+        fits.count().max(1)
+    }
+
+    fn decode_group(&self, requests: &[Request], prepared: &[Prepared]) -> Result<Vec<Vec<Completion>>> {
+        let copies: Vec<usize> = requests.iter().map(|r| r.samples).collect();
+        let mut session = Session::new(self, prepared, &copies);
+        let first = session.prefill(prepared)?;
+        let mut drafts = Vec::new();
+        for (i, request) in requests.iter().enumerate() {
+            for s in 0..request.samples {
+                let rng = random::stream(request.seed, &[s as u64]);
+                drafts.push(Draft { request: i, sequence: drafts.len(), ids: vec![], ended: false, rng });
+            }
+        }
+        // Rows of `logits` belong to drafts[active[row]]; at first all samples of a request read its one row.
+        let mut active: Vec<usize> = (0..drafts.len()).collect();
+        let mut rows: Vec<usize> = drafts.iter().map(|d| d.request).collect();
+        let mut logits = first;
+        loop {
+            for (&d, &row) in active.iter().zip(&rows) {
+                let draft = &mut drafts[d];
+                self.extend(draft, &requests[draft.request], &prepared[draft.request], &logits, row)?;
+            }
+            active.retain(|&d| {
+                !drafts[d].ended && drafts[d].ids.len() < prepared[drafts[d].request].max_new_tokens
+            });
+            if active.is_empty() {
+                break;
+            }
+            let last = |d: &usize| drafts[*d].ids.last().copied().unwrap_or_default();
+            let tokens: Vec<u32> = active.iter().map(last).collect();
+            let sequences: Vec<usize> = active.iter().map(|&d| drafts[d].sequence).collect();
+            logits = session.step(&sequences, &tokens)?;
+            rows = (0..active.len()).collect();
+        }
+        self.finish(requests, drafts)
+    }
+
+    /// Chooses the draft's next token from its row of logits.
+    fn extend(
+        &self,
+        draft: &mut Draft,
+        request: &Request,
+        prepared: &Prepared,
+        logits: &Tensor,
+        row: usize,
+    ) -> Result<()> {
+        if prepared.max_new_tokens == 0 {
+            return Ok(());
+        }
+        let width = logits.cols();
+        let row = &logits.f32s()?[row * width..(row + 1) * width];
+        let token = sample::draw(row, request.sampling, random::uniform(&mut draft.rng))?;
+        draft.ended = self.config.eos_token_ids.contains(&token);
+        if !draft.ended {
+            draft.ids.push(token);
+        }
+        Ok(())
+    }
+
+    fn finish(&self, requests: &[Request], drafts: Vec<Draft>) -> Result<Vec<Vec<Completion>>> {
+        let mut out: Vec<Vec<Completion>> = requests.iter().map(|_| Vec::new()).collect();
+        for draft in drafts {
+            let text = self.prompter.decode(&draft.ids, false)?;
+            out[draft.request].push(Completion { ids: draft.ids, text, ended: draft.ended });
+        }
+        Ok(out)
+    }
+}
+
+/// Sequences with their keys and values. Each owns a range of cache rows, long enough for its prompt and all new tokens.
+struct Session<'a> {
+    vlm: &'a Vlm,
+    cache: KvCache,
+    sequences: Vec<Rows>,
+    copies: Vec<usize>,
+}
+
+#[derive(Clone, Copy)]
+struct Rows {
+    start: usize,
+    len: usize,
+}
+
+impl<'a> Session<'a> {
+    /// `copies[i]` sequences for prompt i, next to each other.
+    fn new(vlm: &'a Vlm, prompts: &[Prepared], copies: &[usize]) -> Self {
+        let mut sequences = Vec::new();
+        let mut start = 0;
+        for (prompt, &n) in prompts.iter().zip(copies) {
+            for _ in 0..n {
+                sequences.push(Rows { start, len: 0 });
+                start += prompt.ids.len() + prompt.max_new_tokens;
+            }
+        }
+        Session { vlm, cache: vlm.text.cache(start), sequences, copies: copies.to_vec() }
+    }
+
+    /// Runs all prompts; logits of each one's last token, [prompts, V].
+    fn prefill(&mut self, prompts: &[Prepared]) -> Result<Tensor> {
+        let mut logits = Vec::new();
+        let (mut done, mut sequence) = (0, 0);
+        while done < prompts.len() {
+            let mut tokens = 0;
+            let fits = prompts[done..].iter().take_while(|p| {
+                tokens += p.ids.len();
+                tokens <= TOKENS_PER_PASS
+            });
+            let count = fits.count().max(1);
+            let now = done..done + count;
+            logits.push(self.prefill_pass(
+                &prompts[now.clone()],
+                &self.copies[now].to_vec(),
+                &mut sequence,
+            )?);
+            done += count;
+        }
+        crate::models::vlm::concat(&logits.iter().collect::<Vec<_>>())
+    }
+
+    fn prefill_pass(
+        &mut self,
+        prompts: &[Prepared],
+        copies: &[usize],
+        sequence: &mut usize,
+    ) -> Result<Tensor> {
+        let (mut positions, mut rows, mut spans, mut last) = (vec![], vec![], vec![], vec![]);
+        let mut first = *sequence;
+        for (prompt, &n) in prompts.iter().zip(copies) {
+            let (len, start) = (prompt.ids.len(), self.sequences.get(first).map_or(0, |s| s.start));
+            spans.push(Span { q_start: rows.len(), q_len: len, k_start: start, k_len: len });
+            positions.extend(0..len as u32);
+            rows.extend((start..start + len).map(|r| r as u32));
+            last.push(rows.len() as u32 - 1);
+            first += n;
+        }
+        let packed: Vec<Prompt> =
+            prompts.iter().map(|p| Prompt { ids: &p.ids, features: p.features.clone() }).collect();
+        let x = self.vlm.embed(&packed)?;
+        let x = self.vlm.text.forward_cached(x, &positions, &rows, &spans, &mut self.cache)?;
+        for (prompt, &n) in prompts.iter().zip(copies) {
+            let len = prompt.ids.len();
+            for i in 0..n {
+                let to = self.sequences[*sequence + i].start;
+                if i > 0 {
+                    self.cache.copy_rows(self.sequences[*sequence].start, to, len)?;
+                }
+                self.sequences[*sequence + i].len = len;
+            }
+            *sequence += n;
+        }
+        self.logits_of(&x, &last)
+    }
+
+    /// Appends one token to each of `sequences`; logits after it, [sequences, V].
+    fn step(&mut self, sequences: &[usize], tokens: &[u32]) -> Result<Tensor> {
+        let (mut positions, mut rows, mut spans) = (vec![], vec![], vec![]);
+        for (i, &s) in sequences.iter().enumerate() {
+            let sequence = &mut self.sequences[s];
+            positions.push(sequence.len as u32);
+            rows.push((sequence.start + sequence.len) as u32);
+            sequence.len += 1;
+            spans.push(Span { q_start: i, q_len: 1, k_start: sequence.start, k_len: sequence.len });
+        }
+        let x = self.vlm.text.embed(tokens)?;
+        let x = self.vlm.text.forward_cached(x, &positions, &rows, &spans, &mut self.cache)?;
+        let all: Vec<u32> = (0..tokens.len() as u32).collect();
+        self.logits_of(&x, &all)
+    }
+
+    fn logits_of(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        let mut picked = x.like(&[rows.len(), x.cols()]);
+        embedding::forward(&mut picked, rows, x)?;
+        Ok(self.vlm.text.logits(picked, crate::models::linear::Pass::Infer)?.0)
+    }
 }

@@ -1,14 +1,24 @@
 //! Vision-language models. A family is a config, a weight-name map and a fixture over shared blocks.
 //!
-//!     image.rs -> vision.rs -> connector.rs -+
-//!     prompt.rs ------------------------------+-> text.rs -> generate.rs
+//! ```text
+//! image.rs -> vision.rs -> connector.rs -+
+//! prompt.rs -----------------------------+-> text.rs -> generate.rs
+//! ```
 //!
-//! `vlm.rs` puts the parts together; `config.rs`, `weights.rs` and `hub.rs` read a checkpoint folder.
+//! `vlm.rs` puts the parts together; `config.rs`, `weights.rs`, `adapter.rs` and `hub.rs` read a checkpoint folder;
+//! `param.rs`, `linear.rs` and `norm.rs` are the blocks' bricks, each forward with its backward.
 
+pub mod adapter;
 pub mod config;
+pub mod connector;
 pub mod generate;
 pub mod hub;
 pub mod image;
+pub mod linear;
+pub mod norm;
+pub mod param;
 pub mod prompt;
+pub mod text;
+pub mod vision;
 pub mod vlm;
 pub mod weights;

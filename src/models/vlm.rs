@@ -1,19 +1,190 @@
-//! A whole model: processor, vision tower, connector, text tower.
-use std::path::Path;
+//! A whole model: prompter, picture processor, vision tower, connector, text tower.
 
-use crate::error::Result;
-use crate::models::generate::{Completion, Request};
+use std::path::{Path, PathBuf};
 
-pub struct Vlm {}
+use crate::error::{Error, Result};
+use crate::models::adapter;
+use crate::models::config::Config;
+use crate::models::connector::Connector;
+use crate::models::hub;
+use crate::models::image::{ImageProcessor, Tiles};
+use crate::models::linear::{Pass, VisitLinear};
+use crate::models::param::VisitParam;
+use crate::models::prompt::{Message, Prompter};
+use crate::models::text::Text;
+use crate::models::vision::Vision;
+use crate::models::weights::{self, Weights};
+use crate::ops::embedding;
+use crate::tensor::Tensor;
+
+/// Patches that go through the vision tower in one pass: bounds the memory of its activations.
+const PATCHES_PER_PASS: usize = 16 * 1024;
+
+pub struct Vlm {
+    pub folder: PathBuf,
+    pub config: Config,
+    pub prompter: Prompter,
+    pub images: ImageProcessor,
+    pub vision: Vision,
+    pub connector: Connector,
+    pub text: Text,
+}
+
+/// A prompt as the text tower takes it: ids, and the features of its picture tokens in order.
+pub struct Prompt<'a> {
+    pub ids: &'a [u32],
+    pub features: Vec<&'a Tensor>, // [F, C] each
+}
 
 impl Vlm {
     /// A checkpoint folder or hub id, with a PEFT adapter folder if given.
     pub fn load(model: &str, adapter: Option<&Path>) -> Result<Vlm> {
-        todo!()
+        let folder = hub::resolve(model)?;
+        let config = Config::read(&folder)?;
+        let mut weights = Weights::open(&folder)?;
+        let vision = Vision::take(&mut weights, &config.vision);
+        let connector = Connector::take(&mut weights, &config);
+        let text = Text::take(&mut weights, &config.text);
+        weights.finish()?;
+        let prompter = Prompter::read(&folder, connector.tile_tokens())?;
+        let images = ImageProcessor::read(&folder)?;
+        let mut vlm = Vlm { folder, config, prompter, images, vision, connector, text };
+        if let Some(adapter) = adapter {
+            adapter::load(&mut vlm, adapter)?;
+        }
+        Ok(vlm)
     }
 
-    /// Completions of a batch, `samples` of them a request, in the order of the requests.
-    pub fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
-        todo!()
+    /// Token ids of a conversation whose pictures have these grids (`Tiles::grid`).
+    pub fn encode(&self, messages: &[Message], grids: &[(usize, usize)], generate: bool) -> Result<Vec<u32>> {
+        let text = self.prompter.render(messages, generate)?;
+        self.prompter.encode(&self.prompter.expand(&text, grids)?, true)
     }
+
+    /// Features of each picture, [tiles * tile_tokens, C]; the vision tower runs over many tiles at once.
+    pub fn features(&self, pictures: &[&Tiles]) -> Result<Vec<Tensor>> {
+        let vision = &self.config.vision;
+        let tile_patches = (vision.image_size / vision.patch_size).pow(2);
+        let per_pass = (PATCHES_PER_PASS / tile_patches).max(1);
+        let mut features = Vec::with_capacity(pictures.len());
+        let mut rest = pictures;
+        while !rest.is_empty() {
+            let mut tiles = 0;
+            let count = rest
+                .iter()
+                .take_while(|p| {
+                    tiles += p.pixels.shape()[0];
+                    tiles <= per_pass
+                })
+                .count()
+                .max(1);
+            let (now, later) = rest.split_at(count);
+            self.features_pass(now, &mut features)?;
+            rest = later;
+        }
+        Ok(features)
+    }
+
+    fn features_pass(&self, pictures: &[&Tiles], features: &mut Vec<Tensor>) -> Result<()> {
+        let pixels = concat(&pictures.iter().map(|p| &p.pixels).collect::<Vec<_>>())?;
+        let (hidden, _) = self.vision.forward(&pixels, Pass::Infer)?;
+        let (out, _) = self.connector.forward(&hidden, Pass::Infer)?;
+        let (width, all) = (out.cols(), out.f32s()?);
+        let mut start = 0;
+        for picture in pictures {
+            let rows = picture.pixels.shape()[0] * self.connector.tile_tokens();
+            let part = &all[start * width..(start + rows) * width];
+            features.push(Tensor::from_vec(&[rows, width], part.to_vec())?);
+            start += rows;
+        }
+        Ok(())
+    }
+
+    /// Embeddings of packed prompts, [T, C], picture features in the places of picture tokens.
+    pub fn embed(&self, prompts: &[Prompt]) -> Result<Tensor> {
+        let ids: Vec<u32> = prompts.iter().flat_map(|p| p.ids).copied().collect();
+        let mut x = self.text.embed(&ids)?;
+        let mut start = 0;
+        for prompt in prompts {
+            let places = self.picture_tokens(prompt.ids);
+            let rows: usize = prompt.features.iter().map(|f| f.rows()).sum();
+            if places.len() != rows {
+                return Err(Error::Failure(format!(
+                    "a prompt has {} picture tokens for {rows} rows of picture features",
+                    places.len()
+                )));
+            }
+            let mut places = places.iter().map(|p| p + start);
+            for features in &prompt.features {
+                let sources: Vec<u32> = (0..features.rows() as u32).collect();
+                let positions: Vec<u32> = places.by_ref().take(sources.len()).collect();
+                embedding::splice(&mut x, features, &positions, &sources)?;
+            }
+            start += prompt.ids.len() as u32;
+        }
+        Ok(x)
+    }
+
+    /// Indices of the picture tokens among `ids`.
+    pub fn picture_tokens(&self, ids: &[u32]) -> Vec<u32> {
+        let is_picture = |(i, &id): (usize, &u32)| (id == self.config.image_token_id).then_some(i as u32);
+        ids.iter().enumerate().filter_map(is_picture).collect()
+    }
+
+    /// Every weight with its checkpoint name.
+    pub fn visit(&mut self, f: VisitParam) {
+        self.vision.visit(f);
+        self.connector.visit(f);
+        self.text.visit(f);
+    }
+
+    /// Every linear layer with its module name: where adapters can go.
+    pub fn visit_linears(&mut self, f: VisitLinear) {
+        self.vision.visit_linears(f);
+        self.connector.visit_linears(f);
+        self.text.visit_linears(f);
+    }
+
+    /// Writes a plain checkpoint folder: the weights as they are now, beside copies of the other files it was read from.
+    pub fn save(&mut self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let entries = std::fs::read_dir(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
+        for entry in entries {
+            let path = entry.map_err(|e| Error::io(&self.folder, e))?.path();
+            if let Some(name) = path.file_name().filter(|_| is_settings_file(&path)) {
+                std::fs::copy(&path, folder.join(name)).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+        let mut tensors: Vec<(String, Tensor)> = Vec::new();
+        self.visit(&mut |name, param| tensors.push((name.to_string(), param.value.clone())));
+        let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
+        weights::save(&folder.join("model.safetensors"), &borrowed)
+    }
+}
+
+/// The small files of a checkpoint: all .json and .jinja but the index of the shards.
+fn is_settings_file(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str());
+    matches!(extension, Some("json" | "jinja"))
+        && path.file_name().and_then(|n| n.to_str()) != Some("model.safetensors.index.json")
+}
+
+/// [N_i, ...] -> [sum N_i, ...]
+pub fn concat(parts: &[&Tensor]) -> Result<Tensor> {
+    let Some(first) = parts.first() else { return Ok(Tensor::zeros(&[0])) };
+    let mut shape = first.shape().to_vec();
+    shape[0] = 0;
+    let mut data = Vec::with_capacity(parts.iter().map(|p| p.len()).sum());
+    for part in parts {
+        if part.shape()[1..] != shape[1..] {
+            return Err(Error::op(
+                "concat",
+                format!("[N, {:?}]", &shape[1..]),
+                format!("{:?}", part.shape()),
+            ));
+        }
+        shape[0] += part.shape()[0];
+        data.extend_from_slice(part.f32s()?);
+    }
+    Tensor::from_vec(&shape, data)
 }

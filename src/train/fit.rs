@@ -1,44 +1,41 @@
-//! The training loop.
+//! The training loop over a fixed set of samples: data order, schedule, loss log, checkpoints, resume.
+
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
-use crate::models::image::Rgb;
+use crate::error::{Error, Result};
+pub use crate::models::adapter::LoraOptions;
+use crate::models::vlm::Vlm;
+use crate::random;
+use crate::train::batch::Prepared;
+pub use crate::train::batch::{Picture, Sample};
+use crate::train::checkpoint;
+pub use crate::train::optim::Schedule;
+pub use crate::train::trainer::{Tower, Trainable, Trainer};
 
-/// One supervised turn: the loss is on the answer and the end of the turn.
-#[derive(Clone)]
-pub struct Sample {
-    pub images: Vec<Arc<Rgb>>,
-    pub prompt: String,
-    pub answer: String,
-}
+/// Bytes of picture features that are kept between epochs; what goes beyond is computed again.
+const KEEP_BYTES: usize = 4 << 30;
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    Constant,
-    Linear,
-    Cosine,
-}
-
-/// Hyperparameters of a run; `LoraOptions` beside it say where adapters go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainOptions {
-    pub lr: f32,
+    pub lr: f64,
     pub schedule: Schedule,
     /// Fraction of all steps in which lr rises linearly from 0.
-    pub warmup: f32,
+    pub warmup: f64,
     pub weight_decay: f32,
     pub beta1: f32,
     pub beta2: f32,
     pub eps: f32,
     /// 0: no clipping.
     pub max_grad_norm: f32,
-    pub epochs: f32,
+    pub epochs: f64,
     /// Overrides epochs if set.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
     /// Samples per optimizer step, spread over `accumulate` micro-batches.
     pub batch: usize,
@@ -69,26 +66,29 @@ impl Default for TrainOptions {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoraOptions {
-    pub rank: usize,
-    pub alpha: f32,
-    pub dropout: f32,
-    pub rslora: bool,
-    /// Module names matched as suffixes at a dot (`q_proj`), or, if it is the only one and has regex characters, a regex over the whole name (as peft).
-    pub targets: Vec<String>,
-}
-
-impl Default for LoraOptions {
-    fn default() -> Self {
-        LoraOptions {
-            rank: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            rslora: false,
-            targets: vec![r".*text_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj".to_string()],
+impl TrainOptions {
+    pub fn check(&self) -> Result<()> {
+        let bad = |what: &str| Err(Error::Usage(format!("training: {what}")));
+        let unit = 0.0..1.0;
+        match self {
+            o if !(o.lr.is_finite() && o.lr >= 0.0) => bad("lr is not a number of 0 or more"),
+            o if !(0.0..=1.0).contains(&o.warmup) => bad("warmup is not in 0 ..= 1"),
+            o if !unit.contains(&o.beta1) || !unit.contains(&o.beta2) => {
+                bad("beta1 or beta2 is not in 0 .. 1")
+            }
+            o if !(o.eps.is_finite() && o.eps > 0.0) => bad("eps is not a positive number"),
+            o if !(o.weight_decay.is_finite() && o.weight_decay >= 0.0) => bad("weight_decay is negative"),
+            o if !(o.epochs.is_finite() && o.epochs > 0.0) => bad("epochs is not a positive number"),
+            o if o.batch == 0 => bad("batch is 0, expected 1 or more"),
+            o if o.accumulate == 0 || o.accumulate > o.batch => bad("accumulate is not in 1 ..= batch"),
+            o if o.checkpoint_every == 0 => bad("checkpoint_every is 0, expected 1 or more"),
+            _ => Ok(()),
         }
+    }
+
+    /// Optimizer steps for `n` samples.
+    pub fn step_count(&self, n: usize) -> usize {
+        self.steps.unwrap_or_else(|| (self.epochs * n as f64 / self.batch as f64).ceil() as usize)
     }
 }
 
@@ -103,16 +103,195 @@ pub struct FitReport {
 /// Called after each optimizer step: (step from 1, steps, loss, lr).
 pub type OnStep<'a> = &'a mut dyn FnMut(usize, usize, f64, f64);
 
-/// Levels the model at `model` on `samples` with LoRA; writes `out/adapter_config.json`, `out/adapter_model.safetensors`, `out/loss.jsonl`
-/// ({"step", "loss", "lr", "grad_norm"} a line) and, while running, `out/checkpoint/`. Started again on the same `out`, it goes on from the
-/// checkpoint and ends with the same bytes; finished already, it returns at once.
+/// One line of loss.jsonl.
+#[derive(Serialize, Deserialize)]
+struct LossLine {
+    step: usize,
+    loss: f64,
+    lr: f64,
+    grad_norm: f64,
+}
+
+/// What a run folder was started with; going on with anything else is an error.
+#[derive(Serialize, Deserialize, PartialEq)]
+struct Settings {
+    trainable: Trainable,
+    options: TrainOptions,
+    samples: usize,
+    /// Hash over prompts and answers.
+    data: String,
+}
+
+/// Trains the model at `model` on `samples` and writes `out/`: the adapter in PEFT's format (or, for `Trainable::Full`, a whole checkpoint),
+/// loss.jsonl ({"step", "loss", "lr", "grad_norm"} a line), training.json, and, while running, checkpoint/. Started again on the same `out` it
+/// goes on from the checkpoint and ends with the same bytes; finished already, it returns at once.
 pub fn level(
     model: &Path,
     samples: &[Sample],
-    lora: &LoraOptions,
+    trainable: &Trainable,
     options: &TrainOptions,
     out: &Path,
     on_step: OnStep<'_>,
 ) -> Result<FitReport> {
-    todo!()
+    options.check()?;
+    if samples.is_empty() {
+        return Err(Error::Usage("no training samples".into()));
+    }
+    start(samples, trainable, options, out)?;
+    let (log, state) = (out.join("loss.jsonl"), out.join("checkpoint"));
+    let finished = match trainable {
+        Trainable::Lora(_) => out.join("adapter_model.safetensors"),
+        Trainable::Full(_) => out.join("model.safetensors"),
+    };
+    if finished.exists() {
+        remove_folder(&state)?;
+        return report(&log);
+    }
+    let vlm = Vlm::load(&model.to_string_lossy(), None)?;
+    let mut trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
+    checkpoint::load(&mut trainer, &state)?;
+    let mut lines = read_log(&log)?;
+    lines.truncate(trainer.steps as usize);
+    if lines.len() < trainer.steps as usize {
+        return Err(Error::input(
+            &log,
+            format!("{} lines, expected {} to go on", lines.len(), trainer.steps),
+        ));
+    }
+    let mut log_file = rewrite_log(&log, &lines)?;
+
+    let steps = options.step_count(samples.len());
+    let mut kept = Kept::new(samples.len());
+    while (trainer.steps as usize) < steps {
+        let step = trainer.steps as usize + 1;
+        let batch = kept.batch(&trainer, samples, &batch_indices(samples.len(), options, step))?;
+        let lr = options.lr * options.schedule.factor(step, steps, options.warmup);
+        let r = trainer.step_prepared(&batch, lr)?;
+        write_line(&log, &mut log_file, &LossLine { step, loss: r.loss, lr, grad_norm: r.grad_norm })?;
+        on_step(step, steps, r.loss, lr);
+        if step % options.checkpoint_every == 0 && step < steps {
+            log_file.sync_data().map_err(|e| Error::io(&log, e))?;
+            checkpoint::save(&mut trainer, &state)?;
+        }
+    }
+    trainer.save(out)?;
+    remove_folder(&state)?;
+    report(&log)
+}
+
+/// Samples of step `step` (from 1): the epochs' shuffled orders one after the other, cut into batches.
+fn batch_indices(n: usize, options: &TrainOptions, step: usize) -> Vec<usize> {
+    let first = (step - 1) * options.batch;
+    let mut indices = Vec::with_capacity(options.batch);
+    for epoch in first / n..=(first + options.batch - 1) / n {
+        let mut order: Vec<usize> = (0..n).collect();
+        random::shuffle(
+            &mut random::stream(options.seed, &[random::hash("data order"), epoch as u64]),
+            &mut order,
+        );
+        let from = first.saturating_sub(epoch * n);
+        let to = (first + options.batch - epoch * n).min(n);
+        indices.extend_from_slice(&order[from..to]);
+    }
+    indices
+}
+
+/// Samples made ready, kept between epochs as far as memory allows.
+struct Kept {
+    samples: Vec<Option<Arc<Prepared>>>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn new(n: usize) -> Self {
+        Kept { samples: vec![None; n], bytes: 0 }
+    }
+
+    fn batch(
+        &mut self,
+        trainer: &Trainer,
+        samples: &[Sample],
+        indices: &[usize],
+    ) -> Result<Vec<Arc<Prepared>>> {
+        let mut missing: Vec<usize> =
+            indices.iter().copied().filter(|&i| self.samples[i].is_none()).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        let wanted: Vec<&Sample> = missing.iter().map(|&i| &samples[i]).collect();
+        let fresh: Vec<Arc<Prepared>> = trainer.prepare(&wanted)?.into_iter().map(Arc::new).collect();
+        let found = |i: &usize| match &self.samples[*i] {
+            Some(kept) => Some(Arc::clone(kept)),
+            None => missing.binary_search(i).ok().map(|at| Arc::clone(&fresh[at])),
+        };
+        let batch = indices.iter().filter_map(found).collect();
+        for (&i, sample) in missing.iter().zip(fresh.iter()) {
+            let bytes = sample.bytes();
+            if trainer.vision_is_frozen() && self.bytes + bytes <= KEEP_BYTES {
+                self.bytes += bytes;
+                self.samples[i] = Some(Arc::clone(sample));
+            }
+        }
+        Ok(batch)
+    }
+}
+
+fn start(samples: &[Sample], trainable: &Trainable, options: &TrainOptions, out: &Path) -> Result<()> {
+    fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    let data =
+        samples.iter().fold(0, |h, s| random::mix(h, &[random::hash(&s.prompt), random::hash(&s.answer)]));
+    let settings = Settings {
+        trainable: trainable.clone(),
+        options: options.clone(),
+        samples: samples.len(),
+        data: format!("{data:016x}"),
+    };
+    let path = out.join("training.json");
+    let text = serde_json::to_string_pretty(&settings).map_err(|e| Error::Failure(e.to_string()))? + "\n";
+    match fs::read_to_string(&path) {
+        Ok(before) if before == text => Ok(()),
+        Ok(_) => Err(Error::input(
+            &path,
+            "this folder holds a run with other settings or data; choose another --out",
+        )),
+        Err(_) => fs::write(&path, text).map_err(|e| Error::io(&path, e)),
+    }
+}
+
+fn read_log(path: &Path) -> Result<Vec<LossLine>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    // A line that a kill cut short is the last one; the steps after the checkpoint are done again anyway.
+    Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn rewrite_log(path: &Path, lines: &[LossLine]) -> Result<File> {
+    let mut file = File::create(path).map_err(|e| Error::io(path, e))?;
+    for line in lines {
+        write_line(path, &mut file, line)?;
+    }
+    Ok(file)
+}
+
+fn write_line(path: &Path, file: &mut File, line: &LossLine) -> Result<()> {
+    let text = serde_json::to_string(line).map_err(|e| Error::Failure(e.to_string()))? + "\n";
+    file.write_all(text.as_bytes()).map_err(|e| Error::io(path, e))
+}
+
+fn report(log: &Path) -> Result<FitReport> {
+    let lines = read_log(log)?;
+    Ok(FitReport {
+        steps: lines.len(),
+        first_loss: lines.first().map_or(0.0, |l| l.loss),
+        last_loss: lines.last().map_or(0.0, |l| l.loss),
+    })
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, e)),
+        _ => Ok(()),
+    }
 }

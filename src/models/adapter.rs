@@ -1,0 +1,326 @@
+//! LoRA adapters: where they go, PEFT's two files (adapter_config.json, adapter_model.safetensors), merging.
+//! Facts from peft: tuners/lora/config.py, tuners/tuners_utils.py (check_target_module_exists), utils/save_and_load.py.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::models::linear::{Linear, Lora};
+use crate::models::param::Param;
+use crate::models::vlm::Vlm;
+use crate::models::weights::{self, Weights};
+use crate::ops::matmul::{View, matmul};
+use crate::random;
+use crate::tensor::Tensor;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const PREFIX: &str = "base_model.model.";
+
+/// What a new adapter is like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraOptions {
+    pub rank: usize,
+    pub alpha: f32,
+    pub dropout: f32,
+    /// Scale alpha / sqrt(rank) in place of alpha / rank.
+    pub rslora: bool,
+    /// Module names, matched whole or after a dot (`q_proj`); or, if it is one with regex characters, a regex over the whole name (as peft).
+    pub targets: Vec<String>,
+}
+
+impl Default for LoraOptions {
+    fn default() -> Self {
+        LoraOptions {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            rslora: false,
+            targets: vec![r".*text_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj".to_string()],
+        }
+    }
+}
+
+impl LoraOptions {
+    pub fn check(&self) -> Result<()> {
+        let bad = |what: &str| Err(Error::Usage(format!("LoRA: {what}")));
+        match self {
+            o if o.rank == 0 => bad("rank is 0, expected 1 or more"),
+            o if !(o.alpha.is_finite() && o.alpha > 0.0) => bad("alpha is not a positive number"),
+            o if !(0.0..1.0).contains(&o.dropout) => bad("dropout is not in 0 .. 1"),
+            o if o.targets.is_empty() => bad("no targets"),
+            _ => Targets::new(&self.targets).map(drop),
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        scale(self.alpha, self.rank, self.rslora)
+    }
+}
+
+fn scale(alpha: f32, rank: usize, rslora: bool) -> f32 {
+    let rank = rank as f32;
+    alpha / if rslora { rank.sqrt() } else { rank }
+}
+
+/// Which modules have adapters.
+enum Targets {
+    Names(Vec<String>),
+    Pattern(Regex),
+}
+
+impl Targets {
+    fn new(targets: &[String]) -> Result<Targets> {
+        match targets {
+            [one] if one.contains(['*', '\\', '(', '[', '|', '+', '^', '$', '?']) => {
+                Regex::new(&format!("^(?:{one})$"))
+                    .map(Targets::Pattern)
+                    .map_err(|e| Error::Usage(format!("LoRA targets: {one:?} is no regex: {e}")))
+            }
+            names => Ok(Targets::Names(names.to_vec())),
+        }
+    }
+
+    fn matches(&self, module: &str) -> bool {
+        match self {
+            Targets::Pattern(regex) => regex.is_match(module),
+            Targets::Names(names) => names.iter().any(|name| {
+                module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            }),
+        }
+    }
+}
+
+/// Attaches fresh adapters: A uniform in +-1/sqrt(K) (peft's kaiming_uniform(a=sqrt(5))), B zero, so the model is unchanged at first.
+pub fn attach(vlm: &mut Vlm, options: &LoraOptions, seed: u64) -> Result<()> {
+    options.check()?;
+    let targets = Targets::new(&options.targets)?;
+    let mut found = 0;
+    let mut failure = Ok(());
+    vlm.visit_linears(&mut |name, linear| {
+        if !targets.matches(name) || failure.is_err() {
+            return;
+        }
+        found += 1;
+        let (k, n, r) = (linear.inputs(), linear.outputs(), options.rank);
+        let key = random::hash(name);
+        let mut rng = random::stream(seed, &[key]);
+        let bound = (k as f64).powf(-0.5);
+        let a = (0..r * k).map(|_| ((random::uniform(&mut rng) * 2.0 - 1.0) * bound) as f32).collect();
+        match Tensor::from_vec(&[r, k], a) {
+            Ok(a) => {
+                linear.lora =
+                    Some(new_lora(name, a, Tensor::zeros(&[n, r]), options.scale(), options.dropout))
+            }
+            Err(e) => failure = Err(e),
+        }
+    });
+    failure?;
+    if found == 0 {
+        return Err(Error::Usage(format!(
+            "LoRA targets {:?} match no linear layer of the model, expected names such as q_proj or a regex over names such as {}",
+            options.targets, "model.text_model.layers.0.self_attn.q_proj"
+        )));
+    }
+    Ok(())
+}
+
+fn new_lora(module: &str, a: Tensor, b: Tensor, scale: f32, dropout: f32) -> Lora {
+    Lora { a: Param::new(a), b: Param::new(b), scale, dropout, key: random::hash(module) }
+}
+
+/// The keys of adapter_config.json that change what an adapter computes.
+#[derive(Deserialize)]
+struct ConfigFile {
+    peft_type: String,
+    r: usize,
+    lora_alpha: f32,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    lora_dropout: f32,
+    #[serde(default)]
+    rank_pattern: BTreeMap<String, usize>,
+    #[serde(default)]
+    alpha_pattern: BTreeMap<String, f32>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+impl ConfigFile {
+    fn read(path: &Path) -> Result<ConfigFile> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let config: ConfigFile =
+            serde_json::from_str(&text).map_err(|e| Error::input(path, e.to_string()))?;
+        if config.peft_type != "LORA" {
+            return Err(Error::input(
+                path,
+                format!("key peft_type: expected \"LORA\", got {:?}", config.peft_type),
+            ));
+        }
+        for key in [
+            "use_dora",
+            "use_qalora",
+            "use_bdlora",
+            "fan_in_fan_out",
+            "lora_bias",
+            "modules_to_save",
+            "target_parameters",
+            "layer_replication",
+            "trainable_token_indices",
+            "alora_invocation_tokens",
+        ] {
+            let value = config.others.get(key).unwrap_or(&Value::Null);
+            let off = matches!(value, Value::Null | Value::Bool(false))
+                || value.as_array().is_some_and(Vec::is_empty);
+            if !off {
+                return Err(Error::input(
+                    path,
+                    format!("key {key}: not supported, expected null or false, got {value}"),
+                ));
+            }
+        }
+        match config.others.get("bias").and_then(Value::as_str) {
+            None | Some("none") => Ok(config),
+            Some(other) => Err(Error::input(path, format!("key bias: expected \"none\", got {other:?}"))),
+        }
+    }
+
+    /// Scale and rank of one module; patterns are regexes matched at the end of the name, after a dot.
+    fn of(&self, path: &Path, module: &str) -> Result<(f32, usize)> {
+        let rank = pattern(path, &self.rank_pattern, module)?.unwrap_or(self.r);
+        let alpha = pattern(path, &self.alpha_pattern, module)?.unwrap_or(self.lora_alpha);
+        if rank == 0 {
+            return Err(Error::input(path, "key r: expected 1 or more, got 0"));
+        }
+        Ok((scale(alpha, rank, self.use_rslora), rank))
+    }
+}
+
+fn pattern<T: Copy>(path: &Path, patterns: &BTreeMap<String, T>, module: &str) -> Result<Option<T>> {
+    for (pattern, &value) in patterns {
+        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
+            .map_err(|e| Error::input(path, format!("pattern {pattern:?}: {e}")))?;
+        if regex.is_match(module) {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
+}
+
+/// Attaches the adapter in `folder`. Every tensor of its file must belong to a linear layer and have the right shape.
+pub fn load(vlm: &mut Vlm, folder: &Path) -> Result<()> {
+    let config_path = folder.join(CONFIG);
+    let config = ConfigFile::read(&config_path)?;
+    let path = folder.join(WEIGHTS);
+    let mut file = Weights::open_file(&path)?;
+    let mut found = 0;
+    let mut failure = Ok(());
+    vlm.visit_linears(&mut |name, linear| {
+        if failure.is_err() {
+            return;
+        }
+        match read_module(&mut file, &config, &config_path, name, linear) {
+            Ok(Some(lora)) => {
+                found += 1;
+                linear.lora = Some(lora);
+            }
+            Ok(None) => {}
+            Err(e) => failure = Err(e),
+        }
+    });
+    failure?;
+    file.finish()?;
+    if found == 0 {
+        return Err(Error::input(&path, "no adapter for any linear layer of this model"));
+    }
+    Ok(())
+}
+
+fn read_module(
+    file: &mut Weights,
+    config: &ConfigFile,
+    config_path: &Path,
+    module: &str,
+    linear: &Linear,
+) -> Result<Option<Lora>> {
+    // peft's own files leave the adapter's name out; a plain state dict has it.
+    let names = |half: &str| {
+        [format!("{PREFIX}{module}.{half}.weight"), format!("{PREFIX}{module}.{half}.default.weight")]
+    };
+    let Some(i) = names("lora_A").iter().position(|n| file.contains(n)) else { return Ok(None) };
+    let (scale, rank) = config.of(config_path, module)?;
+    let a = file.take(&names("lora_A")[i], &[rank, linear.inputs()]);
+    let b = file.take(&names("lora_B")[i], &[linear.outputs(), rank]);
+    Ok(Some(new_lora(module, a.to_f32(), b.to_f32(), scale, config.lora_dropout)))
+}
+
+/// Writes the model's adapters in PEFT's format.
+pub fn save(vlm: &mut Vlm, options: &LoraOptions, folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let mut tensors = Vec::new();
+    vlm.visit_linears(&mut |name, linear| {
+        if let Some(lora) = &linear.lora {
+            tensors.push((format!("{PREFIX}{name}.lora_A.weight"), lora.a.value.clone()));
+            tensors.push((format!("{PREFIX}{name}.lora_B.weight"), lora.b.value.clone()));
+        }
+    });
+    let target_modules = match Targets::new(&options.targets)? {
+        Targets::Pattern(_) => json!(options.targets[0]),
+        Targets::Names(mut names) => {
+            names.sort();
+            json!(names)
+        }
+    };
+    let config = json!({
+        "alpha_pattern": {},
+        "base_model_name_or_path": null,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "lora_alpha": options.alpha,
+        "lora_dropout": options.dropout,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": options.rank,
+        "rank_pattern": {},
+        "target_modules": target_modules,
+        "task_type": "CAUSAL_LM",
+        "use_dora": false,
+        "use_rslora": options.rslora,
+    });
+    let config_path = folder.join(CONFIG);
+    let text = format!("{config:#}\n");
+    std::fs::write(&config_path, text).map_err(|e| Error::io(&config_path, e))?;
+    let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
+    weights::save(&folder.join(WEIGHTS), &borrowed)
+}
+
+/// Adds scale * B A to every adapted weight (rounded to the weight's own dtype) and drops the adapters.
+pub fn merge(vlm: &mut Vlm) -> Result<()> {
+    let mut failure = Ok(());
+    vlm.visit_linears(&mut |_, linear| {
+        if let Some(lora) = linear.lora.take()
+            && failure.is_ok()
+        {
+            failure = merge_one(linear, &lora);
+        }
+    });
+    failure
+}
+
+fn merge_one(linear: &mut Linear, lora: &Lora) -> Result<()> {
+    let (n, k, r) = (linear.outputs(), linear.inputs(), lora.a.value.rows());
+    let mut merged = linear.weight.value.to_f32();
+    let a = View { data: lora.a.value.f32s()?, rs: k, cs: 1 };
+    let b = View { data: lora.b.value.f32s()?, rs: r, cs: 1 };
+    matmul(n, k, r, merged.f32s_mut()?, k, lora.scale, b, a, true);
+    linear.weight.value = merged.to_dtype(linear.weight.value.dtype());
+    Ok(())
+}

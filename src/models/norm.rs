@@ -1,0 +1,78 @@
+//! The two norms with their weights.
+
+use crate::error::Result;
+use crate::models::param::{Grads, Param, VisitParam};
+use crate::models::weights::Weights;
+use crate::ops::{layer_norm, rms_norm};
+use crate::tensor::Tensor;
+
+pub struct LayerNorm {
+    weight: Param, // [C]
+    bias: Param,   // [C]
+    eps: f32,
+}
+
+impl LayerNorm {
+    pub fn take(weights: &mut Weights, name: &str, c: usize, eps: f32) -> Self {
+        LayerNorm {
+            weight: Param::take(weights, &format!("{name}.weight"), &[c]),
+            bias: Param::take(weights, &format!("{name}.bias"), &[c]),
+            eps,
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut out = x.like(x.shape());
+        layer_norm::forward(&mut out, x, &self.weight.value, &self.bias.value, self.eps)?;
+        Ok(out)
+    }
+
+    /// The gradient of x.
+    pub fn backward(&self, grads: &mut Grads, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let mut dx = x.like(x.shape());
+        let dparams = grads.pair(&self.weight, &self.bias);
+        layer_norm::backward(&mut dx, dparams, dy, x, &self.weight.value, self.eps)?;
+        Ok(dx)
+    }
+
+    pub fn visit(&mut self, name: &str, f: VisitParam) {
+        f(&format!("{name}.weight"), &mut self.weight);
+        f(&format!("{name}.bias"), &mut self.bias);
+    }
+
+    pub fn is_trained(&self) -> bool {
+        self.weight.slot.is_some()
+    }
+}
+
+pub struct RmsNorm {
+    weight: Param, // [C]
+    eps: f32,
+}
+
+impl RmsNorm {
+    pub fn take(weights: &mut Weights, name: &str, c: usize, eps: f32) -> Self {
+        RmsNorm { weight: Param::take(weights, &format!("{name}.weight"), &[c]), eps }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut out = x.like(x.shape());
+        rms_norm::forward(&mut out, x, &self.weight.value, self.eps)?;
+        Ok(out)
+    }
+
+    /// The gradient of x.
+    pub fn backward(&self, grads: &mut Grads, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let mut dx = x.like(x.shape());
+        rms_norm::backward(&mut dx, grads.of(&self.weight), dy, x, &self.weight.value, self.eps)?;
+        Ok(dx)
+    }
+
+    pub fn visit(&mut self, name: &str, f: VisitParam) {
+        f(&format!("{name}.weight"), &mut self.weight);
+    }
+
+    pub fn is_trained(&self) -> bool {
+        self.weight.slot.is_some()
+    }
+}

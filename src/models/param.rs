@@ -1,0 +1,71 @@
+//! A weight, and the place of its gradient if it is trained.
+
+use crate::error::Result;
+use crate::models::weights::Weights;
+use crate::tensor::Tensor;
+
+/// A weight of a model. `slot` is its index in `Grads` while it is trained; `None` is frozen.
+pub struct Param {
+    pub value: Tensor,
+    pub slot: Option<usize>,
+}
+
+impl Param {
+    pub fn new(value: Tensor) -> Self {
+        Param { value, slot: None }
+    }
+
+    pub fn take(weights: &mut Weights, name: &str, shape: &[usize]) -> Self {
+        Param::new(weights.take(name, shape))
+    }
+
+    /// Gives it a gradient slot; the value becomes f32 in memory of our own, since it will be written.
+    pub fn train(&mut self, slots: &mut Slots) {
+        self.value = self.value.to_f32();
+        self.slot = Some(slots.add(self.value.shape()));
+    }
+}
+
+/// Called with the name (as in the checkpoint) and the weight.
+pub type VisitParam<'a> = &'a mut dyn FnMut(&str, &mut Param);
+
+/// Gives out the slots while a model is being made trainable.
+#[derive(Default)]
+pub struct Slots {
+    shapes: Vec<Vec<usize>>,
+}
+
+impl Slots {
+    fn add(&mut self, shape: &[usize]) -> usize {
+        self.shapes.push(shape.to_vec());
+        self.shapes.len() - 1
+    }
+
+    pub fn grads(&self) -> Grads {
+        Grads { tensors: self.shapes.iter().map(|s| Tensor::zeros(s)).collect() }
+    }
+}
+
+/// Gradients of all trained weights, by slot; backward passes add to them.
+pub struct Grads {
+    pub tensors: Vec<Tensor>,
+}
+
+impl Grads {
+    pub fn of(&mut self, param: &Param) -> Option<&mut Tensor> {
+        self.tensors.get_mut(param.slot?)
+    }
+
+    /// Both gradients, if both weights are trained.
+    pub fn pair(&mut self, a: &Param, b: &Param) -> Option<(&mut Tensor, &mut Tensor)> {
+        let [a, b] = self.tensors.get_disjoint_mut([a.slot?, b.slot?]).ok()?;
+        Some((a, b))
+    }
+
+    pub fn clear(&mut self) -> Result<()> {
+        for t in &mut self.tensors {
+            t.f32s_mut()?.fill(0.0);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,260 @@
+//! The vision tower of Idefics3 / SmolVLM, a SigLIP encoder: tiles in, one feature row per patch out.
+//! Each forward returns what its backward needs; inference drops it.
+
+use crate::error::Result;
+use crate::models::config::VisionConfig;
+use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
+use crate::models::norm::LayerNorm;
+use crate::models::param::{Grads, Param, VisitParam};
+use crate::models::weights::Weights;
+use crate::ops::attention::Span;
+use crate::ops::{add, attention, gelu, patch_embed};
+use crate::tensor::Tensor;
+
+const NAME: &str = "model.vision_model";
+
+pub struct Vision {
+    patch_weight: Param, // [C, 3, S, S]
+    patch_bias: Param,   // [C]
+    position: Param,     // [P, C]
+    blocks: Vec<Block>,
+    post_norm: LayerNorm,
+    patches: usize, // P of one tile
+}
+
+struct Block {
+    norm1: LayerNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    attention: attention::Config,
+}
+
+/// Activations of one pass over N tiles.
+pub struct VisionSaved {
+    patches: Tensor, // [N*P, 3*S*S]
+    /// Patch and position embedding, [N*P, C].
+    pub embeddings: Tensor,
+    blocks: Vec<BlockSaved>,
+    last: Tensor, // input of the post norm
+    spans: Vec<Span>,
+}
+
+struct BlockSaved {
+    x: Tensor, // [N*P, C], as all but lse [N*P, NH] and up, act [N*P, I]
+    h1: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn: Tensor,
+    lse: Tensor,
+    x2: Tensor,
+    h2: Tensor,
+    up: Tensor,
+    act: Tensor,
+    linears: [LinearSaved; 6], // q, k, v, out, fc1, fc2
+}
+
+impl Vision {
+    pub fn take(weights: &mut Weights, c: &VisionConfig) -> Self {
+        let (width, side) = (c.hidden_size, c.patch_size);
+        let patches = (c.image_size / side).pow(2);
+        let embeddings = format!("{NAME}.embeddings");
+        Vision {
+            patch_weight: Param::take(
+                weights,
+                &format!("{embeddings}.patch_embedding.weight"),
+                &[width, 3, side, side],
+            ),
+            patch_bias: Param::take(weights, &format!("{embeddings}.patch_embedding.bias"), &[width]),
+            position: Param::take(
+                weights,
+                &format!("{embeddings}.position_embedding.weight"),
+                &[patches, width],
+            ),
+            blocks: (0..c.layers).map(|i| Block::take(weights, &block_name(i), c)).collect(),
+            post_norm: LayerNorm::take(weights, &format!("{NAME}.post_layernorm"), width, c.layer_norm_eps),
+            patches,
+        }
+    }
+
+    /// pixels [N, 3, H, W] -> [N*P, C]
+    pub fn forward(&self, pixels: &Tensor, pass: Pass) -> Result<(Tensor, VisionSaved)> {
+        let tiles = pixels.shape().first().copied().unwrap_or(0);
+        let (p, c) = (self.patches, self.position.value.cols());
+        let patch_len = self.patch_weight.value.len() / c;
+        let mut patches = pixels.like(&[tiles * p, patch_len]);
+        let mut embeddings = pixels.like(&[tiles, p, c]);
+        patch_embed::forward(
+            &mut embeddings,
+            &mut patches,
+            pixels,
+            &self.patch_weight.value,
+            &self.patch_bias.value,
+            &self.position.value,
+        )?;
+        let embeddings = embeddings.reshape(&[tiles * p, c])?;
+        let spans: Vec<Span> =
+            (0..tiles).map(|i| Span { q_start: i * p, q_len: p, k_start: i * p, k_len: p }).collect();
+        let mut x = embeddings.clone();
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let (y, saved) = block.forward(x, &spans, pass)?;
+            x = y;
+            // Inference needs no backward: keep one block's activations at a time.
+            if matches!(pass, Pass::Train { .. }) {
+                blocks.push(saved);
+            }
+        }
+        let out = self.post_norm.forward(&x)?;
+        Ok((out, VisionSaved { patches, embeddings, blocks, last: x, spans }))
+    }
+
+    pub fn backward(&self, grads: &mut Grads, dy: &Tensor, saved: VisionSaved) -> Result<()> {
+        let embed_trained = self.patch_weight.slot.is_some();
+        let mut dx = self.post_norm.backward(grads, dy, &saved.last)?;
+        for (i, s) in saved.blocks.into_iter().enumerate().rev() {
+            let below = embed_trained || self.blocks[..i].iter().any(Block::is_trained);
+            if !below && !self.blocks[i].is_trained() {
+                return Ok(());
+            }
+            dx = self.blocks[i].backward(grads, dx, s, &saved.spans)?;
+        }
+        let slots = [self.patch_weight.slot, self.patch_bias.slot, self.position.slot];
+        if let [Some(w), Some(b), Some(p)] = slots
+            && let Ok([dw, db, dp]) = grads.tensors.get_disjoint_mut([w, b, p])
+        {
+            patch_embed::backward(dw, db, dp, &dx, &saved.patches)?;
+        }
+        Ok(())
+    }
+
+    pub fn is_trained(&self) -> bool {
+        self.patch_weight.slot.is_some()
+            || self.post_norm.is_trained()
+            || self.blocks.iter().any(Block::is_trained)
+    }
+
+    pub fn visit(&mut self, f: VisitParam) {
+        f(&format!("{NAME}.embeddings.patch_embedding.weight"), &mut self.patch_weight);
+        f(&format!("{NAME}.embeddings.patch_embedding.bias"), &mut self.patch_bias);
+        f(&format!("{NAME}.embeddings.position_embedding.weight"), &mut self.position);
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            let name = block_name(i);
+            block.norm1.visit(&format!("{name}.layer_norm1"), f);
+            block.norm2.visit(&format!("{name}.layer_norm2"), f);
+        }
+        self.post_norm.visit(&format!("{NAME}.post_layernorm"), f);
+        self.visit_linears(&mut |name, linear| linear.visit(name, f));
+    }
+
+    pub fn visit_linears(&mut self, f: VisitLinear) {
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            let name = block_name(i);
+            f(&format!("{name}.self_attn.q_proj"), &mut block.q);
+            f(&format!("{name}.self_attn.k_proj"), &mut block.k);
+            f(&format!("{name}.self_attn.v_proj"), &mut block.v);
+            f(&format!("{name}.self_attn.out_proj"), &mut block.out);
+            f(&format!("{name}.mlp.fc1"), &mut block.fc1);
+            f(&format!("{name}.mlp.fc2"), &mut block.fc2);
+        }
+    }
+}
+
+fn block_name(i: usize) -> String {
+    format!("{NAME}.encoder.layers.{i}")
+}
+
+impl Block {
+    fn take(weights: &mut Weights, name: &str, c: &VisionConfig) -> Self {
+        let (width, inner) = (c.hidden_size, c.intermediate_size);
+        let head_size = width / c.heads;
+        let mut linear = |part: &str, n, k| Linear::take(weights, &format!("{name}.{part}"), n, k, true);
+        let [q, k, v, out] = ["q_proj", "k_proj", "v_proj", "out_proj"]
+            .map(|part| linear(&format!("self_attn.{part}"), width, width));
+        let (fc1, fc2) = (linear("mlp.fc1", inner, width), linear("mlp.fc2", width, inner));
+        Block {
+            norm1: LayerNorm::take(weights, &format!("{name}.layer_norm1"), width, c.layer_norm_eps),
+            q,
+            k,
+            v,
+            out,
+            norm2: LayerNorm::take(weights, &format!("{name}.layer_norm2"), width, c.layer_norm_eps),
+            fc1,
+            fc2,
+            attention: attention::Config {
+                heads: c.heads,
+                kv_heads: c.heads,
+                head_size,
+                scale: (head_size as f32).powf(-0.5),
+                causal: false,
+            },
+        }
+    }
+
+    fn forward(&self, x: Tensor, spans: &[Span], pass: Pass) -> Result<(Tensor, BlockSaved)> {
+        let h1 = self.norm1.forward(&x)?;
+        let (q, q_saved) = self.q.forward(&h1, pass)?;
+        let (k, k_saved) = self.k.forward(&h1, pass)?;
+        let (v, v_saved) = self.v.forward(&h1, pass)?;
+        let mut attn = x.like(q.shape());
+        let mut lse = x.like(&[x.rows(), self.attention.heads]);
+        attention::forward(&mut attn, Some(&mut lse), &q, &k, &v, spans, self.attention)?;
+        let (mut x2, out_saved) = self.out.forward(&attn, pass)?;
+        add::forward(&mut x2, &x)?;
+
+        let h2 = self.norm2.forward(&x2)?;
+        let (up, fc1_saved) = self.fc1.forward(&h2, pass)?;
+        let mut act = x.like(up.shape());
+        gelu::forward(&mut act, &up)?;
+        let (mut y, fc2_saved) = self.fc2.forward(&act, pass)?;
+        add::forward(&mut y, &x2)?;
+        let linears = [q_saved, k_saved, v_saved, out_saved, fc1_saved, fc2_saved];
+        Ok((y, BlockSaved { x, h1, q, k, v, attn, lse, x2, h2, up, act, linears }))
+    }
+
+    fn backward(&self, grads: &mut Grads, dy: Tensor, s: BlockSaved, spans: &[Span]) -> Result<Tensor> {
+        let [q_saved, k_saved, v_saved, out_saved, fc1_saved, fc2_saved] = &s.linears;
+        let mut dact = dy.like(s.act.shape());
+        self.fc2.backward(grads, Some(&mut dact), false, &dy, &s.act, fc2_saved)?;
+        let mut dup = dy.like(s.up.shape());
+        gelu::backward(&mut dup, &dact, &s.up)?;
+        let mut dh2 = dy.like(s.h2.shape());
+        self.fc1.backward(grads, Some(&mut dh2), false, &dup, &s.h2, fc1_saved)?;
+        let mut dx2 = self.norm2.backward(grads, &dh2, &s.x2)?;
+        add::forward(&mut dx2, &dy)?;
+
+        let mut dattn = dy.like(s.attn.shape());
+        self.out.backward(grads, Some(&mut dattn), false, &dx2, &s.attn, out_saved)?;
+        let (mut dq, mut dk, mut dv) = (dy.like(s.q.shape()), dy.like(s.k.shape()), dy.like(s.v.shape()));
+        attention::backward(
+            &mut dq,
+            &mut dk,
+            &mut dv,
+            &dattn,
+            &s.q,
+            &s.k,
+            &s.v,
+            &s.attn,
+            &s.lse,
+            spans,
+            self.attention,
+        )?;
+        let mut dh1 = dy.like(s.h1.shape());
+        self.q.backward(grads, Some(&mut dh1), false, &dq, &s.h1, q_saved)?;
+        self.k.backward(grads, Some(&mut dh1), true, &dk, &s.h1, k_saved)?;
+        self.v.backward(grads, Some(&mut dh1), true, &dv, &s.h1, v_saved)?;
+        let mut dx = self.norm1.backward(grads, &dh1, &s.x)?;
+        add::forward(&mut dx, &dx2)?;
+        Ok(dx)
+    }
+
+    fn is_trained(&self) -> bool {
+        let linears = [&self.q, &self.k, &self.v, &self.out, &self.fc1, &self.fc2];
+        linears.iter().any(|l| l.is_trained()) || self.norm1.is_trained() || self.norm2.is_trained()
+    }
+}

@@ -1,0 +1,202 @@
+//! Samples made ready for a step: token ids, the targets among them, and the pictures as tiles or as kept features.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::data::images;
+use crate::error::{Error, Result};
+use crate::models::image::{Rgb, Tiles};
+use crate::models::prompt::{Content, Message};
+use crate::models::vlm::Vlm;
+use crate::ops::attention::Span;
+use crate::tensor::Tensor;
+
+/// A picture of a sample; two are the same picture if the path, or the `Arc`, is the same.
+#[derive(Clone, Debug)]
+pub enum Picture {
+    File(PathBuf),
+    Pixels(Arc<Rgb>),
+}
+
+/// One supervised turn: the loss is on the answer and the end of the turn.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub images: Vec<Picture>,
+    pub prompt: String,
+    pub answer: String,
+}
+
+/// A picture made ready.
+pub enum Seen {
+    /// For a vision side that is trained.
+    Tiles(Tiles),
+    /// For a frozen one: what the connector gave, [F, C].
+    Features { grid: (usize, usize), rows: Tensor },
+}
+
+impl Seen {
+    fn grid(&self) -> (usize, usize) {
+        match self {
+            Seen::Tiles(tiles) => (tiles.rows, tiles.cols),
+            Seen::Features { grid, .. } => *grid,
+        }
+    }
+}
+
+/// A sample made ready.
+pub struct Prepared {
+    pub ids: Vec<u32>,
+    /// (index among ids, token that should follow it)
+    pub targets: Vec<(u32, u32)>,
+    pub pictures: Vec<Arc<Seen>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Key {
+    File(PathBuf),
+    Pixels(usize),
+}
+
+impl Picture {
+    fn key(&self) -> Key {
+        match self {
+            Picture::File(path) => Key::File(path.clone()),
+            Picture::Pixels(rgb) => Key::Pixels(Arc::as_ptr(rgb) as usize),
+        }
+    }
+
+    fn tiles(&self, vlm: &Vlm) -> Result<Tiles> {
+        match self {
+            Picture::File(path) => vlm.images.process(&images::read(path)?),
+            Picture::Pixels(rgb) => vlm.images.process(rgb),
+        }
+    }
+}
+
+/// Prepares samples together: each different picture is read once and, with `frozen` vision, goes through the tower in one pass with the others.
+pub fn prepare(vlm: &Vlm, samples: &[&Sample], frozen: bool) -> Result<Vec<Prepared>> {
+    let mut places = HashMap::new();
+    let mut pictures: Vec<&Picture> = Vec::new();
+    for picture in samples.iter().flat_map(|s| &s.images) {
+        places.entry(picture.key()).or_insert_with(|| {
+            pictures.push(picture);
+            pictures.len() - 1
+        });
+    }
+    let tiles: Vec<Tiles> = pictures.par_iter().map(|p| p.tiles(vlm)).collect::<Result<_>>()?;
+    let seen: Vec<Arc<Seen>> = if frozen {
+        let rows = vlm.features(&tiles.iter().collect::<Vec<_>>())?;
+        let features = |(t, rows): (Tiles, Tensor)| Arc::new(Seen::Features { grid: (t.rows, t.cols), rows });
+        tiles.into_iter().zip(rows).map(features).collect()
+    } else {
+        tiles.into_iter().map(|t| Arc::new(Seen::Tiles(t))).collect()
+    };
+    let one = |sample: &&Sample| {
+        let of_sample = sample.images.iter().filter_map(|p| places.get(&p.key()));
+        encode(vlm, sample, of_sample.map(|&i| Arc::clone(&seen[i])).collect())
+    };
+    samples.par_iter().map(one).collect()
+}
+
+fn encode(vlm: &Vlm, sample: &Sample, pictures: Vec<Arc<Seen>>) -> Result<Prepared> {
+    let grids: Vec<_> = pictures.iter().map(|p| p.grid()).collect();
+    let mut content: Vec<Content> = pictures.iter().map(|_| Content::Image).collect();
+    content.push(Content::Text(sample.prompt.clone()));
+    let mut messages = vec![Message::new("user", content)];
+    let prompt = vlm.encode(&messages, &grids, true)?;
+    messages.push(Message::new("assistant", vec![Content::Text(sample.answer.clone())]));
+    let mut ids = vlm.encode(&messages, &grids, false)?;
+
+    // The answer starts where the conversation leaves the prompt (a tokenizer may merge across the seam) and ends with the turn.
+    let start = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+    let is_end = |id: &u32| vlm.config.eos_token_ids.contains(id);
+    if let Some(end) = ids.iter().rposition(is_end).filter(|&end| end >= start) {
+        ids.truncate(end + 1);
+    }
+    if ids.len() > vlm.config.text.max_positions {
+        return Err(Error::Usage(format!(
+            "a training sample has {} tokens, expected at most {} (max_position_embeddings): {:?}",
+            ids.len(),
+            vlm.config.text.max_positions,
+            sample.prompt
+        )));
+    }
+    let targets = (start.max(1)..ids.len()).map(|i| (i as u32 - 1, ids[i])).collect();
+    Ok(Prepared { ids, targets, pictures })
+}
+
+/// A micro-batch as one ragged sequence of tokens, without padding.
+pub struct Packed<'a> {
+    pub ids: Vec<u32>,
+    pub positions: Vec<u32>,
+    pub spans: Vec<Span>,
+    /// Rows with a target, and the targets.
+    pub target_rows: Vec<u32>,
+    pub targets: Vec<u32>,
+    /// Each different picture once, in order of appearance.
+    pub pictures: Vec<&'a Seen>,
+    /// Picture token i stands at row places[i] and gets row sources[i] of the pictures' features, concatenated.
+    pub places: Vec<u32>,
+    pub sources: Vec<u32>,
+}
+
+/// `tile_tokens`: rows of features that one tile becomes.
+pub fn pack<'a>(vlm: &Vlm, batch: &'a [Arc<Prepared>], tile_tokens: usize) -> Result<Packed<'a>> {
+    let mut packed = Packed {
+        ids: vec![],
+        positions: vec![],
+        spans: vec![],
+        target_rows: vec![],
+        targets: vec![],
+        pictures: vec![],
+        places: vec![],
+        sources: vec![],
+    };
+    let mut first_row: HashMap<*const Seen, u32> = HashMap::new();
+    let mut rows = 0;
+    for sample in batch {
+        let (start, len) = (packed.ids.len(), sample.ids.len());
+        packed.spans.push(Span { q_start: start, q_len: len, k_start: start, k_len: len });
+        packed.ids.extend_from_slice(&sample.ids);
+        packed.positions.extend(0..len as u32);
+        for &(row, target) in &sample.targets {
+            packed.target_rows.push(start as u32 + row);
+            packed.targets.push(target);
+        }
+        packed.places.extend(vlm.picture_tokens(&sample.ids).iter().map(|p| p + start as u32));
+        for picture in &sample.pictures {
+            let count = match picture.as_ref() {
+                Seen::Tiles(tiles) => (tiles.pixels.shape()[0] * tile_tokens) as u32,
+                Seen::Features { rows, .. } => rows.rows() as u32,
+            };
+            let first = *first_row.entry(Arc::as_ptr(picture)).or_insert_with(|| {
+                packed.pictures.push(picture);
+                rows += count;
+                rows - count
+            });
+            packed.sources.extend(first..first + count);
+        }
+    }
+    if packed.places.len() != packed.sources.len() {
+        return Err(Error::Failure(format!(
+            "{} picture tokens for {} rows of picture features",
+            packed.places.len(),
+            packed.sources.len()
+        )));
+    }
+    Ok(packed)
+}
+
+impl Prepared {
+    /// Memory it takes, shared pictures counted each time.
+    pub fn bytes(&self) -> usize {
+        let pictures = self.pictures.iter().map(|p| match p.as_ref() {
+            Seen::Tiles(tiles) => tiles.pixels.len() * size_of::<f32>(),
+            Seen::Features { rows, .. } => rows.len() * size_of::<f32>(),
+        });
+        self.ids.len() * 16 + pictures.sum::<usize>()
+    }
+}

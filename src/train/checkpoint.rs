@@ -1,0 +1,70 @@
+//! State of a run on disk: trained weights and moments. Dropout masks and the order of the data are functions of (seed, step),
+//! so the step, which is in the file's name, is all that they need.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::models::weights::{self, Weights};
+use crate::tensor::Tensor;
+use crate::train::optim::visit_trained;
+use crate::train::trainer::Trainer;
+
+const PREFIX: &str = "step-";
+const SUFFIX: &str = ".safetensors";
+
+/// Writes `folder/step-N.safetensors` (atomic) and removes older ones.
+pub fn save(trainer: &mut Trainer, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let mut values: Vec<(String, usize, Tensor)> = Vec::new();
+    visit_trained(&mut trainer.vlm, &mut |name, param, slot| {
+        values.push((name.to_string(), slot, param.value.clone()));
+    });
+    let mut tensors: Vec<(String, &Tensor)> = Vec::with_capacity(3 * values.len());
+    for (name, slot, value) in &values {
+        tensors.push((format!("w.{name}"), value));
+        tensors.push((format!("m.{name}"), &trainer.moments.m[*slot]));
+        tensors.push((format!("v.{name}"), &trainer.moments.v[*slot]));
+    }
+    weights::save(&folder.join(format!("{PREFIX}{}{SUFFIX}", trainer.steps)), &tensors)?;
+    for (step, path) in list(folder)? {
+        if step < trainer.steps {
+            fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts the newest state of `folder` into the trainer; false if there is none.
+pub fn load(trainer: &mut Trainer, folder: &Path) -> Result<bool> {
+    let Some((step, path)) = list(folder)?.into_iter().max_by_key(|(step, _)| *step) else {
+        return Ok(false);
+    };
+    let mut file = Weights::open_file(&path)?;
+    let moments = &mut trainer.moments;
+    visit_trained(&mut trainer.vlm, &mut |name, param, slot| {
+        let shape = param.value.shape().to_vec();
+        let mut take = |kind: &str| file.take(&format!("{kind}.{name}"), &shape).to_f32();
+        param.value = take("w");
+        moments.m[slot] = take("m");
+        moments.v[slot] = take("v");
+    });
+    file.finish()?;
+    trainer.steps = step;
+    Ok(true)
+}
+
+fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if let Some(step) = name.strip_prefix(PREFIX).and_then(|n| n.strip_suffix(SUFFIX)?.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    Ok(found)
+}

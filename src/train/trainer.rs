@@ -1,0 +1,246 @@
+//! One optimizer step: pack, forward, loss on the answers, backward, clip, AdamW.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::models::adapter::{self, LoraOptions};
+use crate::models::connector::ConnectorSaved;
+use crate::models::linear::Pass;
+use crate::models::param::{Grads, Slots};
+use crate::models::vision::VisionSaved;
+use crate::models::vlm::{Vlm, concat};
+use crate::ops::adamw::Hyper;
+use crate::ops::{clip_grad_norm, cross_entropy, embedding};
+use crate::random;
+use crate::tensor::Tensor;
+use crate::train::batch::{self, Packed, Prepared, Sample, Seen};
+use crate::train::fit::TrainOptions;
+use crate::train::optim::{Moments, visit_trained};
+
+/// Rows of logits that exist at a time.
+const LOGIT_ROWS: usize = 512;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tower {
+    Vision,
+    Connector,
+    Text,
+}
+
+/// What is trained: adapters, or all weights of some towers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trainable {
+    Lora(LoraOptions),
+    Full(Vec<Tower>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean over the answer tokens of the step.
+    pub loss: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+}
+
+pub struct Trainer {
+    pub(super) vlm: Vlm,
+    pub(super) moments: Moments,
+    /// Steps taken.
+    pub(super) steps: u64,
+    trainable: Trainable,
+    options: TrainOptions,
+    grads: Grads,
+}
+
+/// The vision side of a pass that trains it.
+struct VisionPass {
+    vision: VisionSaved,
+    connector: ConnectorSaved,
+}
+
+impl Trainer {
+    /// Adapters that the model has already are kept and trained on; without any, fresh ones are attached (`options.seed`).
+    pub fn new(mut vlm: Vlm, trainable: Trainable, options: TrainOptions) -> Result<Trainer> {
+        let mut slots = Slots::default();
+        match &trainable {
+            Trainable::Lora(lora) => {
+                let mut present = false;
+                vlm.visit_linears(&mut |_, linear| present |= linear.lora.is_some());
+                if !present {
+                    adapter::attach(&mut vlm, lora, options.seed)?;
+                }
+                vlm.visit_linears(&mut |_, linear| {
+                    if let Some(lora) = &mut linear.lora {
+                        lora.a.train(&mut slots);
+                        lora.b.train(&mut slots);
+                    }
+                });
+            }
+            Trainable::Full(towers) if towers.is_empty() => {
+                return Err(Error::Usage("no tower to train, expected vision, connector or text".into()));
+            }
+            Trainable::Full(towers) => {
+                let mut train = |_: &str, param: &mut crate::models::param::Param| param.train(&mut slots);
+                for tower in towers {
+                    match tower {
+                        Tower::Vision => vlm.vision.visit(&mut train),
+                        Tower::Connector => vlm.connector.visit(&mut train),
+                        Tower::Text => vlm.text.visit(&mut train),
+                    }
+                }
+            }
+        }
+        let (moments, grads) = (Moments::new(&slots), slots.grads());
+        Ok(Trainer { vlm, moments, steps: 0, trainable, options, grads })
+    }
+
+    pub fn model(&self) -> &Vlm {
+        &self.vlm
+    }
+
+    pub fn into_model(self) -> Vlm {
+        self.vlm
+    }
+
+    /// Whether pictures give the same features in every step.
+    pub fn vision_is_frozen(&self) -> bool {
+        // An adapter on the vision side counts as trained.
+        !(self.vlm.vision.is_trained() || self.vlm.connector.is_trained())
+    }
+
+    /// Writes the adapter, or the whole checkpoint.
+    pub fn save(&mut self, folder: &Path) -> Result<()> {
+        match &self.trainable {
+            Trainable::Lora(lora) => adapter::save(&mut self.vlm, lora, folder),
+            Trainable::Full(_) => self.vlm.save(folder),
+        }
+    }
+
+    pub fn prepare(&self, samples: &[&Sample]) -> Result<Vec<Prepared>> {
+        batch::prepare(&self.vlm, samples, self.vision_is_frozen())
+    }
+
+    /// One step on fresh samples.
+    pub fn step(&mut self, samples: &[Sample], lr: f64) -> Result<StepReport> {
+        let prepared = self.prepare(&samples.iter().collect::<Vec<_>>())?;
+        self.step_prepared(&prepared.into_iter().map(Arc::new).collect::<Vec<_>>(), lr)
+    }
+
+    pub fn step_prepared(&mut self, batch: &[Arc<Prepared>], lr: f64) -> Result<StepReport> {
+        let loss = self.gradients(batch)?;
+        let mut all: Vec<&mut Tensor> = self.grads.tensors.iter_mut().collect();
+        let max_norm = match self.options.max_grad_norm {
+            m if m > 0.0 => m,
+            _ => f32::INFINITY,
+        };
+        let grad_norm = clip_grad_norm::clip(&mut all, max_norm)?;
+        self.steps += 1;
+        let o = &self.options;
+        let hyper =
+            Hyper { lr: lr as f32, beta1: o.beta1, beta2: o.beta2, eps: o.eps, weight_decay: o.weight_decay };
+        self.moments.update(&mut self.vlm, &self.grads, hyper, self.steps)?;
+        Ok(StepReport { loss, grad_norm })
+    }
+
+    /// Mean loss over the answer tokens; the gradients of it replace the last step's.
+    pub fn gradients(&mut self, batch: &[Arc<Prepared>]) -> Result<f64> {
+        self.grads.clear()?;
+        let tokens: usize = batch.iter().map(|s| s.targets.len()).sum();
+        if tokens == 0 {
+            return Err(Error::Usage("a batch without a single answer token, nothing to learn".into()));
+        }
+        let micro = batch.len().div_ceil(self.options.accumulate.max(1));
+        let mut loss = 0.0;
+        for (i, part) in batch.chunks(micro).enumerate() {
+            let seed = random::mix(self.options.seed, &[self.steps, i as u64]);
+            loss += self.micro_batch(part, 1.0 / tokens as f32, Pass::Train { seed })?;
+        }
+        Ok(loss / tokens as f64)
+    }
+
+    /// The trained weights' gradients, by name.
+    pub fn named_gradients(&mut self) -> Vec<(String, Tensor)> {
+        let mut named = Vec::new();
+        let grads = &self.grads;
+        visit_trained(&mut self.vlm, &mut |name, _, slot| {
+            named.push((name.to_string(), grads.tensors[slot].clone()));
+        });
+        named
+    }
+
+    /// Sum of the losses; adds `scale` times its gradient.
+    fn micro_batch(&mut self, batch: &[Arc<Prepared>], scale: f32, pass: Pass) -> Result<f64> {
+        let packed = batch::pack(&self.vlm, batch, self.vlm.connector.tile_tokens())?;
+        let (features, vision) = self.features(&packed.pictures, pass)?;
+        let mut x = self.vlm.text.embed(&packed.ids)?;
+        if let Some(features) = &features {
+            embedding::splice(&mut x, features, &packed.places, &packed.sources)?;
+        }
+        let (hidden, saved) = self.vlm.text.forward(x, &packed.positions, &packed.spans, pass)?;
+        let (loss, dhidden) = self.loss(&hidden, &packed, scale, pass)?;
+
+        let text = &self.vlm.text;
+        let Some(mut dx) = text.backward(&mut self.grads, dhidden, saved, vision.is_some())? else {
+            return Ok(loss);
+        };
+        if let Some(features) = features {
+            let mut dfeatures = features.like(features.shape());
+            embedding::splice_backward(&mut dfeatures, &mut dx, &packed.places, &packed.sources)?;
+            if let Some(vision) = vision {
+                self.vision_backward(&dfeatures, vision)?;
+            }
+        }
+        self.vlm.text.embed_backward(&mut self.grads, &packed.ids, &dx)?;
+        Ok(loss)
+    }
+
+    /// Features of the pictures, [F, C], and what the backward needs if the vision side is trained.
+    fn features(&self, pictures: &[&Seen], pass: Pass) -> Result<(Option<Tensor>, Option<VisionPass>)> {
+        let (mut pixels, mut rows) = (Vec::new(), Vec::new());
+        for picture in pictures {
+            match picture {
+                Seen::Tiles(tiles) => pixels.push(&tiles.pixels),
+                Seen::Features { rows: r, .. } => rows.push(r),
+            }
+        }
+        if pixels.is_empty() {
+            let features = if rows.is_empty() { None } else { Some(concat(&rows)?) };
+            return Ok((features, None));
+        }
+        let (hidden, vision) = self.vlm.vision.forward(&concat(&pixels)?, pass)?;
+        let (features, connector) = self.vlm.connector.forward(&hidden, pass)?;
+        Ok((Some(features), Some(VisionPass { vision, connector })))
+    }
+
+    fn vision_backward(&mut self, dfeatures: &Tensor, pass: VisionPass) -> Result<()> {
+        let need_dx = self.vlm.vision.is_trained();
+        let dx = self.vlm.connector.backward(&mut self.grads, dfeatures, &pass.connector, need_dx)?;
+        match dx {
+            Some(dx) => self.vlm.vision.backward(&mut self.grads, &dx, pass.vision),
+            None => Ok(()),
+        }
+    }
+
+    /// Sum of the losses, and the gradient of hidden [T, C]: only rows with a target meet the vocabulary, a few at a time.
+    fn loss(&mut self, hidden: &Tensor, packed: &Packed, scale: f32, pass: Pass) -> Result<(f64, Tensor)> {
+        let mut dhidden = hidden.like(hidden.shape());
+        let mut loss = 0.0;
+        let chunks = packed.target_rows.chunks(LOGIT_ROWS).zip(packed.targets.chunks(LOGIT_ROWS));
+        for (rows, targets) in chunks {
+            let mut picked = hidden.like(&[rows.len(), hidden.cols()]);
+            embedding::forward(&mut picked, rows, hidden)?;
+            let (logits, saved) = self.vlm.text.logits(picked, pass)?;
+            let mut dlogits = logits.like(logits.shape());
+            loss += cross_entropy::forward(Some(&mut dlogits), &logits, targets, scale)?;
+            let dpicked = self.vlm.text.logits_backward(&mut self.grads, &dlogits, &saved)?;
+            let sources: Vec<u32> = (0..rows.len() as u32).collect();
+            embedding::splice(&mut dhidden, &dpicked, rows, &sources)?;
+        }
+        Ok((loss, dhidden))
+    }
+}
