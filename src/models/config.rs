@@ -3,7 +3,7 @@
 //! a key that asks for something this code does not compute is an error.
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 

@@ -1,9 +1,127 @@
 //! A model argument is a folder, or an id of the Hugging Face hub (owner/name), fetched into its usual cache.
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hf_hub::{Cache, Repo};
+use serde_json::Value;
 
-/// The folder of `model`: itself if it is one, else the hub's snapshot.
+use super::config::read_json;
+use crate::error::{Error, Result};
+
+/// Files of a checkpoint that are read, besides the weights.
+const SMALL_FILES: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The folder of `model`: itself if it is one, else the hub's snapshot. A whole snapshot in the cache is taken without asking the
+/// hub, so that work goes on offline and a run that is taken up again sees the same model.
 pub fn resolve(model: &str) -> Result<PathBuf> {
-    todo!()
+    let path = Path::new(model);
+    if path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    if path.exists() || looks_like_a_path(model) {
+        return Err(Error::Usage(format!(
+            "model {model}: expected a checkpoint folder, {}",
+            what_is_there(path)
+        )));
+    }
+    if !is_hub_id(model) {
+        let expected = "expected a checkpoint folder or a hub id such as HuggingFaceTB/SmolVLM-256M-Instruct";
+        return Err(Error::Usage(format!(
+            "model {model}: {expected}; there is no such folder, and this is no id"
+        )));
+    }
+    if std::env::var_os("HF_HOME").is_none() && std::env::home_dir().is_none() {
+        return Err(Error::Usage(format!(
+            "model {model}: set HF_HOME, there is no home folder for the hub's cache"
+        )));
+    }
+    match cached(model) {
+        Some(folder) => Ok(folder),
+        None => download(model),
+    }
+}
+
+fn what_is_there(path: &Path) -> &'static str {
+    if path.exists() { "this is a file" } else { "there is no such folder" }
+}
+
+fn looks_like_a_path(model: &str) -> bool {
+    model.starts_with(['.', '/', '~'])
+        || model.ends_with('/')
+        || model.matches('/').count() > 1
+        || model.contains('\\')
+}
+
+/// `owner/name`, or `name` as the oldest models have it.
+fn is_hub_id(model: &str) -> bool {
+    let part = |part: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.is_empty() && part.len() <= 96 && part.chars().all(allowed) && !part.starts_with(['.', '-'])
+    };
+    model.split('/').all(part) && !model.contains("..") && !model.contains("--")
+}
+
+/// The snapshot in the cache, if it has all that a model cannot do without.
+fn cached(model: &str) -> Option<PathBuf> {
+    let cache = Cache::from_env().repo(Repo::model(model.to_string()));
+    let folder = cache.get("config.json")?.parent()?.to_path_buf();
+    let has = |name: &str| folder.join(name).exists();
+    let template = has("chat_template.jinja") || has("chat_template.json") || has("tokenizer_config.json");
+    let weights = has(SINGLE) || shards(&folder).is_ok_and(|names| names.iter().all(|name| has(name)));
+    (has("tokenizer.json") && has("preprocessor_config.json") && template && weights).then_some(folder)
+}
+
+/// Files that the index of a folder names.
+fn shards(folder: &Path) -> Result<BTreeSet<String>> {
+    let index = read_json(&folder.join(INDEX))?;
+    let places = index.get("weight_map").and_then(Value::as_object);
+    let names = places.into_iter().flat_map(|places| places.values()).filter_map(Value::as_str);
+    Ok(names.map(str::to_string).collect())
+}
+
+fn download(model: &str) -> Result<PathBuf> {
+    let cache = Cache::from_env();
+    let failed = |e: &dyn std::fmt::Display| {
+        let tried = format!("it is neither a folder nor whole in the cache {}", cache.path().display());
+        Error::Failure(format!("model {model}: {tried}, and the hub could not be asked: {e}"))
+    };
+    let api = ApiBuilder::from_env().build().map_err(|e| failed(&e))?;
+    let repo = api.model(model.to_string());
+    let listing = repo.info().map_err(|e| failed(&e))?;
+    let published: BTreeSet<&str> = listing.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+    let config = get(model, &repo, "config.json")?;
+    let folder = config.parent().unwrap_or(Path::new(".")).to_path_buf();
+    for name in SMALL_FILES.iter().filter(|name| published.contains(*name)) {
+        get(model, &repo, name)?;
+    }
+    if published.contains(SINGLE) {
+        get(model, &repo, SINGLE)?;
+    } else if published.contains(INDEX) {
+        get(model, &repo, INDEX)?;
+        for shard in shards(&folder)? {
+            get(model, &repo, &shard)?;
+        }
+    } else {
+        return Err(Error::Usage(format!(
+            "model {model}: expected {SINGLE} or {INDEX} on the hub, found neither"
+        )));
+    }
+    Ok(folder)
+}
+
+fn get(model: &str, repo: &ApiRepo, file: &str) -> Result<PathBuf> {
+    repo.get(file)
+        .map_err(|e| Error::Failure(format!("model {model}: {file} could not be fetched from the hub: {e}")))
 }

@@ -1,7 +1,20 @@
 //! Conversations to token ids: chat template, picture placeholders, tokenizer.
+mod template;
+
 use std::path::Path;
 
-use crate::error::Result;
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::config::{read_json, read_text};
+use crate::error::{Error, Result};
+use template::ChatTemplate;
+
+/// Bytes of the largest tokenizer.json that is read; published ones have up to about 35 million.
+const MAX_TOKENIZER: u64 = 256 << 20;
+
+/// Breaks a text where two tokens must not meet: the tokenizer takes it for a token of its own, which `encode` leaves out.
+/// A Unicode noncharacter, so that no text has it for another purpose.
+const BREAK: &str = "\u{FDD0}";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -23,31 +36,135 @@ impl Message {
 }
 
 /// tokenizer.json, the chat template, and how many tokens one tile takes.
-pub struct Prompter {}
+pub struct Prompter {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    /// What stands for a picture in a rendered conversation.
+    image_token: String,
+    break_id: Option<u32>,
+    vocab_size: usize,
+    tile_tokens: usize,
+}
 
 impl Prompter {
     /// `tile_tokens`: picture tokens of one tile, (image_size / patch_size / scale_factor)^2.
     pub fn read(folder: &Path, tile_tokens: usize) -> Result<Prompter> {
-        todo!()
+        let mut tokenizer = read_tokenizer(&folder.join("tokenizer.json"))?;
+        let vocab_size = tokenizer.get_vocab_size(true);
+        let token = AddedToken::from(BREAK, true).normalized(false);
+        let break_id = match tokenizer.add_special_tokens([token]) {
+            Ok(_) => tokenizer.token_to_id(BREAK),
+            Err(e) => return Err(Error::Failure(format!("{}: tokenizer.json: {e}", folder.display()))),
+        };
+        let image_token = image_token(folder)?;
+        let template = ChatTemplate::read(folder)?;
+        Ok(Prompter { tokenizer, template, image_token, break_id, vocab_size, tile_tokens })
+    }
+
+    /// Entries of the vocabulary, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The id of one token, written as in tokenizer.json.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token).filter(|_| token != BREAK)
     }
 
     /// The conversation as text, one `<image>` a picture; `generate` appends the start of the assistant's turn.
+    /// An `<image>` that somebody wrote into a text is broken by a noncharacter: it stays text, and no picture is put there.
     pub fn render(&self, messages: &[Message], generate: bool) -> Result<String> {
-        todo!()
+        let plain: Vec<Message> = messages.iter().map(|m| self.with_broken_image_tokens(m)).collect();
+        let text = self.template.render(&plain, generate)?;
+        let (got, want) = (text.matches(&self.image_token).count(), pictures(messages));
+        if got == want {
+            Ok(text)
+        } else {
+            let what = format!("the chat template wrote {got} {} for {want} pictures", self.image_token);
+            Err(Error::input(self.template.path(), what))
+        }
+    }
+
+    fn with_broken_image_tokens(&self, message: &Message) -> Message {
+        let (head, tail) = self.image_token.split_at(1);
+        let broken = format!("{head}{BREAK}{tail}");
+        let content = message.content.iter().map(|content| match content {
+            Content::Image => Content::Image,
+            Content::Text(text) => Content::Text(text.replace(&self.image_token, &broken)),
+        });
+        Message { role: message.role.clone(), content: content.collect() }
     }
 
     /// Replaces each `<image>` by the placeholder tokens of its picture: grids[i] = (rows, cols), (0, 0) for a picture that is not split.
     pub fn expand(&self, text: &str, grids: &[(usize, usize)]) -> Result<String> {
-        todo!()
+        let parts: Vec<&str> = text.split(&self.image_token).collect();
+        if parts.len() != grids.len() + 1 {
+            let expected = format!("{} {} in the prompt, one a picture", grids.len(), self.image_token);
+            return Err(Error::op("expand", expected, (parts.len() - 1).to_string()));
+        }
+        let mut out = parts[0].to_string();
+        for (&(rows, cols), part) in grids.iter().zip(&parts[1..]) {
+            self.push_picture(&mut out, rows, cols);
+            out.push_str(part);
+        }
+        Ok(out)
+    }
+
+    /// Placeholders of one picture, as transformers' Idefics3Processor writes them: a line of tiles a row, then the global tile.
+    fn push_picture(&self, out: &mut String, rows: usize, cols: usize) {
+        const AROUND: &str = "<fake_token_around_image>";
+        let tile = self.image_token.repeat(self.tile_tokens);
+        for row in 1..=rows {
+            for col in 1..=cols {
+                out.push_str(&format!("{AROUND}<row_{row}_col_{col}>{tile}"));
+            }
+            out.push('\n');
+        }
+        if rows > 0 {
+            out.push('\n');
+        }
+        out.push_str(&format!("{AROUND}<global-img>{tile}{AROUND}"));
     }
 
     /// Ids of a text; special tokens written in it are recognised; none is added unless tokenizer.json's post-processor does (`special`).
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        todo!()
+        let encoding = self.tokenizer.encode_fast(text, special);
+        let encoding = encoding.map_err(|e| Error::Failure(format!("the tokenizer failed: {e}")))?;
+        let ids = encoding.get_ids().iter().copied();
+        Ok(ids.filter(|&id| Some(id) != self.break_id).collect())
     }
 
     /// Text of ids, without special tokens unless `special`.
     pub fn decode(&self, ids: &[u32], special: bool) -> Result<String> {
-        todo!()
+        self.tokenizer.decode(ids, !special).map_err(|e| Error::Failure(format!("the tokenizer failed: {e}")))
+    }
+}
+
+fn pictures(messages: &[Message]) -> usize {
+    messages.iter().flat_map(|m| &m.content).filter(|c| **c == Content::Image).count()
+}
+
+fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let wrong = |e: tokenizers::Error| Error::input(path, format!("not a valid tokenizer: {e}"));
+    let mut tokenizer: Tokenizer = read_text(path, MAX_TOKENIZER)?.parse().map_err(wrong)?;
+    // What a file says of cutting and padding is for other uses: a prompt is encoded whole and alone.
+    tokenizer.with_truncation(None).map_err(wrong)?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
+}
+
+/// image_token of tokenizer_config.json, else Idefics3Processor's.
+fn image_token(folder: &Path) -> Result<String> {
+    let path = folder.join("tokenizer_config.json");
+    let config = if path.exists() { read_json(&path)? } else { Default::default() };
+    match config.get("image_token") {
+        None => Ok("<image>".to_string()),
+        Some(value) => match template::token_text(value) {
+            // Two characters or more, or a literal one could not be broken; ASCII first, so that it can be cut there.
+            Some(token) if token.len() > 1 && token.is_char_boundary(1) => Ok(token.to_string()),
+            _ => {
+                Err(Error::input(path, format!("image_token: expected a token such as <image>, got {value}")))
+            }
+        },
     }
 }

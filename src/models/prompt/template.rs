@@ -1,0 +1,249 @@
+//! Chat templates: Jinja as transformers runs it (trimmed blocks, Python's string methods, loop controls, raise_exception,
+//! strftime_now, plain tojson).
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value as Jinja};
+use minijinja::{Environment, ErrorKind};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::super::config::{read_json, read_text};
+use super::{Content, Message};
+use crate::error::{Error, Result};
+
+/// Bytes of the largest template that is read; long published ones have about 20,000.
+const MAX_TEMPLATE: u64 = 1 << 20;
+
+/// Instructions that a template may run: a conversation takes some thousands, and a template that loops for ever ends in a second.
+const FUEL: u64 = 10_000_000;
+
+/// A chat template and the special tokens that it may name.
+pub(super) struct ChatTemplate {
+    path: PathBuf,
+    environment: Environment<'static>,
+    tokens: Map<String, Value>,
+}
+
+impl ChatTemplate {
+    /// The first of chat_template.jinja, chat_template.json and tokenizer_config.json that has one.
+    pub(super) fn read(folder: &Path) -> Result<ChatTemplate> {
+        let config_path = folder.join("tokenizer_config.json");
+        let config = if config_path.exists() { read_json(&config_path)? } else { Map::new() };
+        let (path, source) = find_source(folder, &config)?;
+        let mut environment = environment()?;
+        environment
+            .add_template_owned("chat template", source)
+            .map_err(|e| Error::input(&path, format!("not a valid template: {e}")))?;
+        Ok(ChatTemplate { path, environment, tokens: special_tokens(&config) })
+    }
+
+    /// The file that the template came from.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn render(&self, messages: &[Message], generate: bool) -> Result<String> {
+        let mut context = self.tokens.clone();
+        context.insert("messages".to_string(), messages.iter().map(message_json).collect());
+        context.insert("add_generation_prompt".to_string(), Value::Bool(generate));
+        context.insert("tools".to_string(), Value::Null);
+        context.insert("documents".to_string(), Value::Null);
+        self.environment
+            .get_template("chat template")
+            .and_then(|template| template.render(Serde(context)))
+            .map_err(|e| Error::input(&self.path, format!("the chat template failed: {e}")))
+    }
+}
+
+/// Special tokens of tokenizer_config.json by name, as templates use them (`eos_token`).
+fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
+    let tokens = config.iter().filter(|(key, _)| key.ends_with("_token"));
+    tokens.filter_map(|(key, value)| Some((key.clone(), Value::from(token_text(value)?)))).collect()
+}
+
+/// A token in tokenizer_config.json: its text, or an object with the text as `content`.
+pub(super) fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+fn message_json(message: &Message) -> Value {
+    let content = message.content.iter().map(|content| match content {
+        Content::Image => json!({"type": "image"}),
+        Content::Text(text) => json!({"type": "text", "text": text}),
+    });
+    json!({"role": message.role, "content": content.collect::<Vec<_>>()})
+}
+
+fn find_source(folder: &Path, config: &Map<String, Value>) -> Result<(PathBuf, String)> {
+    let jinja = folder.join("chat_template.jinja");
+    if jinja.exists() {
+        let source = read_text(&jinja, MAX_TEMPLATE)?;
+        return Ok((jinja, source));
+    }
+    let separate = folder.join("chat_template.json");
+    if separate.exists() {
+        let source = template_of(&separate, &read_json(&separate)?)?;
+        return source
+            .map(|s| (separate.clone(), s))
+            .ok_or_else(|| Error::input(separate, "chat_template is missing"));
+    }
+    let path = folder.join("tokenizer_config.json");
+    match template_of(&path, config)? {
+        Some(source) => Ok((path, source)),
+        None => Err(Error::input(
+            folder,
+            "no chat template: expected chat_template.jinja, chat_template.json or chat_template in tokenizer_config.json",
+        )),
+    }
+}
+
+/// The value of chat_template: a template, or a list of named ones, of which "default" is meant.
+fn template_of(path: &Path, keys: &Map<String, Value>) -> Result<Option<String>> {
+    let value = keys.get("chat_template").unwrap_or(&Value::Null);
+    let source = match value {
+        Value::Null => return Ok(None),
+        Value::Array(list) => {
+            list.iter().find(|entry| entry["name"] == "default").and_then(|entry| entry["template"].as_str())
+        }
+        other => other.as_str(),
+    };
+    match source {
+        Some(source) => Ok(Some(source.to_string())),
+        None => Err(Error::input(
+            path,
+            "chat_template: expected a template, or a list of templates one of which is named default",
+        )),
+    }
+}
+
+fn environment() -> Result<Environment<'static>> {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    let syntax = syntax.map_err(|e| Error::Failure(e.to_string()))?;
+    let mut environment = Environment::new();
+    environment.set_syntax(syntax);
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", |format: String| strftime(&format, SystemTime::now()));
+    environment.add_filter("tojson", tojson);
+    Ok(environment)
+}
+
+/// Python's json.dumps(value, ensure_ascii=False, indent=indent): unlike minijinja's own filter, nothing is escaped for HTML.
+fn tojson(value: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    options.assert_all_used()?;
+    let failed =
+        |e: &dyn std::fmt::Display| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
+    let mut out = Vec::new();
+    match indent {
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
+        Some(width) => {
+            let space = " ".repeat(width.min(16));
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(space.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty))
+        }
+    }
+    .map_err(|e| failed(&e))?;
+    String::from_utf8(out).map_err(|e| failed(&e))
+}
+
+/// JSON on one line with Python's separators, `", "` and `": "`.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        out.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        out.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
+/// The directives of dates and times that templates use, in UTC.
+fn strftime(format: &str, now: SystemTime) -> Result<String, minijinja::Error> {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('Y') => out.push_str(&year.to_string()),
+            Some('m') => out.push_str(&format!("{month:02}")),
+            Some('d') => out.push_str(&format!("{day:02}")),
+            Some('B') => out.push_str(month_name),
+            Some('b') => out.push_str(&month_name[..3]),
+            Some('A') => out.push_str(day_name),
+            Some('a') => out.push_str(&day_name[..3]),
+            Some('H') => out.push_str(&format!("{:02}", second / 3600)),
+            Some('M') => out.push_str(&format!("{:02}", second / 60 % 60)),
+            Some('S') => out.push_str(&format!("{:02}", second % 60)),
+            Some('%') => out.push('%'),
+            other => {
+                let what = format!(
+                    "strftime_now: expected one of %Y %m %d %B %b %A %a %H %M %S, got %{}",
+                    other.unwrap_or(' ')
+                );
+                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Year, month (1-12) and day (1-31) of a day counted from 1970-01-01, in the Gregorian calendar.
+fn civil(mut days: u64) -> (u64, u64, u64) {
+    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let mut month = 1;
+    for length in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    (year, month, days + 1)
+}
