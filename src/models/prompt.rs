@@ -56,7 +56,7 @@ impl Prompter {
             Ok(_) => tokenizer.token_to_id(BREAK),
             Err(e) => return Err(Error::Failure(format!("{}: tokenizer.json: {e}", folder.display()))),
         };
-        let image_token = image_token(folder)?;
+        let image_token = image_token(folder, &tokenizer)?;
         let template = ChatTemplate::read(folder)?;
         Ok(Prompter { tokenizer, template, image_token, break_id, vocab_size, tile_tokens })
     }
@@ -153,18 +153,23 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// image_token of tokenizer_config.json, else Idefics3Processor's.
-fn image_token(folder: &Path) -> Result<String> {
-    let path = folder.join("tokenizer_config.json");
+/// The token whose id config.json gives as the picture's, else Idefics3Processor's.
+fn image_token(folder: &Path, tokenizer: &Tokenizer) -> Result<String> {
+    let path = folder.join("config.json");
     let config = if path.exists() { read_json(&path)? } else { Default::default() };
-    match config.get("image_token") {
-        None => Ok("<image>".to_string()),
-        Some(value) => match template::token_text(value) {
-            // Two characters or more, or a literal one could not be broken; ASCII first, so that it can be cut there.
-            Some(token) if token.len() > 1 && token.is_char_boundary(1) => Ok(token.to_string()),
-            _ => {
-                Err(Error::input(path, format!("image_token: expected a token such as <image>, got {value}")))
-            }
-        },
+    let Some((key, value)) =
+        ["image_token_id", "image_token_index"].iter().find_map(|key| config.get_key_value(*key))
+    else {
+        return Ok("<image>".to_string());
+    };
+    let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match id.and_then(|id| tokenizer.id_to_token(id)) {
+        // Two characters or more, or a literal one could not be broken; ASCII first, so that it can be cut there.
+        Some(token) if token.len() > 1 && token.is_char_boundary(1) => Ok(token),
+        other => {
+            let got = other.map_or_else(|| "no token".to_string(), |token| format!("{token:?}"));
+            let what = format!("{key}: expected the id of a token such as <image>, got {value}, in tokenizer.json {got}");
+            Err(Error::input(path, what))
+        }
     }
 }

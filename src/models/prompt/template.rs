@@ -64,7 +64,7 @@ fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
 }
 
 /// A token in tokenizer_config.json: its text, or an object with the text as `content`.
-pub(super) fn token_text(value: &Value) -> Option<&str> {
+fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
