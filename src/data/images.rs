@@ -20,7 +20,7 @@ pub const MAX_FILE: u64 = 1 << 30;
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// The picture in a file, known by its content. Turned as its EXIF orientation says; gray is replicated, what is transparent lies
-/// over white (as transformers' processors have it), of 16 bits the upper 8 are kept. Memory: the file and at most 11 bytes a pixel.
+/// over white (as transformers' processors have it), of 16 bits the upper 8 are kept. Memory: the file and at most 16 bytes a pixel.
 pub fn read(path: &Path) -> Result<Rgb> {
     let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !meta.is_file() {
@@ -88,8 +88,8 @@ fn decode(bytes: &[u8]) -> Result<Rgb, String> {
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(wrong)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(format!("expected at most {MAX_PIXELS} pixels, got {width}x{height}"));
+    if !(1..=MAX_PIXELS).contains(&(u64::from(width) * u64::from(height))) {
+        return Err(format!("expected 1 to {MAX_PIXELS} pixels, got {width}x{height}"));
     }
     // A picture whose EXIF data cannot be read is still a picture.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
@@ -128,7 +128,7 @@ fn to_rgb(image: DynamicImage) -> Option<Vec<u8>> {
 /// Pixels of 1 to 4 channels (gray, gray and alpha, RGB, RGBA) as RGB.
 fn spread<T: Copy>(raw: &[T], channels: usize, to_u8: impl Fn(T) -> u8) -> Vec<u8> {
     let colours = if channels < 3 { [0; 3] } else { [0, 1, 2] };
-    let alpha = (channels % 2 == 0).then_some(channels - 1);
+    let alpha = channels.is_multiple_of(2).then_some(channels - 1);
     let mut data = Vec::with_capacity(raw.len() / channels * 3);
     for pixel in raw.chunks_exact(channels) {
         let rgb = colours.map(|c| to_u8(pixel[c]));

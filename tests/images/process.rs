@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use mpa::models::image::{Filter, ImageProcessor, Rgb, resize};
+use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -203,5 +204,49 @@ fn resampling_keeps_what_it_must() {
         }
         let picture = pattern(13, 11);
         assert_eq!(resize(&picture, 13, 11, filter).unwrap(), picture);
+    }
+}
+
+/// A value that a settings file may hold by mistake.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        (0u64..9000).prop_map(Value::from),
+        ".{0,80}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(2, 8, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            inner.clone().prop_map(|v| json!({"longest_edge": v})),
+            (inner.clone(), inner).prop_map(|(w, h)| json!({"width": w, "height": h})),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Settings of any kind are an error or can be worked with.
+    #[test]
+    fn any_settings_do_no_harm(
+        key in prop::sample::select(vec!["image_processor_type", "do_resize", "size", "max_image_size", "resample",
+            "do_image_splitting", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"]),
+        value in any_json(),
+        (width, height) in (1usize..40, 1usize..40),
+    ) {
+        match read(&settings(json!({ key: value }))) {
+            Err(error) => prop_assert!(error.exit_code() == 2 && error.to_string().contains(key), "{error}"),
+            Ok(processor) => {
+                let plan = processor.plan(width, height);
+                prop_assert!([plan.second.0, plan.second.1].iter().all(|side| side.is_multiple_of(processor.tile_side())));
+                // Larger settings are as good, but too slow for a test in which they come often.
+                if plan.second.0 * plan.second.1 < 1 << 16 {
+                    prop_assert!(processor.process(&pattern(width, height)).is_ok());
+                }
+            }
+        }
     }
 }

@@ -1,0 +1,302 @@
+//! Picture files: formats, colour types, orientation, and files that are broken, forged or no pictures.
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use image::{DynamicImage, ImageBuffer, ImageFormat};
+use mpa::data::images::{MAX_PIXELS, list, read};
+use mpa::error::{Error, Result};
+use mpa::models::image::Rgb;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use crate::memory;
+
+const FORMATS: [ImageFormat; 3] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
+
+/// A picture of 16-pixel squares, each of a colour of its own, so that turning it shows.
+fn picture(width: u32, height: u32) -> DynamicImage {
+    DynamicImage::ImageRgb8(ImageBuffer::from_fn(width, height, |x, y| {
+        image::Rgb([(40 + x / 16 * 70) as u8, (30 + y / 16 * 90) as u8, 120])
+    }))
+}
+
+fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn read_bytes(bytes: &[u8]) -> Result<Rgb> {
+    let folder = TempDir::new().unwrap();
+    // The name says nothing true about the content.
+    let path = folder.path().join("picture.txt");
+    std::fs::write(&path, bytes).unwrap();
+    read(&path)
+}
+
+#[track_caller]
+fn message(bytes: &[u8]) -> String {
+    let error = read_bytes(bytes).unwrap_err();
+    assert!(matches!(error, Error::Input { .. }), "{error:?}");
+    let message = error.to_string();
+    assert!(message.contains("picture.txt"), "{message}");
+    message
+}
+
+#[test]
+fn formats_are_known_by_content() {
+    let image = picture(48, 32);
+    let want = image.to_rgb8().into_raw();
+    for format in FORMATS {
+        let got = read_bytes(&encoded(&image, format)).unwrap();
+        assert_eq!((got.width, got.height), (48, 32), "{format:?}");
+        let far = got.data.iter().zip(&want).map(|(g, w)| g.abs_diff(*w)).max().unwrap();
+        assert!(far <= if format == ImageFormat::Jpeg { 4 } else { 0 }, "{format:?}: {far}");
+    }
+}
+
+/// The value of every pixel of a one-colour picture after reading.
+fn read_colour(image: DynamicImage) -> [u8; 3] {
+    let got = read_bytes(&encoded(&image, ImageFormat::Png)).unwrap();
+    let first = [got.data[0], got.data[1], got.data[2]];
+    assert!(got.data.chunks(3).all(|p| p == first));
+    first
+}
+
+#[test]
+fn every_colour_type_becomes_rgb() {
+    use DynamicImage as D;
+    let (w, h) = (3, 2);
+    assert_eq!(read_colour(D::ImageLuma8(ImageBuffer::from_pixel(w, h, image::Luma([77])))), [77; 3]);
+    assert_eq!(read_colour(D::ImageLumaA8(ImageBuffer::from_pixel(w, h, image::LumaA([77, 255])))), [77; 3]);
+    assert_eq!(read_colour(D::ImageLumaA8(ImageBuffer::from_pixel(w, h, image::LumaA([77, 0])))), [255; 3]);
+    let half = image::Rgba([10, 100, 200, 128]);
+    assert_eq!(read_colour(D::ImageRgba8(ImageBuffer::from_pixel(w, h, half))), [132, 177, 227]);
+    assert_eq!(read_colour(D::ImageLuma16(ImageBuffer::from_pixel(w, h, image::Luma([0x4dff])))), [0x4d; 3]);
+    let wide = image::Rgb([0x01ff, 0x7f80, 0xff00]);
+    assert_eq!(read_colour(D::ImageRgb16(ImageBuffer::from_pixel(w, h, wide))), [0x01, 0x7f, 0xff]);
+    let wide = image::Rgba([0x0a00, 0x6400, 0xc800, 0x80ff]);
+    assert_eq!(read_colour(D::ImageRgba16(ImageBuffer::from_pixel(w, h, wide))), [132, 177, 227]);
+}
+
+/// `jpeg` with an EXIF segment that holds nothing but an orientation, in either byte order.
+fn with_orientation(jpeg: &[u8], orientation: u16, big_endian: bool) -> Vec<u8> {
+    let u16s = |v: u16| if big_endian { v.to_be_bytes() } else { v.to_le_bytes() };
+    let u32s = |v: u32| if big_endian { v.to_be_bytes() } else { v.to_le_bytes() };
+    let mut exif = b"Exif\0\0".to_vec();
+    exif.extend(if big_endian { b"MM" } else { b"II" });
+    exif.extend(u16s(42));
+    exif.extend(u32s(8));
+    // One directory of one entry: tag 0x112, type SHORT, one value in the upper half of the field; then no further directory.
+    exif.extend(u16s(1));
+    exif.extend(u16s(0x112));
+    exif.extend(u16s(3));
+    exif.extend(u32s(1));
+    exif.extend(u16s(orientation));
+    exif.extend([0; 2 + 4]);
+    let mut bytes = jpeg[..2].to_vec();
+    bytes.extend([0xFF, 0xE1]);
+    bytes.extend((exif.len() as u16 + 2).to_be_bytes());
+    bytes.extend(exif);
+    bytes.extend(&jpeg[2..]);
+    bytes
+}
+
+#[test]
+fn orientation_is_honoured() {
+    let jpeg = encoded(&picture(48, 32), ImageFormat::Jpeg);
+    let stored = read_bytes(&jpeg).unwrap();
+    let (w, h) = (stored.width, stored.height);
+    for orientation in 0..=9 {
+        // Where pixel (x, y) of the upright picture lies in the stored one, from the table of the EXIF standard: 1 = row 0 is the
+        // top, column 0 the left side; 2 = top, right; 3 = bottom, right; 4 = bottom, left; 5 = left, top; 6 = right, top;
+        // 7 = right, bottom; 8 = left, bottom. Anything else counts as 1.
+        let from = |x: usize, y: usize| match orientation {
+            2 => (w - 1 - x, y),
+            3 => (w - 1 - x, h - 1 - y),
+            4 => (x, h - 1 - y),
+            5 => (y, x),
+            6 => (y, h - 1 - x),
+            7 => (w - 1 - y, h - 1 - x),
+            8 => (w - 1 - y, x),
+            _ => (x, y),
+        };
+        for big_endian in [false, true] {
+            let got = read_bytes(&with_orientation(&jpeg, orientation, big_endian)).unwrap();
+            let turned = (5..=8).contains(&orientation);
+            assert_eq!((got.width, got.height), if turned { (h, w) } else { (w, h) });
+            for y in 0..got.height {
+                for x in 0..got.width {
+                    let (sx, sy) = from(x, y);
+                    let (g, s) = (3 * (y * got.width + x), 3 * (sy * w + sx));
+                    assert_eq!(
+                        got.data[g..g + 3],
+                        stored.data[s..s + 3],
+                        "orientation {orientation} at {x}, {y}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn truncated_files_are_errors() {
+    for format in FORMATS {
+        let bytes = encoded(&picture(48, 32), format);
+        // A PNG is whole without its last chunk, IEND, of 12 bytes.
+        let enough = bytes.len() - if format == ImageFormat::Png { 12 } else { 0 };
+        for len in 0..enough {
+            let message = message(&bytes[..len]);
+            assert!(len < 16 || message.contains("not a whole"), "{format:?} {len}: {message}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_picture_is_named() {
+    assert!(message(b"").contains("an empty file"));
+    assert!(message(b"<html><body>\n404").contains("begins with \"<html><body>\\n404\""));
+    assert!(message(b"GIF89a\x01\x00\x01\x00\x00\x00\x00;").contains("got Gif"));
+    let folder = TempDir::new().unwrap();
+    assert_eq!(read(folder.path()).unwrap_err().exit_code(), 2);
+    assert_eq!(read(&folder.path().join("none.png")).unwrap_err().exit_code(), 2);
+}
+
+fn crc(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0xEDB8_8320 } else { c >> 1 })
+    })
+}
+
+/// A PNG whose header claims width x height.
+fn forged_png(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = encoded(&picture(16, 16), ImageFormat::Png);
+    bytes[16..20].copy_from_slice(&width.to_be_bytes());
+    bytes[20..24].copy_from_slice(&height.to_be_bytes());
+    mend_checksums(&mut bytes);
+    bytes
+}
+
+/// A lossless WebP whose header claims width x height (at most 16383 each).
+fn forged_webp(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = encoded(&picture(16, 16), ImageFormat::WebP);
+    let at = bytes.windows(4).position(|w| w == b"VP8L").unwrap() + 9;
+    let old = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let new = old & 0xF000_0000 | (height - 1) << 14 | (width - 1);
+    bytes[at..at + 4].copy_from_slice(&new.to_le_bytes());
+    bytes
+}
+
+/// A JPEG whose frame header claims width x height.
+fn forged_jpeg(width: u16, height: u16) -> Vec<u8> {
+    let mut bytes = encoded(&picture(16, 16), ImageFormat::Jpeg);
+    let at = bytes.windows(2).position(|w| w == [0xFF, 0xC0]).unwrap() + 5;
+    bytes[at..at + 2].copy_from_slice(&height.to_be_bytes());
+    bytes[at + 2..at + 4].copy_from_slice(&width.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn too_many_pixels_are_refused_before_memory_is_asked_for() {
+    for (what, bytes) in [
+        ("png", forged_png(100_000, 100_000)),
+        ("png, one row", forged_png(MAX_PIXELS as u32 + 1, 1)),
+        ("jpeg", forged_jpeg(65_000, 65_000)),
+        ("webp", forged_webp(16_383, 16_383)),
+    ] {
+        let (message, peak) = memory::peak(|| message(&bytes));
+        assert!(message.contains("pixels, got"), "{what}: {message}");
+        // The decoders keep a few rows or tables; 2 MiB covers a row of the widest picture here (of 300 kB) several times.
+        assert!(peak < bytes.len() + (2 << 20), "{what}: {peak} bytes");
+    }
+}
+
+#[test]
+fn folders_are_listed_in_order() {
+    let folder = TempDir::new().unwrap();
+    let root = folder.path();
+    for name in [
+        "b.PNG",
+        "a.jpeg",
+        "B.webp",
+        "c.txt",
+        ".hidden.png",
+        "z/1.jpg",
+        "z/.x/2.jpg",
+        "ä.png",
+        "a/10.png",
+        "a/9.png",
+        "png",
+    ] {
+        std::fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+        std::fs::write(root.join(name), b"").unwrap();
+    }
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(root, root.join("z/loop")).unwrap();
+    let want: Vec<PathBuf> = ["B.webp", "a.jpeg", "a/10.png", "a/9.png", "b.PNG", "z/1.jpg", "ä.png"]
+        .iter()
+        .map(|n| root.join(n))
+        .collect();
+    assert_eq!(list(root).unwrap(), want);
+    assert!(list(Path::new("/nowhere/at/all")).is_err());
+    assert!(list(&root.join("a.jpeg")).is_err());
+}
+
+/// Seeds of the mutations: every format, with the parts that have parsers of their own (EXIF, alpha, 16 bits).
+fn seeds() -> Vec<Vec<u8>> {
+    let image = picture(24, 17);
+    let alpha = DynamicImage::ImageRgba8(image.to_rgba8());
+    let mut seeds: Vec<_> = FORMATS.iter().map(|&format| encoded(&image, format)).collect();
+    seeds.push(with_orientation(&seeds[1], 6, false));
+    seeds.push(encoded(&alpha, ImageFormat::Png));
+    seeds.push(encoded(&alpha, ImageFormat::WebP));
+    seeds.push(encoded(&DynamicImage::ImageRgb16(image.to_rgb16()), ImageFormat::Png));
+    seeds
+}
+
+/// Makes the checksums of a PNG's chunks right again, so that what was changed in them is looked at.
+fn mend_checksums(bytes: &mut [u8]) {
+    let mut at = 8;
+    while let Some(size) = bytes.get(at..at + 4).map(|b| u32::from_be_bytes(b.try_into().unwrap()) as usize) {
+        let end = at + 8 + size;
+        if end + 4 > bytes.len() {
+            return;
+        }
+        let sum = crc(&bytes[at + 4..end]);
+        bytes[end..end + 4].copy_from_slice(&sum.to_be_bytes());
+        at = end + 4;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Broken bytes are an error or a picture, never a panic, and take no more than the documented memory.
+    #[test]
+    fn mutated_files_do_no_harm(
+        which in 0usize..7,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+        mend: bool,
+    ) {
+        let mut bytes = seeds().swap_remove(which);
+        for (at, value) in &changes {
+            let at = at.index(bytes.len());
+            bytes[at] = *value;
+        }
+        if mend && bytes.starts_with(b"\x89PNG") {
+            mend_checksums(&mut bytes);
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        let (result, peak) = memory::peak(|| read_bytes(&bytes));
+        prop_assert!(peak < 16 * MAX_PIXELS as usize + (2 << 20), "{} bytes", peak);
+        match result {
+            Ok(picture) => prop_assert_eq!(picture.data.len(), 3 * picture.width * picture.height),
+            Err(error) => prop_assert_eq!(error.exit_code(), 2),
+        }
+    }
+}
