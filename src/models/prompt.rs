@@ -168,7 +168,9 @@ fn image_token(folder: &Path, tokenizer: &Tokenizer) -> Result<String> {
         Some(token) if token.len() > 1 && token.is_char_boundary(1) => Ok(token),
         other => {
             let got = other.map_or_else(|| "no token".to_string(), |token| format!("{token:?}"));
-            let what = format!("{key}: expected the id of a token such as <image>, got {value}, in tokenizer.json {got}");
+            let what = format!(
+                "{key}: expected the id of a token such as <image>, got {value}, in tokenizer.json {got}"
+            );
             Err(Error::input(path, what))
         }
     }

@@ -65,6 +65,11 @@ pub struct Tiles {
 }
 
 impl ImageProcessor {
+    /// The same with every picture as one tile, whatever preprocessor_config.json says.
+    pub fn without_splitting(self) -> Self {
+        ImageProcessor { split: false, ..self }
+    }
+
     /// Side of a tile in pixels: S of `Tiles::pixels`.
     pub fn tile_side(&self) -> usize {
         self.tile

@@ -1,0 +1,214 @@
+//! What is checked of each model, but for training.
+
+use mpa::models::generate::Request;
+use mpa::models::image::Tiles;
+use mpa::models::linear::Pass;
+use mpa::models::vlm::{Prompt, Vlm, concat};
+use mpa::ops::attention::Span;
+use mpa::ops::sample::Sampling;
+use mpa::tensor::Tensor;
+use serde_json::Value;
+
+use super::common::{Tolerance, assert_close};
+use super::set::{Fixture, Golden, Row, json};
+
+/// The README's: ten times the noise between two of the reference's own attention implementations (1.1e-5).
+pub const LOGITS: Tolerance = Tolerance { abs: 1e-4, rel: 0.0 };
+
+const CASES: [&str; 4] = ["single", "batch", "multi", "text"];
+
+pub fn tokenizer(golden: &Golden) {
+    let cases = json(&golden.folder.join("fixtures/tokenizer_cases.json"));
+    let ids = |v: &Value| -> Vec<u32> { serde_json::from_value(v.clone()).unwrap() };
+    let prompter = &golden.vlm.prompter;
+    for case in cases.as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(prompter.encode(text, true).unwrap(), ids(&case["ids"]), "{text:?}");
+        assert_eq!(prompter.encode(text, false).unwrap(), ids(&case["no_special"]), "{text:?}");
+        assert_eq!(prompter.decode(&ids(&case["ids"]), true).unwrap(), case["decoded"], "{text:?}");
+    }
+}
+
+fn tiles(vlm: &Vlm, row: &Row) -> Vec<Tiles> {
+    row.images.iter().map(|image| vlm.images.process(image).unwrap()).collect()
+}
+
+/// Ids of a prompt, or of a whole conversation if the assistant has spoken last.
+fn encode(vlm: &Vlm, row: &Row) -> Vec<u32> {
+    let grids: Vec<_> = tiles(vlm, row).iter().map(|t| (t.rows, t.cols)).collect();
+    let answered = row.messages.last().is_some_and(|m| m.role == "assistant");
+    vlm.encode(&row.messages, &grids, !answered).unwrap()
+}
+
+pub fn prompts_and_pixels(golden: &Golden) {
+    for name in CASES {
+        let Some(rows) = golden.case(name) else { continue };
+        let fixture = golden.fixture(&format!("{name}.safetensors"));
+        let want = fixture.rows("input/input_ids", "input/attention_mask");
+        for (i, row) in rows.iter().enumerate() {
+            let text = golden.vlm.prompter.render(&row.messages, true).unwrap();
+            assert_eq!(text, golden.report["cases"][name]["prompts"][i], "{name}");
+            let got: Vec<i64> = encode(&golden.vlm, row).iter().map(|&id| i64::from(id)).collect();
+            assert_eq!(got, want[i], "{name} row {i}");
+        }
+        let positions = fixture.rows("ref/position_ids", "input/attention_mask");
+        for row in positions {
+            assert!(row.iter().enumerate().all(|(i, &p)| p == i as i64), "{name}: positions {row:?}");
+        }
+        if fixture.floats.contains_key("input/pixel_values") {
+            pixels(golden, &fixture, &rows, name);
+        }
+    }
+}
+
+/// Bit for bit: the tiles that the mask names, in order; padding tiles are the batch's business.
+fn pixels(golden: &Golden, fixture: &Fixture, rows: &[Row], name: &str) {
+    let (shape, want) = &fixture.floats["input/pixel_values"];
+    let (mask, tile) = (fixture.ints("input/tile_mask"), shape[2..].iter().product::<usize>());
+    let real = |(pixels, mask): (&[f32], &i64)| (*mask == 1).then(|| pixels.to_vec());
+    let want: Vec<f32> = want.chunks(tile).zip(mask).filter_map(real).flatten().collect();
+    let all: Vec<Tiles> = rows.iter().flat_map(|row| tiles(&golden.vlm, row)).collect();
+    let got: Vec<f32> = all.iter().flat_map(|t| t.pixels.f32s().unwrap().to_vec()).collect();
+    assert_eq!(got.len(), want.len(), "{name}: number of pixels");
+    let wrong = got.iter().zip(&want).filter(|(g, w)| g.to_bits() != w.to_bits()).count();
+    assert_eq!(wrong, 0, "{name}: {wrong} of {} pixel values differ", want.len());
+}
+
+pub fn image_modes(golden: &Golden) {
+    let fixture = golden.fixture("image_modes.safetensors");
+    let processor = golden.vlm.images.clone().without_splitting();
+    for mode in ["gray", "alpha"] {
+        let got = processor.process(&golden.image(mode)).unwrap();
+        let want = fixture.f32s(&format!("{mode}/pixel_values"));
+        assert!(
+            got.pixels.f32s().unwrap().iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits())
+                && got.pixels.len() == want.len(),
+            "{mode}: pixels differ"
+        );
+    }
+}
+
+fn f64s(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+fn close(what: &str, got: &Tensor, want: &[f32]) {
+    assert_close(what, got.f32s().unwrap(), &f64s(want), LOGITS);
+}
+
+pub fn vision(golden: &Golden) {
+    for name in ["single", "batch", "multi"] {
+        let Some(rows) = golden.case(name) else { continue };
+        let fixture = golden.fixture(&format!("{name}.safetensors"));
+        let all: Vec<Tiles> = rows.iter().flat_map(|row| tiles(&golden.vlm, row)).collect();
+        let pixels = concat(&all.iter().map(|t| &t.pixels).collect::<Vec<_>>()).unwrap();
+        let (hidden, saved) = golden.vlm.vision.forward(&pixels, Pass::Infer).unwrap();
+        let (features, _) = golden.vlm.connector.forward(&hidden, Pass::Infer).unwrap();
+        for (what, got) in [
+            ("ref/vision_embeddings", &saved.embeddings),
+            ("ref/vision_output", &hidden),
+            ("ref/connector_output", &features),
+        ] {
+            if let Some((_, want)) = fixture.floats.get(what) {
+                close(&format!("{name} {what}"), got, want);
+            }
+        }
+        // All pictures at once or one at a time, the same features.
+        let refs: Vec<&Tiles> = all.iter().collect();
+        let each = golden.vlm.features(&refs).unwrap();
+        close(name, &concat(&each.iter().collect::<Vec<_>>()).unwrap(), features.f32s().unwrap());
+    }
+}
+
+/// Residual streams and logits of one prompt followed by `more` tokens.
+fn run(vlm: &Vlm, row: &Row, more: &[u32]) -> (Vec<Tensor>, Tensor) {
+    let tiles = tiles(vlm, row);
+    let features = vlm.features(&tiles.iter().collect::<Vec<_>>()).unwrap();
+    let mut ids = encode(vlm, row);
+    ids.extend_from_slice(more);
+    let x = vlm.embed(&[Prompt { ids: &ids, features: features.iter().collect() }]).unwrap();
+    let positions: Vec<u32> = (0..ids.len() as u32).collect();
+    let span = Span { q_start: 0, q_len: ids.len(), k_start: 0, k_len: ids.len() };
+    let (hidden, saved) = vlm.text.forward(x, &positions, &[span], Pass::Train { seed: 0 }).unwrap();
+    let (logits, head) = vlm.text.logits(hidden, Pass::Infer).unwrap();
+    let mut streams: Vec<Tensor> = saved.hidden_states().cloned().collect();
+    streams.push(head.normed().clone());
+    (streams, logits)
+}
+
+fn last_row(t: &Tensor) -> &[f32] {
+    &t.f32s().unwrap()[(t.rows() - 1) * t.cols()..]
+}
+
+pub fn text(golden: &Golden) {
+    for name in CASES {
+        let Some(rows) = golden.case(name) else { continue };
+        let fixture = golden.fixture(&format!("{name}.safetensors"));
+        for (i, row) in rows.iter().enumerate() {
+            let (streams, logits) = run(&golden.vlm, row, &[]);
+            if let Some((_, want)) = fixture.floats.get("ref/logits") {
+                close(&format!("{name} logits"), &logits, want);
+            }
+            if let Some((_, want)) = fixture.floats.get("ref/logits_last") {
+                let want = f64s(&want[i * logits.cols()..(i + 1) * logits.cols()]);
+                assert_close(&format!("{name} row {i} last logits"), last_row(&logits), &want, LOGITS);
+            }
+            if let Some((_, want)) = fixture.floats.get("ref/hidden_states_last_position") {
+                let got: Vec<f32> = streams.iter().flat_map(|s| last_row(s).to_vec()).collect();
+                assert_close(&format!("{name} hidden states"), &got, &f64s(want), LOGITS);
+            }
+            if let Some((shape, want)) = fixture.floats.get("ref/generated_logits") {
+                let generated: Vec<u32> = fixture.ints("ref/generated").iter().map(|&t| t as u32).collect();
+                let (_, logits) = run(&golden.vlm, row, &generated[..shape[0] - 1]);
+                let tail = &logits.f32s().unwrap()[logits.len() - want.len()..];
+                assert_close(&format!("{name} logits while decoding"), tail, &f64s(want), LOGITS);
+            }
+        }
+    }
+}
+
+pub fn generation(golden: &Golden) {
+    let mut together = Vec::new();
+    let mut alone = Vec::new();
+    for name in CASES {
+        let Some(rows) = golden.case(name) else { continue };
+        let fixture = golden.fixture(&format!("{name}.safetensors"));
+        let width = fixture.ints["ref/generated"].0[1];
+        let mut requests = Vec::new();
+        for (row, want) in rows.into_iter().zip(fixture.ints("ref/generated").chunks(width)) {
+            requests.push(Request {
+                messages: row.messages,
+                images: row.images,
+                max_new_tokens: width,
+                sampling: Sampling { temperature: 0.0, top_p: 1.0 },
+                samples: 1,
+                seed: 0,
+            });
+            alone.push(want.iter().map(|&t| t as u32).collect::<Vec<_>>());
+        }
+        let got = golden.vlm.generate(&requests).unwrap();
+        for (i, completions) in got.iter().enumerate() {
+            let want = &alone[together.len() + i];
+            assert_eq!(&completions[0].ids, want, "{name} row {i}");
+            assert_eq!(
+                completions[0].text, golden.report["cases"][name]["generated_text"][i],
+                "{name} row {i}"
+            );
+        }
+        together.extend(requests);
+    }
+    // All cases as one ragged batch, then in reverse: the same tokens.
+    for _ in 0..2 {
+        let got = golden.vlm.generate(&together).unwrap();
+        for (completions, want) in got.iter().zip(&alone) {
+            assert_eq!(&completions[0].ids, want, "in one batch");
+        }
+        together.reverse();
+        alone.reverse();
+    }
+}
+
+/// Logits after the last token of each row.
+pub fn last_logits(vlm: &Vlm, rows: &[Row]) -> Vec<f32> {
+    rows.iter().flat_map(|row| last_row(&run(vlm, row, &[]).1).to_vec()).collect()
+}
