@@ -1,1 +1,122 @@
+//! The command line: `args.rs` says what is accepted, one small file a command does it. Results go to stdout, all else to stderr.
 
+mod annotate;
+mod args;
+mod doctor;
+mod evaluate;
+mod generate;
+mod guard;
+mod level;
+mod predict;
+mod run;
+mod select;
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use serde::Serialize;
+use serde_json::Value;
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Error, Result};
+use crate::mpa::progress::Progress;
+use args::{Cli, Command};
+
+/// What a command has to say: one of the two is printed on stdout.
+struct Output {
+    json: Value,
+    text: String,
+}
+
+impl Output {
+    fn new(json: &impl Serialize, text: impl Into<String>) -> Result<Output> {
+        let json = serde_json::to_value(json).map_err(|e| Error::Failure(format!("--json: {e}")))?;
+        Ok(Output { json, text: text.into() })
+    }
+}
+
+/// Runs the program; returns its exit code: 0, 1 for a failure, 2 for a user's mistake.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    log(cli.verbose, cli.quiet);
+    let progress = Progress::new(cli.quiet);
+    match dispatch(cli.command, &progress) {
+        Ok(output) => {
+            let text = if cli.json { output.json.to_string() } else { output.text };
+            print(&text)
+        }
+        Err(error) => {
+            complain(&error.to_string());
+            error.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: Command, progress: &Progress) -> Result<Output> {
+    match command {
+        Command::Run(args) => run::run(&args, progress),
+        Command::Annotate(args) => annotate::run(&args, progress),
+        Command::Predict(args) => predict::run(&args, progress),
+        Command::Select(args) => select::run(&args),
+        Command::Level(args) => level::run(&args, progress),
+        Command::Evaluate(args) => evaluate::run(&args, progress),
+        Command::Generate(args) => generate::run(&args),
+        Command::Doctor => doctor::run(),
+    }
+}
+
+/// Help and version go to stdout, mistakes to stderr.
+fn usage(error: &clap::Error) -> u8 {
+    let text = error.render().to_string();
+    if !error.use_stderr() {
+        return print(text.trim_end());
+    }
+    match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            complain(&format!("a command is needed\n\n{}", text.trim_end()));
+        }
+        _ => complain(text.trim_start_matches("error: ").trim_end()),
+    }
+    2
+}
+
+/// Prints on stdout; a reader that has gone away is no error.
+fn print(text: &str) -> u8 {
+    if text.is_empty() {
+        return 0;
+    }
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Ok(()) => 0,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
+        Err(error) => {
+            complain(&format!("stdout: {error}"));
+            1
+        }
+    }
+}
+
+/// Prints on stderr; if that fails there is nowhere to say so.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "mpa: {text}");
+}
+
+fn log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    // A second subscriber (in tests) is refused, which does no harm.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(level))
+        .with_writer(std::io::stderr)
+        .without_time()
+        .try_init();
+}

@@ -1,1 +1,21 @@
+//! The loop, one file per stage.
+//!
+//!     pictures --annotate--> annotate.jsonl --predict x2--> teacher.jsonl, student.jsonl --select--> parity.jsonl, rehearsal.jsonl
+//!              --level--> adapter --evaluate--> scores.json
+//!
+//! `run.rs` strings them together in a run folder (`config.rs` reads its settings, `folder.rs` lays it out); `answer.rs` is the part
+//! that all stages which ask a model share; `engine.rs` is
+//! the one door to models.
 
+pub mod annotate;
+pub mod answer;
+pub mod config;
+pub mod engine;
+pub mod evaluate;
+pub mod folder;
+pub mod level;
+pub mod predict;
+pub mod progress;
+pub mod prompts;
+pub mod run;
+pub mod select;

@@ -1,0 +1,37 @@
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::models::hub;
+use crate::mpa::annotate::{self, Options};
+use crate::mpa::engine::{Lazy, Native};
+use crate::mpa::progress::Progress;
+use crate::mpa::prompts;
+
+use super::{Output, args, guard};
+
+#[derive(Serialize)]
+struct Settings<'a> {
+    model: &'a str,
+    images: &'a Path,
+    options: &'a Options,
+}
+
+pub fn run(args: &args::Annotate, progress: &Progress) -> Result<Output> {
+    let options = Options {
+        prompt: prompts::task(&args.task, Path::new(""))?,
+        samples: args.samples,
+        temperature: args.temperature,
+        top_p: args.top_p,
+        max_new_tokens: args.max_new_tokens,
+        seed: args.seed,
+    };
+    options.check().map_err(|bad| bad.usage())?;
+    let model = Lazy::new(&Native, hub::resolve(&args.model)?, None, progress);
+    let settings = Settings { model: &args.model, images: &args.images, options: &options };
+    guard::file(&args.out, &args.images, &settings)?;
+    let tally = annotate::run(&args.images, &options, &model, &args.out, args.batch, progress)?;
+    let rejected: String = tally.rejected.iter().map(|(why, count)| format!(", {count} {why}")).collect();
+    Output::new(&tally, format!("{} records, {} good{rejected}", tally.records, tally.good()))
+}

@@ -1,0 +1,273 @@
+//! What the command line accepts.
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::mpa::config;
+use crate::mpa::level::Settings;
+use crate::mpa::prompts;
+use crate::mpa::select::Rule;
+
+/// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
+#[derive(Parser)]
+#[command(name = "mpa", version, max_term_width = 100, after_help = GENERAL)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print one JSON object on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on stderr; twice: even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Show no progress on stderr
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Run(Run),
+    Annotate(Annotate),
+    Predict(Predict),
+    Select(Select),
+    Level(Level),
+    Evaluate(Evaluate),
+    Generate(Generate),
+    /// Show what this machine and this binary have to offer: threads, SIMD, memory, devices
+    Doctor,
+}
+
+const GENERAL: &str = "\
+A model is a checkpoint folder in the Hugging Face layout, or the id of one on the hub (owner/name).
+
+Records are JSON lines with the keys id, image, question, answer (or answers) and prediction; other keys are passed through. Without \
+`id` a record has its number in the file, from 0. Paths of pictures are relative to the file that names them. A stage that is \
+interrupted and started again goes on where its output ends.
+
+Exit codes: 0, 1 for a failure, 2 for a mistake in the arguments or in a file.";
+
+/// Run the whole loop of a config file: annotate, predict twice, select, level, evaluate
+///
+/// Goes on where an earlier run stopped. The run folder is --out, else the config's `out`, else the config's own folder if it is called
+/// config.toml, else the folder beside it that has its name without the ending.
+#[derive(Args)]
+#[command(after_help = "\
+Example of a config (see the run folder's config.toml for all keys):
+  [models]
+  teacher = \"HuggingFaceTB/SmolVLM-Instruct\"
+  student = \"checkpoints/SmolVLM-256M-Instruct\"
+  [annotate]
+  images = \"pictures\"       # a folder, or a JSONL file with `image`
+  task = \"text\"             # text, chart, knowledge, or a file with the prompt
+  [level]
+  rehearsal = 0.5           # 0: the paper's method
+  arms = [\"leveled\"]        # also: parity_only, all_pseudo, random_subset
+  [evaluate]                # optional
+  questions = \"val.jsonl\"
+
+Examples:
+  mpa run smolvlm.toml
+  mpa run smolvlm/config.toml --out again")]
+pub struct Run {
+    #[arg(value_name = "CONFIG.toml")]
+    pub config: PathBuf,
+    /// The run folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// Let a model write questions and answers about unlabelled pictures
+///
+/// What it writes and does not parse as `Question: ...?` and `Answer: ...` is kept with `rejected`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa annotate --model HuggingFaceTB/SmolVLM-Instruct --images pictures --task text --out pseudo.jsonl
+  mpa annotate --model teacher --images list.jsonl --task my-prompt.txt --samples 5 --temperature 1 --out pseudo.jsonl")]
+pub struct Annotate {
+    /// Checkpoint folder or hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// A folder of pictures (.png, .jpg, .jpeg, .webp, also in folders within), or a JSONL file with `image`
+    #[arg(long, value_name = "DIR|FILE")]
+    pub images: PathBuf,
+    /// What to ask for: text, chart, knowledge, or a file with the prompt
+    #[arg(long, value_name = "NAME|FILE")]
+    pub task: String,
+    /// Where the records go (JSONL)
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Questions a picture; with several, ids end in #0, #1, ...
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub samples: usize,
+    /// 0: always the most likely token
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Draw from the most likely tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f64,
+    #[arg(long, value_name = "N", default_value_t = config::annotation_tokens())]
+    pub max_new_tokens: usize,
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Pictures at a time; changes nothing in the result
+    #[arg(long, value_name = "N", default_value_t = config::batch(), value_parser = positive)]
+    pub batch: usize,
+}
+
+/// How questions are put.
+#[derive(Args)]
+pub struct Ask {
+    /// The text the model is given; {question} is replaced
+    #[arg(long, value_name = "TEXT", default_value = prompts::ANSWER)]
+    pub prompt: String,
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub max_new_tokens: usize,
+    /// Questions at a time; changes nothing in the result
+    #[arg(long, value_name = "N", default_value_t = config::batch(), value_parser = positive)]
+    pub batch: usize,
+}
+
+/// Answer the questions of a file; records with `rejected` are left out
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa predict --model teacher --questions pseudo.jsonl --out teacher.jsonl
+  mpa predict --model student --adapter leveled --questions val.jsonl --out predictions.jsonl")]
+pub struct Predict {
+    /// Checkpoint folder or hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Folder of a LoRA adapter (PEFT layout)
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// JSONL with `question` and mostly `image`
+    #[arg(long, value_name = "FILE")]
+    pub questions: PathBuf,
+    /// Where the records go (JSONL)
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+/// Keep the samples that the teacher answers as annotated and the student does not
+///
+/// Both files have the same ids. JSON arrays with the keys of the paper's code (question_id, image_path, PA_question, PA_answer,
+/// predictions) are read too. Answers are compared in lower case, with everything but letters, digits and _ dropped.
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  mpa select --teacher teacher.jsonl --student student.jsonl --rule contains --out parity.jsonl --rehearsal rehearsal.jsonl")]
+pub struct Select {
+    /// The teacher's predictions
+    #[arg(long, value_name = "FILE")]
+    pub teacher: PathBuf,
+    /// The student's predictions
+    #[arg(long, value_name = "FILE")]
+    pub student: PathBuf,
+    /// When a prediction is right: it contains the pseudo answer (the paper's code), or equals it
+    #[arg(long, value_enum, default_value_t = Rule::Contains)]
+    pub rule: Rule,
+    /// Where the parity set goes: teacher right, student wrong (JSONL)
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Where the samples go that both have right
+    #[arg(long, value_name = "FILE")]
+    pub rehearsal: Option<PathBuf>,
+    /// Where the samples go that the teacher contradicts
+    #[arg(long, value_name = "FILE")]
+    pub rejected: Option<PathBuf>,
+}
+
+/// Train a LoRA adapter on the parity set
+///
+/// Goes on from the last checkpoint in --out. The adapter is written in PEFT's layout.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa level --model student --data parity.jsonl --out leveled
+  mpa level --model student --data parity.jsonl --rehearsal rehearsal.jsonl --rehearsal-fraction 0.5 --rank 32 --epochs 3 --out leveled")]
+pub struct Level {
+    /// Checkpoint folder or hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// JSONL with `question`, `answer` and mostly `image`
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Samples that the student has right, some of which are mixed in against forgetting
+    #[arg(id = "rehearsal_file", long = "rehearsal", value_name = "FILE", requires = "rehearsal")]
+    pub rehearsal: Option<PathBuf>,
+    /// Where the adapter and loss.jsonl go
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The text the model is given; {question} is replaced
+    #[arg(long, value_name = "TEXT", default_value = prompts::ANSWER)]
+    pub prompt: String,
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// Score a model on questions with known answers
+///
+/// Writes predictions.jsonl and scores.json. `accuracy`: the prediction equals one of the answers, in lower case, without punctuation
+/// around it. `contains`: one of the answers is found inside it (as in `select`).
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  mpa evaluate --model student --adapter leveled --questions val.jsonl --out scores")]
+pub struct Evaluate {
+    /// Checkpoint folder or hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Folder of a LoRA adapter (PEFT layout)
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// JSONL with `question`, `answer` or `answers`, and mostly `image`
+    #[arg(long, value_name = "FILE")]
+    pub questions: PathBuf,
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub ask: Ask,
+}
+
+/// Complete one prompt
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  mpa generate --model HuggingFaceTB/SmolVLM-256M-Instruct --image sign.jpg --prompt \"What does the sign say?\"")]
+pub struct Generate {
+    /// Checkpoint folder or hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Folder of a LoRA adapter (PEFT layout)
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// A picture, put before the text; may be given several times
+    #[arg(long = "image", value_name = "FILE")]
+    pub images: Vec<PathBuf>,
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    #[arg(long, value_name = "N", default_value = "128", value_parser = positive)]
+    pub max_new_tokens: usize,
+    /// 0: always the most likely token
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Draw from the most likely tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".to_string()),
+        Ok(number) => Ok(number),
+        Err(e) => Err(format!("{e}")),
+    }
+}

@@ -1,0 +1,23 @@
+use crate::error::Result;
+use crate::mpa::evaluate;
+use crate::mpa::progress::Progress;
+
+use super::{Output, args, guard, predict};
+
+pub fn run(args: &args::Evaluate, progress: &Progress) -> Result<Output> {
+    let options = predict::options(&args.ask)?;
+    let adapter = args.adapter.as_deref();
+    let model = predict::model(&args.model, adapter, progress)?;
+    let questions = &args.questions;
+    guard::folder(
+        &args.out,
+        &predict::Settings { model: &args.model, adapter, questions, options: &options },
+    )?;
+    let batch = args.ask.batch;
+    let scores = evaluate::run("evaluate", questions, &options, &model, &args.out, batch, progress)?;
+    let text = format!(
+        "accuracy {:.4}, contains {:.4} on {} records ({} unreadable)",
+        scores.accuracy, scores.contains, scores.records, scores.unreadable
+    );
+    Output::new(&scores, text)
+}

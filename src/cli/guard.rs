@@ -1,0 +1,58 @@
+//! Keeps a command from going on with an output that was made with other settings, or that it did not make at all.
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::data::files;
+use crate::error::{Error, Result};
+
+/// For an output file; the settings are kept beside it, in FILE.settings.json.
+pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<()> {
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    if real(out).is_some_and(|out| real(input) == Some(out)) {
+        return Err(Error::Usage(format!("--out is the input file {}", input.display())));
+    }
+    let mut name = OsString::from(out.file_name().unwrap_or_default());
+    name.push(".settings.json");
+    let filled = out.metadata().is_ok_and(|data| data.len() > 0);
+    same(out, &out.with_file_name(name), filled, settings)
+}
+
+/// For an output folder; the settings are kept in it, in settings.json.
+pub fn folder(out: &Path, settings: &impl Serialize) -> Result<()> {
+    let filled = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    same(out, &out.join("settings.json"), filled, settings)
+}
+
+fn same(out: &Path, kept: &PathBuf, filled: bool, settings: &impl Serialize) -> Result<()> {
+    let failure = |e: serde_json::Error| Error::Failure(format!("{}: {e}", kept.display()));
+    let now = serde_json::to_value(settings).map_err(failure)?;
+    let before: Value = match fs::read(kept) {
+        Ok(text) if filled => {
+            serde_json::from_slice(&text).map_err(|e| Error::input(kept, format!("not JSON: {e}")))?
+        }
+        Err(_) if filled => {
+            return Err(Error::input(out, "exists and was not made by this command: take another --out"));
+        }
+        _ => return files::write_json(kept, &now),
+    };
+    match difference(&before, &now) {
+        None => Ok(()),
+        Some((key, before, now)) => Err(Error::input(
+            out,
+            format!("was begun with {key} = {before}, now it is {now}: remove it or take another --out"),
+        )),
+    }
+}
+
+/// The first key whose values differ.
+fn difference(before: &Value, now: &Value) -> Option<(String, Value, Value)> {
+    let empty = serde_json::Map::new();
+    let (before, now) = (before.as_object().unwrap_or(&empty), now.as_object().unwrap_or(&empty));
+    let key = before.keys().chain(now.keys()).find(|key| before.get(*key) != now.get(*key))?;
+    let value = |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or(Value::Null);
+    Some((key.clone(), value(before), value(now)))
+}

@@ -1,0 +1,25 @@
+use crate::error::{Error, Result};
+use crate::mpa::select::{self, Outputs};
+
+use super::{Output, args};
+
+pub fn run(args: &args::Select) -> Result<Output> {
+    let outputs = [Some(&args.out), args.rehearsal.as_ref(), args.rejected.as_ref()];
+    let files: Vec<_> = outputs.into_iter().flatten().chain([&args.teacher, &args.student]).collect();
+    for (i, file) in files.iter().enumerate() {
+        if i < files.len() - 2 && files[i + 1..].contains(file) {
+            return Err(Error::Usage(format!("{} is named twice, once as output", file.display())));
+        }
+    }
+    let outputs = Outputs {
+        parity: Some(&args.out),
+        rehearsal: args.rehearsal.as_deref(),
+        rejected: args.rejected.as_deref(),
+    };
+    let counts = select::run(&args.teacher, &args.student, args.rule, outputs)?;
+    let text = format!(
+        "{} records: teacher agrees with {}, student is wrong on {}, kept {}, rehearsal {}",
+        counts.records, counts.teacher_consistent, counts.student_wrong, counts.kept, counts.rehearsal
+    );
+    Output::new(&counts, text)
+}

@@ -1,0 +1,287 @@
+//! The config of a run: TOML, every key checked, errors with file, line and key.
+use std::fmt::Display;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use toml::de::DeTable;
+
+use crate::error::{Error, Result};
+use crate::mpa::level::Settings;
+use crate::mpa::select::Rule;
+use crate::mpa::{annotate, predict, prompts};
+
+/// Paths in it are relative to its file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Decides everything that is drawn at random.
+    #[serde(default)]
+    pub seed: u64,
+    /// The run folder, unless --out says otherwise. Not in the resolved config.
+    #[serde(default)]
+    pub out: Option<String>,
+    pub models: Models,
+    pub annotate: Annotate,
+    #[serde(default)]
+    pub predict: Ask,
+    #[serde(default)]
+    pub select: Select,
+    #[serde(default)]
+    pub level: Settings,
+    /// Without it there are no scores.
+    #[serde(default)]
+    pub evaluate: Option<Evaluate>,
+}
+
+/// Folders or hub ids.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Models {
+    pub teacher: String,
+    pub student: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Annotate {
+    /// A folder of pictures, or a JSONL file with `image`.
+    pub images: String,
+    /// text, chart, knowledge, or a file with the prompt. In the resolved config its text is `prompt`.
+    #[serde(default)]
+    pub task: Option<String>,
+    #[serde(default)]
+    pub prompt: Option<String>,
+    #[serde(default = "one")]
+    pub samples: usize,
+    #[serde(default)]
+    pub temperature: f64,
+    #[serde(default = "whole")]
+    pub top_p: f64,
+    #[serde(default = "annotation_tokens")]
+    pub max_new_tokens: usize,
+    #[serde(default = "batch")]
+    pub batch: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ask {
+    /// `{question}` is replaced.
+    pub prompt: String,
+    pub max_new_tokens: usize,
+    pub batch: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Select {
+    pub rule: Rule,
+}
+
+/// What is not given is as in `[predict]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluate {
+    /// JSONL with `question` and `answer` or `answers`.
+    pub questions: String,
+    #[serde(default)]
+    pub prompt: Option<String>,
+    #[serde(default)]
+    pub max_new_tokens: Option<usize>,
+    #[serde(default)]
+    pub batch: Option<usize>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+/// As the paper's code.
+pub fn annotation_tokens() -> usize {
+    128
+}
+
+pub fn batch() -> usize {
+    8
+}
+
+impl Default for Ask {
+    fn default() -> Self {
+        Ask { prompt: prompts::ANSWER.to_string(), max_new_tokens: 32, batch: batch() }
+    }
+}
+
+impl Default for Select {
+    fn default() -> Self {
+        Select { rule: Rule::Contains }
+    }
+}
+
+/// A value outside its range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bad {
+    pub key: String,
+    pub what: String,
+}
+
+impl Bad {
+    pub fn unless(good: bool, key: &str, expected: &str, got: impl Display) -> Result<(), Bad> {
+        if good {
+            return Ok(());
+        }
+        Err(Bad { key: key.to_string(), what: format!("expected {expected}, got {got}") })
+    }
+
+    /// For an option of a command.
+    pub fn usage(self) -> Error {
+        Error::Usage(format!("option `{}`: {}", self.key, self.what))
+    }
+
+    fn within(self, section: &str) -> Bad {
+        Bad { key: format!("{section}.{}", self.key), what: self.what }
+    }
+}
+
+impl annotate::Options {
+    pub fn check(&self) -> Result<(), Bad> {
+        Bad::unless(self.samples >= 1, "samples", "at least 1", self.samples)?;
+        Bad::unless(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)?;
+        let warm = self.temperature >= 0.0 && self.temperature.is_finite();
+        Bad::unless(warm, "temperature", "at least 0", self.temperature)?;
+        let top_p = self.top_p > 0.0 && self.top_p <= 1.0;
+        Bad::unless(top_p, "top_p", "above 0 and at most 1", self.top_p)?;
+        let useful = self.samples == 1 || self.temperature > 0.0;
+        let expected = "1 with temperature 0, which always writes the same";
+        Bad::unless(useful, "samples", expected, self.samples)
+    }
+}
+
+impl predict::Options {
+    pub fn check(&self) -> Result<(), Bad> {
+        let there = self.prompt.contains(prompts::PLACE);
+        Bad::unless(there, "prompt", "a text with {question} in it", format!("{:?}", self.prompt))?;
+        Bad::unless(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
+    }
+}
+
+impl Config {
+    /// Reads and checks a config; `task` becomes `prompt`, and `[evaluate]` is completed from `[predict]`.
+    pub fn read(path: &Path) -> Result<Config> {
+        let text = fs::read_to_string(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::InvalidData => Error::input(path, "is not UTF-8"),
+            std::io::ErrorKind::IsADirectory => Error::input(path, "is a folder, expected a TOML file"),
+            _ => Error::io(path, e),
+        })?;
+        let mut config: Config = toml::from_str(&text).map_err(|e| explain(path, &text, &e))?;
+        let folder = crate::data::files::folder_of(path);
+        config.complete(folder).map_err(|bad| at(path, &text, bad))?;
+        config.check().map_err(|bad| at(path, &text, bad))?;
+        Ok(config)
+    }
+
+    fn complete(&mut self, folder: &Path) -> Result<(), Bad> {
+        let annotate = &mut self.annotate;
+        match (annotate.task.take(), &annotate.prompt) {
+            (Some(task), None) => {
+                let prompt = prompts::task(&task, folder);
+                let bad = |e: Error| Bad { key: "annotate.task".to_string(), what: e.to_string() };
+                annotate.prompt = Some(prompt.map_err(bad)?);
+            }
+            (None, Some(_)) => {}
+            (task, _) => {
+                let got = if task.is_some() { "both" } else { "neither" };
+                return Bad::unless(false, "annotate.task", "either `task` or `prompt`", got);
+            }
+        }
+        if let Some(evaluate) = &mut self.evaluate {
+            evaluate.prompt.get_or_insert_with(|| self.predict.prompt.clone());
+            evaluate.max_new_tokens.get_or_insert(self.predict.max_new_tokens);
+            evaluate.batch.get_or_insert(self.predict.batch);
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), Bad> {
+        self.annotation().check().map_err(|bad| bad.within("annotate"))?;
+        self.prediction().check().map_err(|bad| bad.within("predict"))?;
+        self.level.check().map_err(|bad| bad.within("level"))?;
+        Bad::unless(self.annotate.batch >= 1, "annotate.batch", "at least 1", self.annotate.batch)?;
+        Bad::unless(self.predict.batch >= 1, "predict.batch", "at least 1", self.predict.batch)?;
+        let Some((evaluate, ask)) = self.evaluate.as_ref().zip(self.evaluation()) else {
+            return Ok(());
+        };
+        ask.check().map_err(|bad| bad.within("evaluate"))?;
+        let batch = evaluate.batch.unwrap_or_else(batch);
+        Bad::unless(batch >= 1, "evaluate.batch", "at least 1", batch)
+    }
+
+    /// What the annotator is asked.
+    pub fn annotation(&self) -> annotate::Options {
+        let a = &self.annotate;
+        annotate::Options {
+            prompt: a.prompt.clone().unwrap_or_default(),
+            samples: a.samples,
+            temperature: a.temperature,
+            top_p: a.top_p,
+            max_new_tokens: a.max_new_tokens,
+            seed: self.seed,
+        }
+    }
+
+    /// How teacher and student are asked about the pseudo questions.
+    pub fn prediction(&self) -> predict::Options {
+        predict::Options { prompt: self.predict.prompt.clone(), max_new_tokens: self.predict.max_new_tokens }
+    }
+
+    /// How all are asked at the end.
+    pub fn evaluation(&self) -> Option<predict::Options> {
+        let evaluate = self.evaluate.as_ref()?;
+        let base = self.prediction();
+        Some(predict::Options {
+            prompt: evaluate.prompt.clone().unwrap_or(base.prompt),
+            max_new_tokens: evaluate.max_new_tokens.unwrap_or(base.max_new_tokens),
+        })
+    }
+
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|e| Error::Failure(format!("config: {e}")))
+    }
+}
+
+/// A syntax or type error, with the line it is on.
+fn explain(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let Some(span) = error.span() else {
+        return Error::input(path, error.message());
+    };
+    let line = line_at(text, span.start);
+    let source = text.lines().nth(line - 1).unwrap_or_default().trim();
+    let source: String = source.chars().take(80).collect();
+    let place = if source.is_empty() { String::new() } else { format!("`{source}`: ") };
+    Error::line(path, line, format!("{place}{}", error.message()))
+}
+
+/// The same for a value that is out of range: finds the line of `section.key`, of the section, or none.
+fn at(path: &Path, text: &str, bad: Bad) -> Error {
+    let what = format!("`{}`: {}", bad.key, bad.what);
+    match find(text, &bad.key) {
+        Some(offset) => Error::line(path, line_at(text, offset), what),
+        None => Error::input(path, what),
+    }
+}
+
+fn find(text: &str, key: &str) -> Option<usize> {
+    let table = DeTable::parse(text).ok()?;
+    let (section, key) = key.split_once('.')?;
+    let (name, inner) = table.get_ref().get_key_value(section)?;
+    let inner = inner.get_ref().as_table().and_then(|inner| inner.get_key_value(key));
+    Some(inner.map_or(name.span().start, |(name, _)| name.span().start))
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}

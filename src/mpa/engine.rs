@@ -1,0 +1,88 @@
+//! The door to models: the loop knows these traits only, so that its tests can stand in for a model.
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::models::generate::{Completion, Request};
+use crate::models::vlm::Vlm;
+use crate::mpa::progress::Progress;
+use crate::train::fit::{self, FitReport, OnStep, Sample, TrainOptions, Trainable};
+
+/// Whatever completes prompts. What a request yields must not depend on the others of its batch.
+pub trait Answerer {
+    /// `samples` completions a request, in the order of the requests.
+    fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>>;
+}
+
+/// Whatever loads and trains models.
+pub trait Engine {
+    fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>>;
+
+    /// See `train::fit::level`.
+    fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport>;
+}
+
+/// What a model is trained on, how, and where the adapter goes.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    pub model: &'a Path,
+    pub samples: &'a [Sample],
+    pub trainable: &'a Trainable,
+    pub options: &'a TrainOptions,
+    pub out: &'a Path,
+}
+
+impl Answerer for Vlm {
+    fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
+        Vlm::generate(self, requests)
+    }
+}
+
+/// This program's own models.
+pub struct Native;
+
+impl Engine for Native {
+    fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>> {
+        let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
+        Ok(Box::new(Vlm::load(name, adapter)?))
+    }
+
+    fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
+        fit::level(job.model, job.samples, job.trainable, job.options, job.out, on_step)
+    }
+}
+
+/// A model that is loaded when it is first asked: a stage that is done needs none.
+pub struct Lazy<'a> {
+    engine: &'a dyn Engine,
+    model: PathBuf,
+    adapter: Option<PathBuf>,
+    progress: &'a Progress,
+    loaded: OnceCell<Box<dyn Answerer>>,
+}
+
+impl<'a> Lazy<'a> {
+    pub fn new(
+        engine: &'a dyn Engine,
+        model: PathBuf,
+        adapter: Option<PathBuf>,
+        progress: &'a Progress,
+    ) -> Self {
+        Lazy { engine, model, adapter, progress, loaded: OnceCell::new() }
+    }
+}
+
+impl Answerer for Lazy<'_> {
+    fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
+        if self.loaded.get().is_none() {
+            self.progress.note(&format!("loading {}", self.model.display()));
+            let model = self.engine.load(&self.model, self.adapter.as_deref())?;
+            // Empty, as just seen, so that nothing is lost.
+            let _ = self.loaded.set(model);
+        }
+        match self.loaded.get() {
+            Some(model) => model.generate(requests),
+            None => Err(Error::Failure(format!("{}: not loaded", self.model.display()))),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The folder of a run: its layout, the links to what the run starts from, and the settings it was started with.
+//!
+//!     config.toml              resolved, with every default; `mpa run DIR/config.toml` goes on, with --out OTHER it repeats the run
+//!     config.started.toml      the same, as the run was started: what a changed config is noticed by
+//!     inputs/                  links: teacher, student, images, eval (the folder of the questions)
+//!     annotate.jsonl teacher.jsonl student.jsonl parity.jsonl rehearsal.jsonl rejected.jsonl select.json
+//!     level/ARM/               adapter and loss.jsonl
+//!     evaluate/WHO/            predictions.jsonl and scores.json
+//!     summary.json report.html
+//!
+//! No file holds a time, a version or an absolute path, so that a repeated run gives the same bytes.
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use crate::data::append::lock;
+use crate::data::files;
+use crate::error::{Error, Result};
+use crate::models::hub;
+use crate::mpa::config::Config;
+
+/// A prepared folder; locked while this lives.
+pub struct Folder {
+    pub path: PathBuf,
+    /// As in the folder's config.toml.
+    pub config: Config,
+    _lock: Option<File>,
+}
+
+impl Folder {
+    /// Makes or reopens the run folder of the config at `source`: `out`, else the config's `out`, else the config's own folder if it is
+    /// called config.toml, else the folder beside it that has its name without the ending.
+    pub fn open(source: &Path, out: Option<&Path>) -> Result<Folder> {
+        let mut config = Config::read(source)?;
+        let home = files::folder_of(source);
+        let path = match (out, config.out.take()) {
+            (Some(out), _) => out.to_path_buf(),
+            (None, Some(out)) => home.join(out),
+            (None, None) if source.file_name().is_some_and(|name| name == "config.toml") => {
+                home.to_path_buf()
+            }
+            (None, None) => source.with_extension(""),
+        };
+        if path == source {
+            return Err(Error::Usage(format!("{}: say with --out where the run goes", source.display())));
+        }
+        let targets = Targets::resolve(&config, home)?;
+        fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+        let held = File::open(&path).ok();
+        if let Some(file) = &held {
+            lock(file, &path)?;
+        }
+        let resolved = targets.rename(config)?;
+        compare(&path, source, &resolved)?;
+        targets.link(&path)?;
+        let text = resolved.to_toml()?;
+        for name in ["config.toml", "config.started.toml"] {
+            let file = path.join(name);
+            if !file.exists() {
+                files::write(&file, text.as_bytes())?;
+            }
+        }
+        Ok(Folder { path, config: resolved, _lock: held })
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+/// What the links in inputs/ lead to.
+struct Targets {
+    teacher: PathBuf,
+    student: PathBuf,
+    images: PathBuf,
+    /// A JSONL file in `images`, if the pictures are not those of the folder.
+    list: Option<String>,
+    eval: Option<(PathBuf, String)>,
+}
+
+impl Targets {
+    /// `home`: what the paths of the config are relative to. Everything must be there.
+    fn resolve(config: &Config, home: &Path) -> Result<Targets> {
+        let images = home.join(&config.annotate.images);
+        let (images, list) = if images.is_dir() {
+            (real(&images)?, None)
+        } else {
+            let (folder, name) = split(&images)?;
+            (folder, Some(name))
+        };
+        let eval =
+            config.evaluate.as_ref().map(|evaluate| split(&home.join(&evaluate.questions))).transpose()?;
+        let model = |name: &str| match home.join(name) {
+            folder if folder.is_dir() => real(&folder),
+            _ => real(&hub::resolve(name)?),
+        };
+        let (teacher, student) = (model(&config.models.teacher)?, model(&config.models.student)?);
+        Ok(Targets { teacher, student, images, list, eval })
+    }
+
+    /// The config with every path through inputs/.
+    fn rename(&self, mut config: Config) -> Result<Config> {
+        config.models.teacher = "inputs/teacher".to_string();
+        config.models.student = "inputs/student".to_string();
+        config.annotate.images = match &self.list {
+            None => "inputs/images".to_string(),
+            Some(name) => format!("inputs/images/{name}"),
+        };
+        if let (Some(evaluate), Some((_, name))) = (&mut config.evaluate, &self.eval) {
+            evaluate.questions = format!("inputs/eval/{name}");
+        }
+        Ok(config)
+    }
+
+    /// Makes the links that are not there; what is there must lead to the same place.
+    fn link(&self, folder: &Path) -> Result<()> {
+        let inputs = folder.join("inputs");
+        fs::create_dir_all(&inputs).map_err(|e| Error::io(&inputs, e))?;
+        let eval = self.eval.as_ref().map(|(folder, _)| ("eval", folder));
+        let links = [("teacher", &self.teacher), ("student", &self.student), ("images", &self.images)];
+        for (name, target) in links.into_iter().chain(eval) {
+            let link = inputs.join(name);
+            if link.symlink_metadata().is_err() {
+                symlink(target, &link).map_err(|e| Error::io(&link, e))?;
+            } else if real(&link)? != *target {
+                let what = format!("does not lead to {}: take another --out", target.display());
+                return Err(Error::input(&link, what));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn symlink(target: &Path, link: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+#[cfg(windows)]
+fn symlink(target: &Path, link: &Path) -> std::io::Result<()> {
+    std::os::windows::fs::symlink_dir(target, link)
+}
+
+fn real(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).map_err(|e| Error::io(path, e))
+}
+
+/// A JSONL file as its folder, all links followed, and its own name.
+fn split(file: &Path) -> Result<(PathBuf, String)> {
+    let data = fs::metadata(file).map_err(|e| Error::io(file, e))?;
+    let name = file.file_name().and_then(|name| name.to_str()).filter(|_| data.is_file());
+    let name = name.ok_or_else(|| Error::input(file, "expected a JSONL file with a name in UTF-8"))?;
+    Ok((real(files::folder_of(file))?, name.to_string()))
+}
+
+/// An error if the folder was started with other settings. How many are asked at a time changes nothing in the results.
+fn compare(folder: &Path, source: &Path, config: &Config) -> Result<()> {
+    let same = |a: &Path| real(a).ok().zip(real(source).ok()).is_some_and(|(a, b)| a == b);
+    let earlier = ["config.started.toml", "config.toml"].map(|name| folder.join(name));
+    let Some(earlier) = earlier.into_iter().find(|file| file.exists() && !same(file)) else {
+        return Ok(());
+    };
+    let parse = |text: &str, path: &Path| {
+        text.parse::<Table>().map_err(|e| Error::input(path, e.message().to_string()))
+    };
+    let before = fs::read_to_string(&earlier).map_err(|e| Error::io(&earlier, e))?;
+    let (mut before, mut now) = (parse(&before, &earlier)?, parse(&config.to_toml()?, source)?);
+    for section in ["annotate", "predict", "evaluate"] {
+        for table in [&mut before, &mut now] {
+            if let Some(Value::Table(section)) = table.get_mut(section) {
+                section.remove("batch");
+            }
+        }
+    }
+    match difference("", &before, &now) {
+        None => Ok(()),
+        Some((key, then, now)) => {
+            let what = format!("`{key}` is {now}, but {then} in {}, with which", earlier.display());
+            Err(Error::input(source, format!("{what} this folder was started: take another --out")))
+        }
+    }
+}
+
+/// The first key in which two tables differ, and both values.
+fn difference(prefix: &str, before: &Table, now: &Table) -> Option<(String, String, String)> {
+    let show = |value: Option<&Value>| value.map_or("not set".to_string(), ToString::to_string);
+    let keys = before.keys().chain(now.keys().filter(|key| !before.contains_key(*key)));
+    for key in keys {
+        let path = format!("{prefix}{key}");
+        match (before.get(key), now.get(key)) {
+            (Some(Value::Table(a)), Some(Value::Table(b))) => {
+                if let Some(found) = difference(&format!("{path}."), a, b) {
+                    return Some(found);
+                }
+            }
+            (a, b) if a != b => return Some((path, show(a), show(b))),
+            _ => {}
+        }
+    }
+    None
+}

@@ -1,0 +1,267 @@
+//! The Parity Leveler: trains the student on what it lacks.
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::records::{self, Record};
+use crate::error::Result;
+use crate::mpa::config::Bad;
+use crate::mpa::engine::{Engine, Job};
+use crate::mpa::progress::Progress;
+use crate::mpa::prompts;
+use crate::random;
+use crate::train::fit::{FitReport, LoraOptions, Picture, Sample, Schedule, TrainOptions, Trainable};
+
+/// What a student is trained on; all arms of a run take the same number of steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arm {
+    /// The parity set and rehearsal samples.
+    Leveled,
+    /// The parity set: the paper's method.
+    ParityOnly,
+    /// All pseudo-labels, without selection.
+    AllPseudo,
+    /// As many pseudo-labels as the parity set has, at random.
+    RandomSubset,
+}
+
+impl Arm {
+    /// Its name in configs, folders and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arm::Leveled => "leveled",
+            Arm::ParityOnly => "parity_only",
+            Arm::AllPseudo => "all_pseudo",
+            Arm::RandomSubset => "random_subset",
+        }
+    }
+}
+
+/// The section `[level]` of a config, and the options of `mpa level`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    #[arg(skip = vec![Arm::Leveled])]
+    pub arms: Vec<Arm>,
+    /// Rehearsal samples mixed in, as a fraction of the parity set's size; 0 is the paper's method
+    #[arg(long = "rehearsal-fraction", value_name = "F", default_value_t = 0.0, requires = "rehearsal_file")]
+    pub rehearsal: f64,
+    /// Rank of the adapters
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub rank: usize,
+    /// Scale of the adapters: alpha / rank
+    #[arg(long, value_name = "X", default_value_t = 32.0)]
+    pub alpha: f64,
+    /// Dropout before the adapters
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub dropout: f64,
+    /// Scale by alpha / sqrt(rank) instead
+    #[arg(long)]
+    pub rslora: bool,
+    /// Linear layers with an adapter: names such as q_proj,v_proj, or one regex over whole names (as in peft)
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = LoraOptions::default().targets)]
+    pub targets: Vec<String>,
+    /// Learning rate
+    #[arg(long, value_name = "X", default_value_t = 2e-4)]
+    pub lr: f64,
+    /// How the learning rate falls: constant, linear or cosine
+    #[arg(long, value_name = "NAME", default_value = "cosine", value_parser = schedule)]
+    pub schedule: Schedule,
+    /// Fraction of the steps in which the learning rate rises
+    #[arg(long, value_name = "F", default_value_t = 0.03)]
+    pub warmup: f64,
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub weight_decay: f64,
+    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    pub beta1: f64,
+    #[arg(long, value_name = "X", default_value_t = 0.999)]
+    pub beta2: f64,
+    #[arg(long, value_name = "X", default_value_t = 1e-8)]
+    pub eps: f64,
+    /// Clip gradients to this norm; 0: do not
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub max_grad_norm: f64,
+    /// Passes over the samples
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub epochs: f64,
+    /// Optimizer steps; overrides --epochs
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Samples an optimizer step
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
+    /// Parts that a batch is computed in, to save memory
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub accumulate: usize,
+    /// Steps between checkpoints
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub checkpoint_every: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            arms: vec![Arm::Leveled],
+            rehearsal: 0.0,
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            rslora: false,
+            targets: LoraOptions::default().targets,
+            lr: 2e-4,
+            schedule: Schedule::Cosine,
+            warmup: 0.03,
+            weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            max_grad_norm: 1.0,
+            epochs: 1.0,
+            steps: None,
+            batch: 16,
+            accumulate: 1,
+            checkpoint_every: 200,
+        }
+    }
+}
+
+fn schedule(text: &str) -> Result<Schedule, String> {
+    match text {
+        "constant" => Ok(Schedule::Constant),
+        "linear" => Ok(Schedule::Linear),
+        "cosine" => Ok(Schedule::Cosine),
+        _ => Err("expected constant, linear or cosine".to_string()),
+    }
+}
+
+impl Settings {
+    /// Every number is in its range.
+    pub fn check(&self) -> Result<(), Bad> {
+        let counts = [
+            ("rank", self.rank),
+            ("batch", self.batch),
+            ("accumulate", self.accumulate),
+            ("checkpoint_every", self.checkpoint_every),
+            ("steps", self.steps.unwrap_or(1)),
+        ];
+        for (key, value) in counts {
+            Bad::unless(value >= 1, key, "at least 1", value)?;
+        }
+        Bad::unless(self.accumulate <= self.batch, "accumulate", "at most `batch`", self.accumulate)?;
+        let shares = [("dropout", self.dropout), ("beta1", self.beta1), ("beta2", self.beta2)];
+        for (key, value) in shares {
+            Bad::unless((0.0..1.0).contains(&value), key, "at least 0 and below 1", value)?;
+        }
+        Bad::unless((0.0..=1.0).contains(&self.warmup), "warmup", "between 0 and 1", self.warmup)?;
+        for (key, value) in
+            [("lr", self.lr), ("eps", self.eps), ("alpha", self.alpha), ("epochs", self.epochs)]
+        {
+            Bad::unless(value > 0.0 && value.is_finite(), key, "above 0", value)?;
+        }
+        let others = [
+            ("rehearsal", self.rehearsal),
+            ("weight_decay", self.weight_decay),
+            ("max_grad_norm", self.max_grad_norm),
+        ];
+        for (key, value) in others {
+            Bad::unless(value >= 0.0 && value.is_finite(), key, "at least 0", value)?;
+        }
+        Bad::unless(!self.targets.is_empty(), "targets", "at least one name", "none")?;
+        let twice = self.arms.iter().enumerate().find(|(i, arm)| self.arms[..*i].contains(arm));
+        Bad::unless(twice.is_none(), "arms", "each arm once", twice.map_or("", |(_, arm)| arm.name()))
+    }
+
+    pub fn trainable(&self) -> Trainable {
+        Trainable::Lora(LoraOptions {
+            rank: self.rank,
+            alpha: self.alpha as f32,
+            dropout: self.dropout as f32,
+            rslora: self.rslora,
+            targets: self.targets.clone(),
+        })
+    }
+
+    pub fn train(&self, seed: u64) -> TrainOptions {
+        TrainOptions {
+            lr: self.lr,
+            schedule: self.schedule,
+            warmup: self.warmup,
+            weight_decay: self.weight_decay as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            eps: self.eps as f32,
+            max_grad_norm: self.max_grad_norm as f32,
+            epochs: self.epochs,
+            steps: self.steps,
+            batch: self.batch,
+            accumulate: self.accumulate,
+            seed,
+            checkpoint_every: self.checkpoint_every,
+        }
+    }
+}
+
+/// A question to learn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    pub id: String,
+    pub image: Option<PathBuf>,
+    pub question: String,
+    pub answer: String,
+}
+
+/// The samples of a JSONL file that are not rejected; `answer` is what is learned (the first of `answers` where there are several).
+pub fn examples(data: &Path) -> Result<Vec<Example>> {
+    let example = |record: Record| {
+        Ok(Example {
+            image: record.image_path(data),
+            question: record.need(data, "question")?.to_string(),
+            answer: record.need_answers(data)?[0].to_string(),
+            id: record.id,
+        })
+    };
+    records::read(data)?.into_iter().filter(|record| record.rejected.is_none()).map(example).collect()
+}
+
+/// A random subset of `size`, in the order of the examples; `salt` tells subsets of one seed apart.
+pub fn random_subset(examples: &[Example], size: usize, seed: u64, salt: &str) -> Vec<Example> {
+    let salt = random::hash(salt);
+    let key = |example: &Example| random::mix(seed, &[salt, random::hash(&example.id)]);
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    order.sort_by_cached_key(|&i| (key(&examples[i]), i));
+    order.truncate(size);
+    order.sort_unstable();
+    order.into_iter().map(|i| examples[i].clone()).collect()
+}
+
+/// The parity set, then `fraction` times as many rehearsal samples (all, if there are fewer).
+pub fn mix(mut parity: Vec<Example>, rehearsal: &[Example], fraction: f64, seed: u64) -> Vec<Example> {
+    let size = (fraction * parity.len() as f64).round() as usize;
+    parity.extend(random_subset(rehearsal, size, seed, "rehearsal"));
+    parity
+}
+
+/// `examples` as the trainer takes them, asked by `prompt`.
+pub fn samples(examples: &[Example], prompt: &str) -> Vec<Sample> {
+    let sample = |example: &Example| Sample {
+        images: example.image.clone().map(Picture::File).into_iter().collect(),
+        prompt: prompts::fill(prompt, &example.question),
+        answer: example.answer.clone(),
+    };
+    examples.iter().map(sample).collect()
+}
+
+/// Does a training job; `name` is shown with the progress.
+pub fn run(name: &str, engine: &dyn Engine, job: Job<'_>, progress: &Progress) -> Result<FitReport> {
+    let mut meter = None;
+    let report = engine.level(job, &mut |step, steps, loss, _| {
+        let meter = meter.get_or_insert_with(|| progress.start(name, steps, step - 1));
+        meter.message(format!("loss {loss:.3}"));
+        meter.advance(1);
+    })?;
+    if let Some(meter) = meter {
+        meter.finish();
+    }
+    Ok(report)
+}

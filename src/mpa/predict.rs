@@ -1,0 +1,89 @@
+//! Answers to questions, greedy: what the Parity Identifier compares and the evaluation scores.
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::append::Appender;
+use crate::data::files::Rebase;
+use crate::data::records::{self, Reader, Record};
+use crate::error::Result;
+use crate::models::generate::{Completion, Request};
+use crate::models::image::Rgb;
+use crate::mpa::answer::{self, Stage, Tally};
+use crate::mpa::engine::Answerer;
+use crate::mpa::progress::Progress;
+use crate::mpa::prompts;
+use crate::ops::sample::Sampling;
+
+/// What decides a prediction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Options {
+    /// The text that the model is given; `{question}` is replaced.
+    pub prompt: String,
+    pub max_new_tokens: usize,
+}
+
+/// Answers each record of `questions` that is not rejected into `out`; goes on where `out` ends. `name`: shown with the progress.
+pub fn run(
+    name: &str,
+    questions: &Path,
+    options: &Options,
+    answerer: &dyn Answerer,
+    out: &Path,
+    batch: usize,
+    progress: &Progress,
+) -> Result<Tally> {
+    let total = records::check(questions, &["question"])?;
+    let mut appender = Appender::open(out)?;
+    let rebase = Rebase::new(questions, out)?;
+    let stage = Predict { name, options, questions: questions.to_path_buf(), rebase };
+    let records = Reader::open(questions)?.filter(|r| r.as_ref().map_or(true, |r| r.rejected.is_none()));
+    answer::run(&stage, records, total, answerer, &mut appender, batch, progress)?;
+    appender.finish()?;
+    Tally::of(out)
+}
+
+struct Predict<'a> {
+    name: &'a str,
+    options: &'a Options,
+    questions: PathBuf,
+    rebase: Rebase,
+}
+
+impl Stage for Predict<'_> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn ids(&self, record: &Record) -> Vec<String> {
+        vec![record.id.clone()]
+    }
+
+    fn picture(&self, record: &Record) -> Option<PathBuf> {
+        record.image_path(&self.questions)
+    }
+
+    fn request(&self, record: &Record, images: Vec<Arc<Rgb>>) -> Result<Request> {
+        let question = record.need(&self.questions, "question")?;
+        Ok(Request {
+            messages: answer::turn(images.len(), &prompts::fill(&self.options.prompt, question)),
+            images,
+            max_new_tokens: self.options.max_new_tokens,
+            sampling: Sampling { temperature: 0.0, top_p: 1.0 },
+            samples: 1,
+            seed: 0,
+        })
+    }
+
+    fn base(&self, record: &Record) -> Record {
+        let image = record.image.as_ref().map(|image| self.rebase.path(image));
+        Record { image, prediction: None, ..record.clone() }
+    }
+
+    fn yields(&self, record: &Record, completions: Vec<Completion>) -> Vec<Record> {
+        let record =
+            |c: Completion| Record { prediction: Some(c.text.trim().to_string()), ..self.base(record) };
+        completions.into_iter().map(record).collect()
+    }
+}

@@ -1,0 +1,227 @@
+//! The whole loop in one folder. Every stage goes on where it stopped, so a killed run is simply started again.
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::files;
+use crate::error::{Error, Result};
+use crate::mpa::annotate;
+use crate::mpa::answer::Tally;
+use crate::mpa::engine::{Engine, Job, Lazy, Native};
+use crate::mpa::evaluate::{self, Scores};
+use crate::mpa::folder::Folder;
+use crate::mpa::level::{self, Arm, Example};
+use crate::mpa::predict;
+use crate::mpa::progress::Progress;
+use crate::mpa::select::{self, Counts, Outputs};
+
+/// summary.json: what came of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Records that the annotator made, and how many of them are rejected, by reason.
+    pub pseudo_labels: usize,
+    pub rejected: BTreeMap<String, usize>,
+    pub select: Counts,
+    /// Optimizer steps of every arm.
+    pub steps: usize,
+    /// Samples that each arm was trained on.
+    pub samples: BTreeMap<String, usize>,
+    /// teacher, student and the arms; empty without `[evaluate]`.
+    pub scores: BTreeMap<String, Scores>,
+    /// Of each arm: how much of the accuracy between student and teacher it won; none where the teacher is not ahead.
+    pub gap_closed: BTreeMap<String, f64>,
+}
+
+/// A finished run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outcome {
+    pub folder: PathBuf,
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// What each stage took this time; not written to the folder.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// Runs the loop of the config file at `config`, or goes on with it. `out` as in `Folder::open`.
+pub fn run(config: &Path, out: Option<&Path>, progress: &Progress) -> Result<Outcome> {
+    run_with(&Native, config, out, progress)
+}
+
+/// The same with other models than this program's own.
+pub fn run_with(
+    engine: &dyn Engine,
+    config: &Path,
+    out: Option<&Path>,
+    progress: &Progress,
+) -> Result<Outcome> {
+    let folder = Folder::open(config, out)?;
+    progress.note(&format!("run folder: {}", folder.path.display()));
+    let mut run = Run { engine, folder, progress, summary: Summary::default(), seconds: BTreeMap::new() };
+    run.teacher()?;
+    run.student()?;
+    run.select()?;
+    if run.summary.select.kept > 0 {
+        run.level()?;
+    }
+    run.close()?;
+    if run.summary.select.kept == 0 {
+        return Err(Error::Failure(format!(
+            "{}: the parity set is empty (of {} pseudo labels {} were rejected, {} had the teacher's agreement), so there is nothing to \
+             level on; the rest is done",
+            run.folder.path.display(),
+            run.summary.pseudo_labels,
+            run.summary.rejected.values().sum::<usize>(),
+            run.summary.select.teacher_consistent
+        )));
+    }
+    Ok(Outcome { folder: run.folder.path.clone(), summary: run.summary, seconds: run.seconds })
+}
+
+struct Run<'a> {
+    engine: &'a dyn Engine,
+    folder: Folder,
+    progress: &'a Progress,
+    summary: Summary,
+    seconds: BTreeMap<String, f64>,
+}
+
+impl<'a> Run<'a> {
+    /// All that the teacher does, while it is in memory.
+    fn teacher(&mut self) -> Result<()> {
+        let teacher = self.model("teacher", None);
+        let (images, options) =
+            (self.file(&self.folder.config.annotate.images), self.folder.config.annotation());
+        let (out, batch) = (self.file("annotate.jsonl"), self.folder.config.annotate.batch);
+        let tally: Tally = self
+            .timed("annotate", |run| annotate::run(&images, &options, &teacher, &out, batch, run.progress))?;
+        if !tally.rejected.is_empty() {
+            let counts: Vec<String> = tally.rejected.iter().map(|(why, n)| format!("{n} {why}")).collect();
+            let counts = counts.join(", ");
+            self.progress.warn(&format!("annotate: rejected {counts} of {} records", tally.records));
+        }
+        (self.summary.pseudo_labels, self.summary.rejected) = (tally.records, tally.rejected);
+        self.predict("teacher", &teacher)?;
+        self.evaluate("teacher", &teacher)
+    }
+
+    fn student(&mut self) -> Result<()> {
+        let student = self.model("student", None);
+        self.predict("student", &student)?;
+        self.evaluate("student", &student)
+    }
+
+    fn predict(&mut self, who: &str, model: &Lazy<'_>) -> Result<()> {
+        let options = self.folder.config.prediction();
+        let (questions, out) = (self.file("annotate.jsonl"), self.file(&format!("{who}.jsonl")));
+        let batch = self.folder.config.predict.batch;
+        let name = format!("predict {who}");
+        self.timed(&format!("predict_{who}"), |run| {
+            predict::run(&name, &questions, &options, model, &out, batch, run.progress)
+        })?;
+        Ok(())
+    }
+
+    fn evaluate(&mut self, who: &str, model: &Lazy<'_>) -> Result<()> {
+        let config = &self.folder.config;
+        let Some((evaluate, options)) = config.evaluate.as_ref().zip(config.evaluation()) else {
+            return Ok(());
+        };
+        let (questions, out) = (self.file(&evaluate.questions), self.file(&format!("evaluate/{who}")));
+        let batch = evaluate.batch.unwrap_or(config.predict.batch);
+        let name = format!("evaluate {who}");
+        let scores = self.timed(&format!("evaluate_{who}"), |run| {
+            evaluate::run(&name, &questions, &options, model, &out, batch, run.progress)
+        })?;
+        self.progress.note(&format!("{name}: accuracy {:.4}", scores.accuracy));
+        self.summary.scores.insert(who.to_string(), scores);
+        Ok(())
+    }
+
+    fn select(&mut self) -> Result<()> {
+        let [teacher, student, parity, rehearsal, rejected] =
+            ["teacher", "student", "parity", "rehearsal", "rejected"]
+                .map(|name| self.file(&format!("{name}.jsonl")));
+        let outputs =
+            Outputs { parity: Some(&parity), rehearsal: Some(&rehearsal), rejected: Some(&rejected) };
+        let rule = self.folder.config.select.rule;
+        let counts = self.timed("select", |_| select::run(&teacher, &student, rule, outputs))?;
+        files::write_json(&self.file("select.json"), &counts)?;
+        self.progress.note(&format!("select: kept {} of {}", counts.kept, counts.records));
+        self.summary.select = counts;
+        Ok(())
+    }
+
+    /// Trains and scores every arm.
+    fn level(&mut self) -> Result<()> {
+        let settings = self.folder.config.level.clone();
+        let leveled = self.examples(Arm::Leveled)?;
+        let wanted = (settings.rehearsal * self.summary.select.kept as f64).round() as usize;
+        if self.summary.select.rehearsal < wanted {
+            let there = self.summary.select.rehearsal;
+            self.progress.warn(&format!("level: only {there} rehearsal samples of {wanted} wanted"));
+        }
+        let (trainable, mut options) = (settings.trainable(), settings.train(self.folder.config.seed));
+        self.summary.steps = options.step_count(leveled.len()).max(1);
+        options.steps = Some(self.summary.steps);
+        let (model, prompt) = (self.file("inputs/student"), self.folder.config.predict.prompt.clone());
+        for arm in settings.arms {
+            let (name, out) = (arm.name(), self.file(&format!("level/{}", arm.name())));
+            let samples = level::samples(&self.examples(arm)?, &prompt);
+            self.summary.samples.insert(name.to_string(), samples.len());
+            let shown = format!("level {name}");
+            let (samples, trainable, options) = (&samples, &trainable, &options);
+            let job = Job { model: &model, samples, trainable, options, out: &out };
+            self.timed(&format!("level_{name}"), |run| level::run(&shown, run.engine, job, run.progress))?;
+            let leveled = self.model("student", Some(out));
+            self.evaluate(name, &leveled)?;
+        }
+        Ok(())
+    }
+
+    fn examples(&self, arm: Arm) -> Result<Vec<Example>> {
+        let seed = self.folder.config.seed;
+        let parity = || level::examples(&self.file("parity.jsonl"));
+        let all = || level::examples(&self.file("annotate.jsonl"));
+        match arm {
+            Arm::ParityOnly => parity(),
+            Arm::AllPseudo => all(),
+            Arm::RandomSubset => {
+                Ok(level::random_subset(&all()?, self.summary.select.kept, seed, "random_subset"))
+            }
+            Arm::Leveled => {
+                let rehearsal = level::examples(&self.file("rehearsal.jsonl"))?;
+                Ok(level::mix(parity()?, &rehearsal, self.folder.config.level.rehearsal, seed))
+            }
+        }
+    }
+
+    fn close(&mut self) -> Result<()> {
+        let accuracy = |who: &str| self.summary.scores.get(who).map(|scores| scores.accuracy);
+        if let (Some(teacher), Some(student)) = (accuracy("teacher"), accuracy("student"))
+            && teacher > student
+        {
+            let arms = self.summary.samples.keys();
+            let closed =
+                arms.filter_map(|arm| Some((arm.clone(), (accuracy(arm)? - student) / (teacher - student))));
+            self.summary.gap_closed = closed.collect();
+        }
+        files::write_json(&self.file("summary.json"), &self.summary)
+    }
+
+    fn model(&self, who: &str, adapter: Option<PathBuf>) -> Lazy<'a> {
+        Lazy::new(self.engine, self.file(&format!("inputs/{who}")), adapter, self.progress)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.file(name)
+    }
+
+    fn timed<T>(&mut self, stage: &str, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let result = work(self)?;
+        self.seconds.insert(stage.to_string(), start.elapsed().as_secs_f64());
+        Ok(result)
+    }
+}
