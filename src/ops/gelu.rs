@@ -36,7 +36,7 @@ vectorised! {
     fn gelu(out: &mut [f32], x: &[f32]) {
         for (out, &x) in out.iter_mut().zip(x) {
             let c = bounded(x);
-            let (s, _) = sigmoid(SLOPE * (c + CUBIC * (c * c * c)));
+            let (s, _) = sigmoid(c * (c * c).mul_add(SLOPE * CUBIC, SLOPE));
             *out = x * s;
         }
     }
@@ -47,8 +47,8 @@ vectorised! {
         for ((dx, &dy), &x) in dx.iter_mut().zip(dy).zip(x) {
             let c = bounded(x);
             let square = c * c;
-            let (s, ds) = sigmoid(SLOPE * (c + CUBIC * (square * c)));
-            *dx = dy * (s + c * ds * (SLOPE * (1.0 + 3.0 * CUBIC * square)));
+            let (s, ds) = sigmoid(c * square.mul_add(SLOPE * CUBIC, SLOPE));
+            *dx = dy * (c * ds).mul_add(square.mul_add(3.0 * SLOPE * CUBIC, SLOPE), s);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Layer norm (Ba et al. 2016): y = (x - mean) / sqrt(var + eps) * w + b over the last dimension.
 //! With n = (x - mean) / sqrt(var + eps) and g = dy w: dx = (g - mean(g) - n mean(g n)) / sqrt(var + eps), dw = dy n, db = dy.
+use super::add::add_to;
 use super::expect_shape;
 use super::pieces::{self, widened};
-use super::vector_math::{sum, sum2, vectorised};
+use super::vector_math::{sum, sum2, sum3, vectorised};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -33,27 +34,19 @@ pub fn backward(
     expect_shape("layer_norm", "dy", dy, x.shape())?;
     expect_shape("layer_norm", "weight", weight, &[cols])?;
     let (dy, x, weight) = (dy.f32s()?, x.f32s()?, widened(weight));
-    let size = pieces::whole_rows(cols);
-    let Some((dweight, dbias)) = dparams else {
-        pieces::each(dx.f32s_mut()?, size, |start, dx| {
-            let piece = start..start + dx.len();
-            input_gradient(dx, &dy[piece.clone()], &x[piece], &weight, eps);
-        });
-        return Ok(());
-    };
-    expect_shape("layer_norm", "dweight", dweight, &[cols])?;
-    expect_shape("layer_norm", "dbias", dbias, &[cols])?;
-    let (dweight, dbias) = (dweight.f32s_mut()?, dbias.f32s_mut()?);
-    let mut sums = vec![0.0; 2 * cols];
-    pieces::each_with_sums(dx.f32s_mut()?, size, &mut sums, |start, dx, sums| {
+    let mut sums = vec![0.0; if dparams.is_some() { 2 * cols } else { 0 }];
+    if let Some((dweight, dbias)) = &dparams {
+        expect_shape("layer_norm", "dweight", dweight, &[cols])?;
+        expect_shape("layer_norm", "dbias", dbias, &[cols])?;
+    }
+    pieces::each_with_sums(dx.f32s_mut()?, pieces::whole_rows(cols), &mut sums, |start, dx, sums| {
         let piece = start..start + dx.len();
-        let (dy, x) = (&dy[piece.clone()], &x[piece]);
-        let (dweight, dbias) = sums.split_at_mut(cols);
-        parameter_gradients(dweight, dbias, dy, x, eps);
-        input_gradient(dx, dy, x, &weight, eps);
+        let (dweight, dbias) = sums.split_at_mut(sums.len() / 2);
+        gradients(dx, dweight, dbias, &dy[piece.clone()], &x[piece], &weight, eps);
     });
-    for (to, from) in dweight.iter_mut().chain(dbias).zip(sums) {
-        *to += from;
+    if let Some((dweight, dbias)) = dparams {
+        add_to(dweight.f32s_mut()?, &sums[..cols]);
+        add_to(dbias.f32s_mut()?, &sums[cols..]);
     }
     Ok(())
 }
@@ -80,32 +73,32 @@ vectorised! {
 }
 
 vectorised! {
-    fn input_gradient(dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], eps: f32) {
+    /// dweight and dbias may be empty: then they are not wanted.
+    fn gradients(
+        dx: &mut [f32],
+        dweight: &mut [f32],
+        dbias: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+    ) {
         let cols = weight.len().max(1);
         let rows = dx.chunks_exact_mut(cols).zip(dy.chunks_exact(cols)).zip(x.chunks_exact(cols));
         for ((dx, dy), x) in rows {
             let (mean, scale) = moments(x, eps);
-            // dx holds g until the two means over it are known.
-            for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(weight) {
-                *dx = dy * w;
-            }
-            let mean_g = sum(dx, |g| g) / cols as f32;
-            let mean_gn = sum2(dx, x, |g, x| g * ((x - mean) * scale)) / cols as f32;
+            let mean_g = sum2(dy, weight, |dy, w| dy * w) / cols as f32;
+            // dx holds n until the mean over it is known.
             for (dx, &x) in dx.iter_mut().zip(x) {
-                *dx = scale * (*dx - mean_g - (x - mean) * scale * mean_gn);
+                *dx = (x - mean) * scale;
             }
-        }
-    }
-}
-
-vectorised! {
-    fn parameter_gradients(dweight: &mut [f32], dbias: &mut [f32], dy: &[f32], x: &[f32], eps: f32) {
-        let cols = dweight.len().max(1);
-        for (dy, x) in dy.chunks_exact(cols).zip(x.chunks_exact(cols)) {
-            let (mean, scale) = moments(x, eps);
-            for (((dw, db), &dy), &x) in dweight.iter_mut().zip(dbias.iter_mut()).zip(dy).zip(x) {
-                *dw += dy * ((x - mean) * scale);
+            for (((dw, db), &dy), &n) in dweight.iter_mut().zip(dbias.iter_mut()).zip(dy).zip(&*dx) {
+                *dw += dy * n;
                 *db += dy;
+            }
+            let mean_gn = sum3(dy, weight, dx, |dy, w, n| dy * w * n) / cols as f32;
+            for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(weight) {
+                *dx = scale * (dy * w - mean_g - *dx * mean_gn);
             }
         }
     }

@@ -2,7 +2,7 @@
 //! With n = x / sqrt(mean(x^2) + eps) and g = dy w: dx = (g - n mean(g n)) / sqrt(mean(x^2) + eps), dw = dy n.
 use super::expect_shape;
 use super::pieces::{self, widened};
-use super::vector_math::{sum, sum2, vectorised};
+use super::vector_math::{sum, sum3, vectorised};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -32,20 +32,16 @@ pub fn backward(
     expect_shape("rms_norm", "dy", dy, x.shape())?;
     expect_shape("rms_norm", "weight", weight, &[cols])?;
     let (dy, x, weight) = (dy.f32s()?, x.f32s()?, widened(weight));
-    let size = pieces::whole_rows(cols);
-    let Some(dweight) = dweight else {
-        pieces::each(dx.f32s_mut()?, size, |start, dx| {
-            let piece = start..start + dx.len();
-            input_gradient(dx, &dy[piece.clone()], &x[piece], &weight, eps);
-        });
-        return Ok(());
+    let dweight = match dweight {
+        Some(dweight) => {
+            expect_shape("rms_norm", "dweight", dweight, &[cols])?;
+            dweight.f32s_mut()?
+        }
+        None => &mut [],
     };
-    expect_shape("rms_norm", "dweight", dweight, &[cols])?;
-    pieces::each_with_sums(dx.f32s_mut()?, size, dweight.f32s_mut()?, |start, dx, dweight| {
+    pieces::each_with_sums(dx.f32s_mut()?, pieces::whole_rows(cols), dweight, |start, dx, dweight| {
         let piece = start..start + dx.len();
-        let (dy, x) = (&dy[piece.clone()], &x[piece]);
-        weight_gradient(dweight, dy, x, eps);
-        input_gradient(dx, dy, x, &weight, eps);
+        gradients(dx, dweight, &dy[piece.clone()], &x[piece], &weight, eps);
     });
     Ok(())
 }
@@ -69,30 +65,22 @@ vectorised! {
 }
 
 vectorised! {
-    fn input_gradient(dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], eps: f32) {
+    /// dweight may be empty: then it is not wanted.
+    fn gradients(dx: &mut [f32], dweight: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], eps: f32) {
         let cols = weight.len().max(1);
         let rows = dx.chunks_exact_mut(cols).zip(dy.chunks_exact(cols)).zip(x.chunks_exact(cols));
         for ((dx, dy), x) in rows {
             let scale = inverse_rms(x, eps);
-            // dx holds g until the mean over it is known.
-            for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(weight) {
-                *dx = dy * w;
-            }
-            let mean_gn = sum2(dx, x, |g, x| g * (x * scale)) / cols as f32;
+            // dx holds n until the mean over it is known.
             for (dx, &x) in dx.iter_mut().zip(x) {
-                *dx = scale * (*dx - x * scale * mean_gn);
+                *dx = x * scale;
             }
-        }
-    }
-}
-
-vectorised! {
-    fn weight_gradient(dweight: &mut [f32], dy: &[f32], x: &[f32], eps: f32) {
-        let cols = dweight.len().max(1);
-        for (dy, x) in dy.chunks_exact(cols).zip(x.chunks_exact(cols)) {
-            let scale = inverse_rms(x, eps);
-            for ((dw, &dy), &x) in dweight.iter_mut().zip(dy).zip(x) {
-                *dw += dy * (x * scale);
+            for ((dw, &dy), &n) in dweight.iter_mut().zip(dy).zip(&*dx) {
+                *dw += dy * n;
+            }
+            let mean_gn = sum3(dy, weight, dx, |dy, w, n| dy * w * n) / cols as f32;
+            for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(weight) {
+                *dx = scale * (dy * w - *dx * mean_gn);
             }
         }
     }

@@ -1,4 +1,6 @@
 //! Rotary position embedding (Su et al. 2021), the half-split form of Llama: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two halves of the rotated part.
+use std::collections::HashMap;
+
 use super::expect_shape;
 use super::pieces;
 use super::vector_math::vectorised;
@@ -20,7 +22,15 @@ pub fn table(positions: &[u32], theta: f32, rotated: usize) -> Result<(Tensor, T
         .collect();
     let mut cos = Vec::with_capacity(positions.len() * half);
     let mut sin = Vec::with_capacity(positions.len() * half);
-    for &position in positions {
+    // Packed sequences all start at 0, so most positions come more than once.
+    let mut first_rows = HashMap::new();
+    for (row, &position) in positions.iter().enumerate() {
+        let first = *first_rows.entry(position).or_insert(row);
+        if first < row {
+            cos.extend_from_within(first * half..(first + 1) * half);
+            sin.extend_from_within(first * half..(first + 1) * half);
+            continue;
+        }
         for &frequency in &frequencies {
             let (s, c) = f64::from(position as f32 * frequency).sin_cos();
             cos.push(c as f32);
