@@ -81,7 +81,7 @@ impl Config {
         let vision = VisionConfig::from_section(&top.section("vision_config", &empty)?)?;
         let text = TextConfig::from_section(&text_section, &top)?;
         let scale_factor = top.size("scale_factor", Some(2), 1..=MAX_SIDE)?;
-        if vision.patches_per_side() % scale_factor != 0 {
+        if !vision.patches_per_side().is_multiple_of(scale_factor) {
             let expected = format!("a divisor of the {} patches of a tile's side", vision.patches_per_side());
             return Err(top.wrong("scale_factor", expected));
         }
@@ -118,7 +118,7 @@ impl TextConfig {
         let hidden_size = text.size("hidden_size", Some(4096), 1..=MAX_WIDTH)?;
         let heads = text.size("num_attention_heads", Some(32), 1..=MAX_WIDTH)?;
         let kv_heads = text.size("num_key_value_heads", Some(heads), 1..=heads)?;
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return Err(
                 text.wrong("num_key_value_heads", format!("a divisor of num_attention_heads = {heads}"))
             );
@@ -127,7 +127,7 @@ impl TextConfig {
             Some(_) => text.size("head_dim", None, 1..=MAX_WIDTH)?,
             None => text.share("hidden_size", hidden_size, heads)?,
         };
-        if head_size % 2 != 0 || head_size * heads > MAX_WIDTH {
+        if !head_size.is_multiple_of(2) || head_size * heads > MAX_WIDTH {
             let expected =
                 format!("an even head size of at most {MAX_WIDTH} / {heads} heads (it is {head_size})");
             return Err(text.wrong("head_dim", expected));
@@ -288,7 +288,7 @@ impl<'a> Section<'a> {
 
     /// `width / heads`, if it is whole.
     fn share(&self, key: &str, width: usize, heads: usize) -> Result<usize> {
-        if width % heads == 0 {
+        if width.is_multiple_of(heads) {
             Ok(width / heads)
         } else {
             Err(self.wrong(key, format!("a multiple of num_attention_heads = {heads}")))

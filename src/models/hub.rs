@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo};
-use serde_json::Value;
 
-use super::config::read_json;
+use super::weights::{INDEX, SINGLE, read_index};
 use crate::error::{Error, Result};
 
 /// Files of a checkpoint that are read, besides the weights.
@@ -20,8 +19,6 @@ const SMALL_FILES: [&str; 8] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// The folder of `model`: itself if it is one, else the hub's snapshot. A whole snapshot in the cache is taken without asking the
 /// hub, so that work goes on offline and a run that is taken up again sees the same model.
@@ -85,10 +82,7 @@ fn cached(model: &str) -> Option<PathBuf> {
 
 /// Files that the index of a folder names.
 fn shards(folder: &Path) -> Result<BTreeSet<String>> {
-    let index = read_json(&folder.join(INDEX))?;
-    let places = index.get("weight_map").and_then(Value::as_object);
-    let names = places.into_iter().flat_map(|places| places.values()).filter_map(Value::as_str);
-    Ok(names.map(str::to_string).collect())
+    Ok(read_index(folder)?.into_values().collect())
 }
 
 fn download(model: &str) -> Result<PathBuf> {

@@ -3,7 +3,7 @@ mod template;
 
 use std::path::Path;
 
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{Encoding, Tokenizer};
 
 use super::config::{read_json, read_text};
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use template::ChatTemplate;
 /// Bytes of the largest tokenizer.json that is read; published ones have up to about 35 million.
 const MAX_TOKENIZER: u64 = 256 << 20;
 
-/// Breaks a text where two tokens must not meet: the tokenizer takes it for a token of its own, which `encode` leaves out.
+/// Breaks a text between two characters that must not become one token: `encode` tokenizes the parts one by one.
 /// A Unicode noncharacter, so that no text has it for another purpose.
 const BREAK: &str = "\u{FDD0}";
 
@@ -41,34 +41,26 @@ pub struct Prompter {
     template: ChatTemplate,
     /// What stands for a picture in a rendered conversation.
     image_token: String,
-    break_id: Option<u32>,
-    vocab_size: usize,
     tile_tokens: usize,
 }
 
 impl Prompter {
     /// `tile_tokens`: picture tokens of one tile, (image_size / patch_size / scale_factor)^2.
     pub fn read(folder: &Path, tile_tokens: usize) -> Result<Prompter> {
-        let mut tokenizer = read_tokenizer(&folder.join("tokenizer.json"))?;
-        let vocab_size = tokenizer.get_vocab_size(true);
-        let token = AddedToken::from(BREAK, true).normalized(false);
-        let break_id = match tokenizer.add_special_tokens([token]) {
-            Ok(_) => tokenizer.token_to_id(BREAK),
-            Err(e) => return Err(Error::Failure(format!("{}: tokenizer.json: {e}", folder.display()))),
-        };
+        let tokenizer = read_tokenizer(&folder.join("tokenizer.json"))?;
         let image_token = image_token(folder, &tokenizer)?;
         let template = ChatTemplate::read(folder)?;
-        Ok(Prompter { tokenizer, template, image_token, break_id, vocab_size, tile_tokens })
+        Ok(Prompter { tokenizer, template, image_token, tile_tokens })
     }
 
     /// Entries of the vocabulary, added tokens included.
     pub fn vocab_size(&self) -> usize {
-        self.vocab_size
+        self.tokenizer.get_vocab_size(true)
     }
 
     /// The id of one token, written as in tokenizer.json.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token).filter(|_| token != BREAK)
+        self.tokenizer.token_to_id(token)
     }
 
     /// The conversation as text, one `<image>` a picture; `generate` appends the start of the assistant's turn.
@@ -128,10 +120,11 @@ impl Prompter {
 
     /// Ids of a text; special tokens written in it are recognised; none is added unless tokenizer.json's post-processor does (`special`).
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, special);
-        let encoding = encoding.map_err(|e| Error::Failure(format!("the tokenizer failed: {e}")))?;
-        let ids = encoding.get_ids().iter().copied();
-        Ok(ids.filter(|&id| Some(id) != self.break_id).collect())
+        let failed = |e| Error::Failure(format!("the tokenizer failed: {e}"));
+        let parts = text.split(BREAK).map(|part| self.tokenizer.encode_fast(part, false));
+        let parts = parts.collect::<Result<Vec<Encoding>, _>>().map_err(failed)?;
+        let whole = Encoding::merge(parts, false);
+        Ok(self.tokenizer.post_process(whole, None, special).map_err(failed)?.get_ids().to_vec())
     }
 
     /// Text of ids, without special tokens unless `special`.

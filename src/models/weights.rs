@@ -8,16 +8,19 @@ use std::sync::Arc;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::config::read_text;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-/// Bytes of the largest index that is read; a published one of 100,000 tensors has about ten million.
-const MAX_INDEX: u64 = 64 << 20;
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// Bytes of the largest index that is read: room for 100,000 tensors.
+const MAX_INDEX: u64 = 16 << 20;
+/// Bytes of the largest header that is read: room for 60,000 tensors in one file. What it takes parsed is several times as much.
+const MAX_HEADER: usize = 8 << 20;
 
 /// All tensors of a folder, memory-mapped; each is taken once.
 pub struct Weights {
@@ -63,8 +66,7 @@ impl Weights {
     }
 
     fn open_shards(folder: &Path) -> Result<Weights> {
-        let index = folder.join(INDEX);
-        let places = read_index(&index)?;
+        let places = read_index(folder)?;
         let mut weights = Weights::empty(folder);
         let mut origin: BTreeMap<String, String> = BTreeMap::new();
         for shard in places.values().collect::<BTreeSet<_>>() {
@@ -85,7 +87,10 @@ impl Weights {
         if absent.is_empty() {
             Ok(weights)
         } else {
-            Err(Error::input(index, format!("names tensors that are not there: {}", absent.join(", "))))
+            Err(Error::input(
+                folder.join(INDEX),
+                format!("names tensors that are not there: {}", absent.join(", ")),
+            ))
         }
     }
 
@@ -96,6 +101,14 @@ impl Weights {
     /// Adds the tensors of a file; returns their names.
     fn add_file(&mut self, path: &Path) -> Result<Vec<String>> {
         let map = Arc::new(map_file(path)?);
+        if let Some(Ok(length)) = map.get(..8).map(|head| head.try_into().map(u64::from_le_bytes))
+            && length > MAX_HEADER as u64
+        {
+            let what = format!(
+                "not a valid safetensors file: expected a header of at most {MAX_HEADER} bytes, got {length}"
+            );
+            return Err(Error::input(path, what));
+        }
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::input(path, format!("not a valid safetensors file: {e}")))?;
         let mut names = Vec::new();
@@ -205,22 +218,25 @@ fn map_file(path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
 }
 
-/// weight_map of an index: tensor to shard.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = read_text(path, MAX_INDEX)?;
-    let root: Value =
-        serde_json::from_str(&text).map_err(|e| Error::input(path, format!("not valid JSON: {e}")))?;
-    let Some(Value::Object(places)) = root.get("weight_map") else {
-        return Err(Error::input(path, "weight_map: expected an object of tensor names and shard files"));
-    };
-    let place = |(name, shard): (&String, &Value)| match shard.as_str() {
-        Some(shard) if is_file_name(shard) => Ok((name.clone(), shard.to_string())),
-        _ => Err(Error::input(
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// weight_map of a folder's index: tensor to shard.
+pub(super) fn read_index(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let path = folder.join(INDEX);
+    let text = read_text(&path, MAX_INDEX)?;
+    let index: Index = serde_json::from_str(&text).map_err(|e| {
+        Error::input(&path, format!("expected weight_map, an object of tensor names and shard files: {e}"))
+    })?;
+    match index.weight_map.iter().find(|(_, shard)| !is_file_name(shard)) {
+        None => Ok(index.weight_map),
+        Some((name, shard)) => Err(Error::input(
             path,
-            format!("weight_map: {name}: expected a file in this folder, got {shard}"),
+            format!("weight_map: {name}: expected a file in this folder, got {shard:?}"),
         )),
-    };
-    places.iter().map(place).collect()
+    }
 }
 
 /// A plain name, so that no index leads out of its folder.

@@ -16,8 +16,9 @@ use crate::error::{Error, Result};
 /// Bytes of the largest template that is read; long published ones have about 20,000.
 const MAX_TEMPLATE: u64 = 1 << 20;
 
-/// Instructions that a template may run: a conversation takes some thousands, and a template that loops for ever ends in a second.
-const FUEL: u64 = 10_000_000;
+/// What a template may spend: an instruction costs 1, 64 bytes that it makes cost 1 more. A conversation takes some thousands, and
+/// a template that loops for ever or doubles a string ends soon, after 64 MB at most.
+const FUEL: u64 = 1_000_000;
 
 /// A chat template and the special tokens that it may name.
 pub(super) struct ChatTemplate {
@@ -231,7 +232,7 @@ fn strftime(format: &str, now: SystemTime) -> Result<String, minijinja::Error> {
 
 /// Year, month (1-12) and day (1-31) of a day counted from 1970-01-01, in the Gregorian calendar.
 fn civil(mut days: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));
