@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::expect_shape;
-use super::matmul::{View, matmul};
+use super::matmul::{Shared, View, matmul};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -401,30 +401,5 @@ fn expect_disjoint(op: &'static str, what: &str, mut ranges: Vec<(usize, usize)>
         Some(w) => {
             Err(Error::op(op, format!("spans that share no {what} rows"), format!("{w:?} (start, length)")))
         }
-    }
-}
-
-/// An output that several threads write, each its own elements.
-struct Shared<'a> {
-    data: *mut f32,
-    len: usize,
-    _borrow: std::marker::PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: it stands for a `&mut [f32]`; `slice` obliges its callers to take disjoint parts.
-unsafe impl Sync for Shared<'_> {}
-
-impl<'a> Shared<'a> {
-    fn new(data: &'a mut [f32]) -> Self {
-        Shared { data: data.as_mut_ptr(), len: data.len(), _borrow: std::marker::PhantomData }
-    }
-
-    /// # Safety
-    /// No two slices alive at the same time may overlap.
-    #[allow(clippy::mut_from_ref)] // The point of this type; see the contract.
-    unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
-        assert!(start + len <= self.len, "attention: element {start} + {len} of {}", self.len);
-        // SAFETY: in bounds by the assertion, unaliased by the caller's contract.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
 }

@@ -1,13 +1,25 @@
 //! y = x W^T + b.
+//! A row of y has the same bits whatever the other rows of x are and however many. Where K is large that is the work of tiles of dot products
+//! (matmul/dot.rs), which also read W only once and as it lies when x has few rows; where K is small, of `matmul`, which is faster there.
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::expect_shape;
-use super::matmul::{View, matmul};
+use super::matmul::dot::{self, Panel, Rows, Sums};
+use super::matmul::{Shared, View, block, for_pieces, matmul};
 use crate::error::{Error, Result};
 use crate::tensor::{Elements, Tensor};
 
-/// Rows of W that are widened at a time.
-const BLOCK: usize = 128;
+/// K up to which `matmul` is faster than tiles of dot products, whose lanes have to be summed up at the end.
+const SHALLOW: usize = 256;
+/// Rows of x and of W in a piece of work. A block of W in f32 (DEPTH long) then fits the second-level cache.
+const X_ROWS: usize = 252;
+const W_ROWS: usize = 64;
+/// Elements of W, and multiply-adds, below which the calling thread does it all.
+const SMALL: (usize, usize) = (1 << 16, 1 << 20);
+/// Rows of W that are widened at a time for the backward.
+const DEPTH: usize = 512;
 
 /// (M, N, K) of y = x W^T for matrices of matching sizes.
 fn sizes(op: &'static str, y: &Tensor, weight: &Tensor, x: &Tensor) -> Result<(usize, usize, usize)> {
@@ -32,54 +44,110 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tens
         expect_shape(OP, "bias", bias, &[n])?;
     }
     let (out, x) = (out.f32s_mut()?, x.f32s()?);
-    let a = View { data: x, rs: k, cs: 1 };
-    if let Some(bias) = bias {
-        let mut first = vec![0.0; n];
-        bias.elements().widen(0, &mut first);
-        out.chunks_exact_mut(n.max(1)).for_each(|row| row.copy_from_slice(&first));
+    if n == 0 {
+        return Ok(());
     }
-    let accumulate = bias.is_some();
-    match weight.elements() {
-        Elements::F32(w) => matmul(m, n, k, out, n, 1.0, a, View { data: w, rs: 1, cs: k }, accumulate),
+    let mut first = vec![0.0; n];
+    if let Some(bias) = bias {
+        bias.elements().widen(0, &mut first);
+    }
+    out.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(&first));
+    add_product(out, m, x, &weight.elements(), n, k);
+    Ok(())
+}
+
+/// out [M, N] += x W^T for W [N, K], each row by itself.
+pub(super) fn add_product(out: &mut [f32], m: usize, x: &[f32], weight: &Elements, n: usize, k: usize) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k > SHALLOW || n == 1 {
+        return add_dots(out, m, x, weight, n, k);
+    }
+    let a = View { data: x, rs: k, cs: 1 };
+    match weight {
+        Elements::F32(w) => matmul(m, n, k, out, n, 1.0, a, View { data: w, rs: 1, cs: k }, true),
         narrow => {
-            let mut block = vec![0.0; BLOCK.min(n) * k];
-            for start in (0..n).step_by(BLOCK) {
-                let rows = BLOCK.min(n - start);
-                narrow.widen(start * k, &mut block[..rows * k]);
-                let b = View { data: &block, rs: 1, cs: k };
-                if m > 0 {
-                    matmul(m, rows, k, &mut out[start..], n, 1.0, a, b, accumulate);
+            let out = Shared::new(out);
+            for_pieces(m, n, k, |rows, cols| {
+                let wide = widen(narrow, k, cols.clone(), 0..k);
+                let a = View { data: &x[rows.start * k..], ..a };
+                let b = View { data: &wide, rs: 1, cs: k };
+                // SAFETY: pieces lie within M x N and are disjoint; A and B have as many rows as the piece and K columns.
+                unsafe {
+                    let c = out.at(rows.start * n + cols.start);
+                    block(rows.len(), cols.len(), k, c, n, 1.0, a, b, true);
                 }
-            }
+            });
         }
     }
-    Ok(())
+}
+
+/// The same by dot products: each piece goes through K in steps, with its block of W widened into a panel.
+fn add_dots(out: &mut [f32], m: usize, x: &[f32], weight: &Elements, n: usize, k: usize) {
+    let out = Shared::new(out);
+    let across = n.div_ceil(W_ROWS);
+    let run = |panel: &mut Panel, piece: usize| {
+        let (i, j) = (piece / across * X_ROWS, piece % across * W_ROWS);
+        let (rows, cols) = (X_ROWS.min(m - i), W_ROWS.min(n - j));
+        for start in (0..k).step_by(dot::DEPTH) {
+            let depth = dot::DEPTH.min(k - start);
+            panel.fill(cols, depth, |r, to| weight.widen((j + r) * k + start, to));
+            let x = Rows { data: &x[i * k + start..], stride: k };
+            // SAFETY: rows x cols elements from (i, j) on lie within M x N; pieces are disjoint.
+            unsafe { dot::add_products(Sums { data: out.at(i * n + j), stride: n }, rows, depth, x, panel) };
+        }
+    };
+    let pieces = 0..m.div_ceil(X_ROWS) * across;
+    if n * k < SMALL.0 && m * n * k < SMALL.1 {
+        let mut panel = Panel::default();
+        pieces.for_each(|piece| run(&mut panel, piece));
+    } else {
+        pieces.into_par_iter().for_each_init(Panel::default, run);
+    }
+}
+
+/// Rows and columns of a matrix of `width` columns, as a dense f32 matrix.
+fn widen(weight: &Elements, width: usize, rows: Range<usize>, cols: Range<usize>) -> Vec<f32> {
+    let mut wide = vec![0.0; rows.len() * cols.len()];
+    for (row, to) in rows.zip(wide.chunks_exact_mut(cols.len())) {
+        weight.widen(row * width + cols.start, to);
+    }
+    wide
 }
 
 /// dx [M, K] = dy W, or += with `accumulate`.
 pub fn backward_input(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, accumulate: bool) -> Result<()> {
     let (m, n, k) = sizes("linear backward_input", dy, weight, dx)?;
     let (dx, dy) = (dx.f32s_mut()?, dy.f32s()?);
-    match weight.elements() {
+    let narrow = match weight.elements() {
         Elements::F32(w) => {
-            let a = View { data: dy, rs: n, cs: 1 };
-            matmul(m, k, n, dx, k, 1.0, a, View { data: w, rs: k, cs: 1 }, accumulate);
+            let (a, b) = (View { data: dy, rs: n, cs: 1 }, View { data: w, rs: k, cs: 1 });
+            matmul(m, k, n, dx, k, 1.0, a, b, accumulate);
+            return Ok(());
         }
-        narrow => {
-            if !accumulate {
-                dx.fill(0.0);
-            }
-            let mut block = vec![0.0; BLOCK.min(n) * k];
-            for start in (0..n).step_by(BLOCK) {
-                let rows = BLOCK.min(n - start);
-                narrow.widen(start * k, &mut block[..rows * k]);
-                if m > 0 {
-                    let a = View { data: &dy[start..], rs: n, cs: 1 };
-                    matmul(m, k, rows, dx, k, 1.0, a, View { data: &block, rs: k, cs: 1 }, true);
-                }
-            }
-        }
+        narrow => narrow,
+    };
+    if !accumulate {
+        dx.fill(0.0);
     }
+    if m == 0 || k == 0 {
+        return Ok(());
+    }
+    let dx = Shared::new(dx);
+    for_pieces(m, k, n, |rows, cols| {
+        for start in (0..n).step_by(DEPTH) {
+            let depth = DEPTH.min(n - start);
+            let wide = widen(&narrow, k, start..start + depth, cols.clone());
+            let a = View { data: &dy[rows.start * n + start..], rs: n, cs: 1 };
+            let b = View { data: &wide, rs: cols.len(), cs: 1 };
+            // SAFETY: pieces lie within M x K and are disjoint; A and B have `depth` columns and rows.
+            unsafe {
+                let c = dx.at(rows.start * k + cols.start);
+                block(rows.len(), cols.len(), depth, c, k, 1.0, a, b, true);
+            }
+        }
+    });
     Ok(())
 }
 
@@ -94,17 +162,22 @@ pub fn backward_weight(dweight: &mut Tensor, dy: &Tensor, x: &Tensor) -> Result<
 
 /// dbias [N] += column sums of dy.
 pub fn backward_bias(dbias: &mut Tensor, dy: &Tensor) -> Result<()> {
+    /// Columns that a thread sums at a time.
+    const STRIPE: usize = 64;
     let n = dy.cols();
     expect_shape("linear backward_bias", "dbias", dbias, &[n])?;
     let (dbias, dy) = (dbias.f32s_mut()?, dy.f32s()?);
-    const STRIPE: usize = 64;
-    dbias.par_chunks_mut(STRIPE).enumerate().for_each(|(i, stripe)| {
-        let start = i * STRIPE;
+    let sum = |(i, stripe): (usize, &mut [f32])| {
         for row in dy.chunks_exact(n) {
-            for (sum, &d) in stripe.iter_mut().zip(&row[start..]) {
+            for (sum, &d) in stripe.iter_mut().zip(&row[i * STRIPE..]) {
                 *sum += d;
             }
         }
-    });
+    };
+    if dy.len() < 1 << 16 {
+        dbias.chunks_mut(STRIPE).enumerate().for_each(sum);
+    } else {
+        dbias.par_chunks_mut(STRIPE).enumerate().for_each(sum);
+    }
     Ok(())
 }

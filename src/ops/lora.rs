@@ -1,8 +1,9 @@
 //! Low-rank update (Hu et al. 2021, as peft): y += s (x A^T) B^T.
 use super::expect_shape;
+use super::linear::add_product;
 use super::matmul::{View, matmul};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{Elements, Tensor};
 
 struct Sizes {
     m: usize,
@@ -36,7 +37,8 @@ pub fn forward(
 ) -> Result<()> {
     let Sizes { m, n, k, r } = sizes("lora forward", out, xa, x, a, b)?;
     let (out, xa, x, a, b) = (out.f32s_mut()?, xa.f32s_mut()?, x.f32s()?, a.f32s()?, b.f32s()?);
-    matmul(m, r, k, xa, r, 1.0, rows(x, k), columns(a, k), false);
+    xa.fill(0.0);
+    add_product(xa, m, x, &Elements::F32(a), r, k);
     matmul(m, n, r, out, n, scale, rows(xa, r), columns(b, r), true);
     Ok(())
 }
