@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// 2 sqrt(2/pi)
-const SLOPE: f32 = 1.595_769_1;
+const SLOPE: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 /// Here sigmoid(z) is 0 or 1 and z^3 far from overflow.
 const SATURATED: f32 = 32.0;

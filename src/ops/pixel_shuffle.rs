@@ -66,7 +66,7 @@ fn check(shuffled: &Tensor, plain: &Tensor, factor: usize) -> Result<Sizes> {
         return Err(Error::op("pixel_shuffle", "[N, P, C]", format!("{:?}", plain.shape())));
     };
     let grid = patches.isqrt();
-    if factor == 0 || grid * grid != patches || grid % factor != 0 {
+    if factor == 0 || grid * grid != patches || !grid.is_multiple_of(factor) {
         return Err(Error::op(
             "pixel_shuffle",
             format!("a square number of patches whose root {factor} divides"),

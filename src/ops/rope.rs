@@ -10,7 +10,7 @@ use crate::tensor::Tensor;
 /// cos and sin [T, D/2] for the given positions and inverse frequencies theta^(-2i/D), computed as transformers does (f32 product, then cos/sin).
 /// D = `rotated`, an even number. Each power, cosine and sine is taken in f64 and rounded, which no f32 library beats.
 pub fn table(positions: &[u32], theta: f32, rotated: usize) -> Result<(Tensor, Tensor)> {
-    if rotated % 2 != 0 {
+    if !rotated.is_multiple_of(2) {
         return Err(Error::op("rope", "an even number of rotated elements", rotated.to_string()));
     }
     let half = rotated / 2;
@@ -55,7 +55,7 @@ fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize, sign: f32) -
     let (cols, half) = (x.cols(), cos.cols());
     expect_shape("rope", "cos", cos, &[x.rows(), half])?;
     expect_shape("rope", "sin", sin, &[x.rows(), half])?;
-    if heads == 0 || cols % heads != 0 || 2 * half > cols / heads {
+    if heads == 0 || !cols.is_multiple_of(heads) || 2 * half > cols / heads {
         return Err(Error::op(
             "rope",
             format!("x [T, heads * HS] with {heads} heads of at least {} elements", 2 * half),
