@@ -232,11 +232,8 @@ impl<'a> Session<'a> {
             });
             let count = fits.count().max(1);
             let now = done..done + count;
-            logits.push(self.prefill_pass(
-                &prompts[now.clone()],
-                &self.copies[now].to_vec(),
-                &mut sequence,
-            )?);
+            let copies = self.copies[now.clone()].to_vec();
+            logits.push(self.prefill_pass(&prompts[now], &copies, &mut sequence)?);
             done += count;
         }
         crate::models::vlm::concat(&logits.iter().collect::<Vec<_>>())

@@ -128,7 +128,8 @@ impl Vision {
         if let [Some(w), Some(b), Some(p)] = slots
             && let Ok([dw, db, dp]) = grads.tensors.get_disjoint_mut([w, b, p])
         {
-            patch_embed::backward(dw, db, dp, &dx, &saved.patches)?;
+            let dy = dx.reshape(&[saved.spans.len(), self.patches, self.position.value.cols()])?;
+            patch_embed::backward(dw, db, dp, &dy, &saved.patches)?;
         }
         Ok(())
     }

@@ -150,15 +150,7 @@ pub fn level(
     let vlm = Vlm::load(&model.to_string_lossy(), None)?;
     let mut trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
     checkpoint::load(&mut trainer, &state)?;
-    let mut lines = read_log(&log)?;
-    lines.truncate(trainer.steps as usize);
-    if lines.len() < trainer.steps as usize {
-        return Err(Error::input(
-            &log,
-            format!("{} lines, expected {} to go on", lines.len(), trainer.steps),
-        ));
-    }
-    let mut log_file = rewrite_log(&log, &lines)?;
+    let mut log_file = cut_log(&log, trainer.steps as usize)?;
 
     let steps = options.step_count(samples.len());
     let mut kept = Kept::new(samples.len());
@@ -169,7 +161,7 @@ pub fn level(
         let r = trainer.step_prepared(&batch, lr)?;
         write_line(&log, &mut log_file, &LossLine { step, loss: r.loss, lr, grad_norm: r.grad_norm })?;
         on_step(step, steps, r.loss, lr);
-        if step % options.checkpoint_every == 0 && step < steps {
+        if step.is_multiple_of(options.checkpoint_every) && step < steps {
             log_file.sync_data().map_err(|e| Error::io(&log, e))?;
             checkpoint::save(&mut trainer, &state)?;
         }
@@ -257,22 +249,24 @@ fn start(samples: &[Sample], trainable: &Trainable, options: &TrainOptions, out:
     }
 }
 
-fn read_log(path: &Path) -> Result<Vec<LossLine>> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io(path, e)),
-    };
-    // A line that a kill cut short is the last one; the steps after the checkpoint are done again anyway.
-    Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
+/// Opens the log behind the lines of the first `steps` steps; what a killed run wrote after its checkpoint is done again.
+fn cut_log(path: &Path, steps: usize) -> Result<File> {
+    let text = read_log(path)?;
+    let kept: usize = text.split_inclusive('\n').take(steps).map(str::len).sum();
+    if text[..kept].lines().count() < steps || (kept > 0 && !text[..kept].ends_with('\n')) {
+        return Err(Error::input(path, format!("expected {steps} whole lines to go on from the checkpoint")));
+    }
+    let mut file = File::create(path).map_err(|e| Error::io(path, e))?;
+    file.write_all(&text.as_bytes()[..kept]).map_err(|e| Error::io(path, e))?;
+    Ok(file)
 }
 
-fn rewrite_log(path: &Path, lines: &[LossLine]) -> Result<File> {
-    let mut file = File::create(path).map_err(|e| Error::io(path, e))?;
-    for line in lines {
-        write_line(path, &mut file, line)?;
+/// Empty if there is none.
+fn read_log(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        other => other.map_err(|e| Error::io(path, e)),
     }
-    Ok(file)
 }
 
 fn write_line(path: &Path, file: &mut File, line: &LossLine) -> Result<()> {
@@ -281,11 +275,14 @@ fn write_line(path: &Path, file: &mut File, line: &LossLine) -> Result<()> {
 }
 
 fn report(log: &Path) -> Result<FitReport> {
-    let lines = read_log(log)?;
+    let text = read_log(log)?;
+    let loss = |line: Option<&str>| {
+        line.and_then(|l| serde_json::from_str::<LossLine>(l).ok()).map_or(0.0, |l| l.loss)
+    };
     Ok(FitReport {
-        steps: lines.len(),
-        first_loss: lines.first().map_or(0.0, |l| l.loss),
-        last_loss: lines.last().map_or(0.0, |l| l.loss),
+        steps: text.lines().count(),
+        first_loss: loss(text.lines().next()),
+        last_loss: loss(text.lines().last()),
     })
 }
 

@@ -1,0 +1,315 @@
+//! Training beyond the golden runs: whole towers against finite differences, resume, dropout, accumulation, adapters on disk.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{Rng, Tolerance, assert_close};
+use mpa::models::image::Rgb;
+use mpa::models::vlm::Vlm;
+use mpa::tensor::Tensor;
+use mpa::train::fit::{LoraOptions, Picture, Sample, Tower, TrainOptions, Trainable, Trainer, level};
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smolvlm")
+}
+
+fn vlm() -> Vlm {
+    Vlm::load(model().to_str().unwrap(), None).unwrap()
+}
+
+/// A picture of one tile and noise.
+fn picture(seed: u64) -> Picture {
+    let mut rng = Rng(seed);
+    let data = (0..3 * 40 * 48).map(|_| rng.next() as u8).collect();
+    Picture::Pixels(Arc::new(Rgb { width: 48, height: 40, data }))
+}
+
+fn samples(n: usize) -> Vec<Sample> {
+    let pictures = [picture(1), picture(2)];
+    let sample = |i: usize| Sample {
+        images: if i % 3 == 2 { vec![] } else { vec![pictures[i % 2].clone()] },
+        prompt: format!("What is number {i}?"),
+        answer: format!("It is {}.", i * 7),
+    };
+    (0..n).map(sample).collect()
+}
+
+fn options() -> TrainOptions {
+    TrainOptions {
+        lr: 1e-3,
+        steps: Some(6),
+        batch: 4,
+        checkpoint_every: 2,
+        seed: 5,
+        ..TrainOptions::default()
+    }
+}
+
+fn lora(dropout: f32) -> Trainable {
+    let targets = ["q_proj", "v_proj", "down_proj", "fc1", "proj"].map(String::from).to_vec();
+    Trainable::Lora(LoraOptions { rank: 4, alpha: 8.0, dropout, rslora: true, targets })
+}
+
+fn prepared(trainer: &Trainer, samples: &[Sample]) -> Vec<Arc<mpa::train::batch::Prepared>> {
+    let samples: Vec<&Sample> = samples.iter().collect();
+    trainer.prepare(&samples).unwrap().into_iter().map(Arc::new).collect()
+}
+
+/// The loss at weights moved by `h` along `direction`, less the loss without: what the gradient must predict.
+#[test]
+fn gradients_of_all_towers_match_finite_differences() {
+    let samples = samples(3);
+    let options = TrainOptions { max_grad_norm: 0.0, ..options() };
+    let towers = Trainable::Full(vec![Tower::Vision, Tower::Connector, Tower::Text]);
+    let mut trainer = Trainer::new(vlm(), towers.clone(), options.clone()).unwrap();
+    let batch = prepared(&trainer, &samples);
+    trainer.gradients(&batch).unwrap();
+    let grads = trainer.named_gradients();
+    assert!(grads.len() > 60, "{} weights", grads.len());
+
+    for (name, grad) in grads {
+        // Along the gradient itself the change is largest: h * |g|.
+        let g = grad.f32s().unwrap();
+        let norm = g.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        if name.ends_with("self_attn.k_proj.bias") {
+            // Softmax does not see what is added to all scores of a query: this gradient is rounding alone.
+            assert!(norm < 1e-5, "{name}: {norm}");
+            continue;
+        }
+        assert!(norm > 1e-6, "{name}: no gradient");
+        let h = 3e-3 / norm.max(0.1);
+        let shifted = |sign: f64| {
+            let mut vlm = vlm();
+            vlm.visit(&mut |n, param| {
+                if n == name {
+                    let mut value = param.value.to_f32();
+                    for (w, &g) in value.f32s_mut().unwrap().iter_mut().zip(g) {
+                        *w += (sign * h * f64::from(g) / norm) as f32;
+                    }
+                    param.value = value;
+                }
+            });
+            let mut trainer = Trainer::new(vlm, towers.clone(), options.clone()).unwrap();
+            let batch = prepared(&trainer, &samples);
+            trainer.gradients(&batch).unwrap()
+        };
+        let measured = (shifted(1.0) - shifted(-1.0)) / (2.0 * h);
+        // Loss is about 8 with f32 rounding of about 1e-6 in each of the two evaluations, so 1e-6 / h, and 1 % for curvature.
+        let tolerance = 2e-6 / h + 0.01 * norm;
+        assert!((measured - norm).abs() <= tolerance, "{name}: measured {measured}, gradient {norm}");
+    }
+}
+
+#[test]
+fn a_frozen_tower_gets_no_gradient_and_does_not_move() {
+    let samples = samples(3);
+    let mut trainer = Trainer::new(vlm(), Trainable::Full(vec![Tower::Connector]), options()).unwrap();
+    trainer.step(&samples, 1e-2).unwrap();
+    let names: Vec<String> = trainer.named_gradients().into_iter().map(|(n, _)| n).collect();
+    assert_eq!(names, ["model.connector.modality_projection.proj.weight"]);
+    let weights = |vlm: &mut Vlm| {
+        let mut all = Vec::new();
+        vlm.visit(&mut |name, p| all.push((name.to_string(), p.value.bytes().to_vec())));
+        all
+    };
+    let (before, after) = (weights(&mut vlm()), weights(&mut trainer.into_model()));
+    for ((name, before), (_, after)) in before.iter().zip(&after) {
+        assert_eq!(before == after, name != &names[0], "{name}");
+    }
+}
+
+#[test]
+fn accumulation_changes_nothing_but_rounding() {
+    let samples = samples(4);
+    let gradients = |accumulate| {
+        let mut trainer = Trainer::new(vlm(), lora(0.0), TrainOptions { accumulate, ..options() }).unwrap();
+        let batch = prepared(&trainer, &samples);
+        let loss = trainer.gradients(&batch).unwrap();
+        (loss, trainer.named_gradients())
+    };
+    let (loss, whole) = gradients(1);
+    for accumulate in [2, 4] {
+        let (other, parts) = gradients(accumulate);
+        assert!((loss - other).abs() < 1e-6, "{loss} {other}");
+        for ((name, a), (_, b)) in parts.iter().zip(&whole) {
+            // f32 sums of some hundred terms in another order.
+            let want = common::to_f64(b);
+            let largest = want.iter().fold(0f64, |m, w| m.max(w.abs()));
+            let tolerance = Tolerance { abs: 2e-5 * largest + 1e-9, rel: 0.0 };
+            assert_close(name, a.f32s().unwrap(), &want, tolerance);
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut trainer = Trainer::new(vlm(), lora(0.1), options()).unwrap();
+            let report = trainer.step(&samples(4), 1e-3).unwrap();
+            let bytes: Vec<Vec<u8>> =
+                trainer.named_gradients().iter().map(|(_, g)| g.bytes().to_vec()).collect();
+            (report.loss.to_bits(), report.grad_norm.to_bits(), bytes)
+        })
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(3));
+}
+
+fn train(out: &Path, trainable: &Trainable, stop_after: usize) -> bool {
+    let mut count = 0;
+    // A kill is played by a panic inside the callback: nothing is cleaned up.
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let on_step: &mut dyn FnMut(usize, usize, f64, f64) = &mut |_, _, _, _| {
+            count += 1;
+            assert!(count <= stop_after, "killed");
+        };
+        level(&model(), &samples(7), trainable, &options(), out, on_step).unwrap();
+    }));
+    result.is_ok()
+}
+
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&p).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn resume_after_a_kill_gives_the_same_bytes() {
+    for trainable in [lora(0.1), Trainable::Full(vec![Tower::Connector, Tower::Text])] {
+        let whole = tempfile::tempdir().unwrap();
+        assert!(train(whole.path(), &trainable, usize::MAX));
+        let want = files(whole.path());
+        assert!(!want.iter().any(|(name, _)| name == "checkpoint"));
+        for killed_in in [0, 1, 2, 3, 5] {
+            let out = tempfile::tempdir().unwrap();
+            assert!(!train(out.path(), &trainable, killed_in));
+            assert!(train(out.path(), &trainable, usize::MAX));
+            for ((name, got), (_, want)) in files(out.path()).iter().zip(&want) {
+                assert!(got == want, "{name} after a kill in step {}", killed_in + 1);
+            }
+            assert!(train(out.path(), &trainable, 0), "a finished run takes no step");
+        }
+    }
+}
+
+#[test]
+fn a_folder_of_another_run_is_refused() {
+    let out = tempfile::tempdir().unwrap();
+    assert!(train(out.path(), &lora(0.0), usize::MAX));
+    let e =
+        level(&model(), &samples(6), &lora(0.0), &options(), out.path(), &mut |_, _, _, _| {}).unwrap_err();
+    assert!(e.to_string().contains("training.json"), "{e}");
+    assert_eq!(e.exit_code(), 2);
+}
+
+#[test]
+fn dropout_masks_follow_seed_and_step() {
+    let samples = samples(3);
+    let loss = |seed, dropout| {
+        let mut trainer = Trainer::new(vlm(), lora(dropout), TrainOptions { seed: 3, ..options() }).unwrap();
+        trainer.step(&samples, 1e-1).unwrap(); // makes B differ from zero, so that the mask can matter
+        let mut second = TrainOptions { seed, ..options() };
+        second.lr = 0.0;
+        trainer.step(&samples, 0.0).unwrap().loss
+    };
+    assert_eq!(loss(0, 0.5).to_bits(), loss(0, 0.5).to_bits());
+    assert_ne!(loss(0, 0.5).to_bits(), loss(0, 0.0).to_bits());
+}
+
+#[test]
+fn bf16_base_weights_train_f32_adapters() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut half = vlm();
+    half.visit(&mut |_, p| p.value = p.value.to_dtype(mpa::tensor::DType::Bf16));
+    half.save(folder.path()).unwrap();
+    let load = || Vlm::load(folder.path().to_str().unwrap(), None).unwrap();
+    let mut wide = load();
+    wide.visit(&mut |_, p| p.value = p.value.to_f32());
+    let run = |vlm: Vlm| {
+        let mut trainer = Trainer::new(vlm, lora(0.0), options()).unwrap();
+        let loss = trainer.step(&samples(3), 1e-3).unwrap().loss;
+        (loss, trainer.named_gradients())
+    };
+    let ((loss, half), (want, wide)) = (run(load()), run(wide));
+    assert!((loss - want).abs() < 1e-5, "{loss} {want}");
+    for ((name, g), (_, w)) in half.iter().zip(&wide) {
+        assert_eq!(g.dtype(), mpa::tensor::DType::F32);
+        let want = common::to_f64(w);
+        let largest = want.iter().fold(0f64, |m, w| m.max(w.abs()));
+        assert_close(name, g.f32s().unwrap(), &want, Tolerance { abs: 1e-4 * largest + 1e-9, rel: 0.0 });
+    }
+}
+
+#[test]
+fn adapters_written_by_others_are_read() {
+    use mpa::models::adapter;
+    let out = tempfile::tempdir().unwrap();
+    let mut tuned = Trainer::new(vlm(), lora(0.0), options()).unwrap();
+    tuned.step(&samples(3), 1e-1).unwrap();
+    tuned.save(out.path()).unwrap();
+    let config = out.path().join("adapter_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+
+    // One module may have a scale of its own; a pattern that names the rank in the file changes nothing.
+    let patched =
+        text.replace("\"rank_pattern\": {}", "\"rank_pattern\": {\"layers.0.self_attn.q_proj\": 4}");
+    assert_ne!(patched, text);
+    std::fs::write(&config, &patched).unwrap();
+    adapter::load(&mut vlm(), out.path()).unwrap();
+
+    for (from, to, key) in [
+        ("\"use_dora\": false", "\"use_dora\": true", "use_dora"),
+        ("\"bias\": \"none\"", "\"bias\": \"all\"", "bias"),
+        ("\"peft_type\": \"LORA\"", "\"peft_type\": \"IA3\"", "peft_type"),
+        ("\"r\": 4", "\"r\": 5", "lora_A"),
+        ("\"r\": 4", "\"r\": 0", "key r"),
+    ] {
+        std::fs::write(&config, text.replace(from, to)).unwrap();
+        let e = adapter::load(&mut vlm(), out.path()).unwrap_err();
+        assert!(e.to_string().contains(key), "{key}: {e}");
+        assert_eq!(e.exit_code(), 2, "{e}");
+    }
+}
+
+#[test]
+fn lora_targets_are_matched_as_peft_does() {
+    let count = |targets: &[&str]| {
+        let mut vlm = vlm();
+        let options = LoraOptions {
+            targets: targets.iter().map(|s| s.to_string()).collect(),
+            ..LoraOptions::default()
+        };
+        mpa::models::adapter::attach(&mut vlm, &options, 0)?;
+        let mut n = 0;
+        vlm.visit_linears(&mut |_, l| n += usize::from(l.lora.is_some()));
+        Ok::<usize, mpa::error::Error>(n)
+    };
+    assert_eq!(count(&["q_proj"]).unwrap(), 5); // 2 vision and 3 text layers
+    assert_eq!(count(&["out_proj", "lm_head"]).unwrap(), 3);
+    assert_eq!(count(&["layers.1.self_attn.q_proj"]).unwrap(), 2);
+    assert_eq!(count(&[r".*text_model.*\.(q|k)_proj"]).unwrap(), 6);
+    assert!(count(&["_proj"]).is_err(), "a suffix counts only after a dot");
+    assert!(count(&["q_proj("]).is_err());
+}
+
+#[test]
+fn a_tensor_of_another_model_is_an_error() {
+    let out = tempfile::tempdir().unwrap();
+    let mut trainer = Trainer::new(vlm(), lora(0.0), options()).unwrap();
+    trainer.save(out.path()).unwrap();
+    let path = out.path().join("adapter_model.safetensors");
+    let extra = Tensor::zeros(&[4, 4]);
+    let name = "base_model.model.model.text_model.layers.9.self_attn.q_proj.lora_A.weight".to_string();
+    mpa::models::weights::save(&path, &[(name.clone(), &extra)]).unwrap();
+    let e = mpa::models::adapter::load(&mut vlm(), out.path()).unwrap_err();
+    assert!(e.to_string().contains("layers.9"), "{e}");
+}
