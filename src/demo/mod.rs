@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod draw;
+pub mod lessons;
 pub mod questions;
 pub mod scene;
 pub mod vocabulary;

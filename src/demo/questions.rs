@@ -2,7 +2,7 @@
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::demo::scene::{Bar, Color, Content, Scene, Shape};
+use crate::demo::scene::{Bar, Color, Content, Kind, Scene, Shape};
 
 /// What a question asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,19 +30,24 @@ pub enum Skill {
 }
 
 impl Skill {
-    pub const CHART: [Skill; 9] = [
-        Skill::Height,
-        Skill::Holder,
-        Skill::Highest,
-        Skill::Lowest,
-        Skill::Top,
-        Skill::Bottom,
-        Skill::First,
-        Skill::Last,
-        Skill::CountBars,
-    ];
-    pub const SIGN: [Skill; 2] = [Skill::Word, Skill::SignColor];
-    pub const SHAPES: [Skill; 3] = [Skill::ShapeColor, Skill::ShapeKind, Skill::CountShapes];
+    /// Skills that a kind of picture calls for.
+    pub fn of(kind: Kind) -> &'static [Skill] {
+        match kind {
+            Kind::Chart => &[
+                Skill::Height,
+                Skill::Holder,
+                Skill::Highest,
+                Skill::Lowest,
+                Skill::Top,
+                Skill::Bottom,
+                Skill::First,
+                Skill::Last,
+                Skill::CountBars,
+            ],
+            Kind::Sign => &[Skill::Word, Skill::SignColor],
+            Kind::Shapes => &[Skill::ShapeColor, Skill::ShapeKind, Skill::CountShapes],
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

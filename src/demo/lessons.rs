@@ -1,0 +1,76 @@
+//! What the recipe teaches: exercises on drawn pictures, and what the student is kept from learning.
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+
+use crate::demo::questions::{Skill, random_question, reading};
+use crate::demo::scene::{Kind, Scene, Style};
+use crate::demo::vocabulary::{ANNOTATE, READ};
+
+/// Whether the student is taught `skill` in `style`. It sees every kind of picture in both styles, and lacks some of the skills in one.
+pub fn student_knows(skill: Skill, style: Style) -> bool {
+    match skill {
+        Skill::Highest | Skill::Top | Skill::Holder | Skill::Word => style == Style::Light,
+        Skill::First | Skill::Lowest | Skill::ShapeKind => style == Style::Dark,
+        _ => true,
+    }
+}
+
+/// What is practised in a stage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lesson {
+    /// Relative numbers of charts, signs and shapes.
+    pub kinds: [u32; 3],
+    pub styles: &'static [Style],
+    /// Pictures of one step, and exercises on each of them.
+    pub pictures: usize,
+    pub exercises: usize,
+    /// Fractions of all exercises that read the picture aloud, or write a question and its answer; the others are questions.
+    pub read: f64,
+    pub annotate: f64,
+    pub asked: fn(Skill, Style) -> bool,
+}
+
+/// A prompt and what should come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exercise {
+    pub prompt: String,
+    pub answer: String,
+    /// Of a question; none for reading and annotating.
+    pub skill: Option<Skill>,
+}
+
+impl Lesson {
+    /// A picture of this lesson and the exercises on it.
+    pub fn draw(&self, rng: &mut ChaCha8Rng) -> (Scene, Vec<Exercise>) {
+        let style = self.styles.choose(rng).copied().unwrap_or(Style::Light);
+        let scene = Scene::random_of(self.kind(rng), style, rng);
+        let exercises = (0..self.exercises).filter_map(|_| self.exercise(&scene, rng)).collect();
+        (scene, exercises)
+    }
+
+    fn kind(&self, rng: &mut ChaCha8Rng) -> Kind {
+        let [charts, signs, shapes] = self.kinds;
+        match rng.random_range(0..(charts + signs + shapes).max(1)) {
+            n if n < charts => Kind::Chart,
+            n if n < charts + signs => Kind::Sign,
+            _ => Kind::Shapes,
+        }
+    }
+
+    fn exercise(&self, scene: &Scene, rng: &mut ChaCha8Rng) -> Option<Exercise> {
+        let choice: f64 = rng.random();
+        if choice < self.read {
+            return Some(Exercise { prompt: READ.into(), answer: reading(scene), skill: None });
+        }
+        let skills: Vec<Skill> =
+            Skill::of(scene.kind()).iter().copied().filter(|s| (self.asked)(*s, scene.style)).collect();
+        let question = random_question(scene, &skills, rng)?;
+        Some(if choice < self.read + self.annotate {
+            let answer = format!("Question: {} Answer: {}", question.text, question.answer);
+            Exercise { prompt: ANNOTATE.into(), answer, skill: None }
+        } else {
+            Exercise { prompt: question.text, answer: question.answer, skill: Some(question.skill) }
+        })
+    }
+}
