@@ -2,15 +2,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rand::RngExt;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use crate::demo::draw::SIDE;
 use crate::demo::vocabulary;
 use crate::error::{Error, Result};
 use crate::models::weights::{Weights, save};
+use crate::random;
 use crate::tensor::Tensor;
 
 /// Width of both towers.
@@ -129,9 +127,9 @@ impl Size {
     }
 }
 
-/// Random weights of a size: uniform with the standard deviation that keeps activations at their scale.
+/// Random weights of a size: normal, with the standard deviation that keeps activations at their scale.
 pub fn fresh(size: Size, seed: u64) -> Result<Tensors> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = random::stream(seed, &[random::hash("fresh weights")]);
     let mut tensors = Tensors::new();
     for (name, shape) in size.shapes() {
         let len = shape.iter().product();
@@ -148,8 +146,7 @@ pub fn fresh(size: Size, seed: u64) -> Result<Tensors> {
             } else {
                 1.0 / (fan_in as f32).sqrt()
             };
-            let bound = deviation * 3f32.sqrt();
-            (0..len).map(|_| rng.random_range(-bound..bound)).collect()
+            (0..len).map(|_| deviation * random::normal(&mut rng) as f32).collect()
         };
         tensors.insert(name, Tensor::from_vec(&shape, data)?);
     }

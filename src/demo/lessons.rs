@@ -1,11 +1,10 @@
 //! What the recipe teaches: exercises on drawn pictures, and what the student is kept from learning.
-use rand::RngExt;
-use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::demo::questions::{Skill, random_question, reading};
 use crate::demo::scene::{Kind, Scene, Style};
 use crate::demo::vocabulary::{ANNOTATE, READ};
+use crate::random;
 
 /// Whether the student is taught `skill` in `style`. It sees every kind of picture in both styles and learns most skills in one of them only:
 /// what it lacks is near to what it knows. Skills on which style makes no difference to a model are taught in both; reading signs in none.
@@ -24,7 +23,7 @@ pub fn student_knows(skill: Skill, style: Style) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lesson {
     /// Relative numbers of charts, signs and shapes.
-    pub kinds: [u32; 3],
+    pub kinds: [usize; 3],
     pub styles: &'static [Style],
     /// Pictures of one step, and exercises on each of them.
     pub pictures: usize,
@@ -47,7 +46,7 @@ pub struct Exercise {
 impl Lesson {
     /// A picture of this lesson and the exercises on it.
     pub fn draw(&self, rng: &mut ChaCha8Rng) -> (Scene, Vec<Exercise>) {
-        let style = self.styles.choose(rng).copied().unwrap_or(Style::Light);
+        let style = self.styles.get(random::below(rng, self.styles.len())).copied().unwrap_or(Style::Light);
         let scene = Scene::random_of(self.kind(rng), style, rng);
         let exercises = (0..self.exercises).filter_map(|_| self.exercise(&scene, rng)).collect();
         (scene, exercises)
@@ -55,7 +54,7 @@ impl Lesson {
 
     fn kind(&self, rng: &mut ChaCha8Rng) -> Kind {
         let [charts, signs, shapes] = self.kinds;
-        match rng.random_range(0..(charts + signs + shapes).max(1)) {
+        match random::below(rng, charts + signs + shapes) {
             n if n < charts => Kind::Chart,
             n if n < charts + signs => Kind::Sign,
             _ => Kind::Shapes,
@@ -63,7 +62,7 @@ impl Lesson {
     }
 
     fn exercise(&self, scene: &Scene, rng: &mut ChaCha8Rng) -> Option<Exercise> {
-        let choice: f64 = rng.random();
+        let choice = random::uniform(rng);
         if choice < self.read {
             return Some(Exercise { prompt: READ.into(), answer: reading(scene), skill: None });
         }

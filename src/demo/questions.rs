@@ -1,8 +1,8 @@
 //! What can be asked of a scene, and the one right answer.
-use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::demo::scene::{Bar, Color, Content, Kind, Scene, Shape};
+use crate::random;
 
 /// What a question asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,9 +84,9 @@ pub fn random_question(scene: &Scene, skills: &[Skill], rng: &mut ChaCha8Rng) ->
     let all = questions(scene);
     let possible: Vec<Skill> =
         skills.iter().copied().filter(|s| all.iter().any(|q| q.skill == *s)).collect();
-    let skill = possible.choose(rng)?;
+    let skill = possible.get(random::below(rng, possible.len()))?;
     let of_skill: Vec<&Question> = all.iter().filter(|q| q.skill == *skill).collect();
-    of_skill.choose(rng).map(|q| (*q).clone())
+    of_skill.get(random::below(rng, of_skill.len())).map(|q| (*q).clone())
 }
 
 fn ask(skill: Skill, text: impl Into<String>, answer: impl Into<String>) -> Question {

@@ -1,8 +1,7 @@
 //! What a picture of the demo shows, exactly. Everything is laid on the 16-pixel grid of the models' picture tokens.
-use rand::RngExt;
-use rand::SeedableRng;
-use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
+
+use crate::random;
 
 /// On paper or on a blackboard: the same things drawn in two ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,20 +109,18 @@ pub enum Purpose {
 
 /// The generator of picture number `index`: a function of these three and nothing else.
 pub fn generator(purpose: Purpose, seed: u64, index: u64) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(index * 3 + purpose as u64);
-    rng
+    random::stream(seed, &[random::hash("demo"), purpose as u64, index])
 }
 
 impl Scene {
     /// A picture of the demo: mostly charts, some signs and shapes, half of them dark.
     pub fn random(rng: &mut ChaCha8Rng) -> Scene {
-        let kind = match rng.random_range(0..10) {
+        let kind = match random::below(rng, 10) {
             0..6 => Kind::Chart,
             6..8 => Kind::Sign,
             _ => Kind::Shapes,
         };
-        let style = if rng.random_bool(0.5) { Style::Light } else { Style::Dark };
+        let style = if random::below(rng, 2) == 0 { Style::Light } else { Style::Dark };
         Scene::random_of(kind, style, rng)
     }
 
@@ -135,9 +132,9 @@ impl Scene {
                 Content::Chart(place(bars.map(|(color, value)| Bar { color, value }), rng))
             }
             Kind::Sign => Content::Sign {
-                word: WORDS.choose(rng).copied().unwrap_or(WORDS[0]),
-                color: Color::ALL.choose(rng).copied().unwrap_or(Color::Red),
-                row: rng.random_range(1..=2),
+                word: WORDS[random::below(rng, WORDS.len())],
+                color: Color::ALL[random::below(rng, Color::ALL.len())],
+                row: 1 + random::below(rng, 2) as u8,
             },
             Kind::Shapes => {
                 let shapes = pick(&Shape::ALL, rng).into_iter().zip(pick(&Color::ALL, rng));
@@ -159,17 +156,17 @@ impl Scene {
 /// All of `from`, shuffled.
 fn pick<T: Clone>(from: &[T], rng: &mut ChaCha8Rng) -> Vec<T> {
     let mut all = from.to_vec();
-    all.shuffle(rng);
+    random::shuffle(rng, &mut all);
     all
 }
 
 /// Two to four of `things`, in random places.
 fn place<T: Copy>(things: impl Iterator<Item = T>, rng: &mut ChaCha8Rng) -> [Option<T>; SLOTS] {
-    let count = rng.random_range(2..=SLOTS);
+    let count = 2 + random::below(rng, SLOTS - 1);
     let mut slots = [None; SLOTS];
     for (slot, thing) in slots.iter_mut().zip(things.take(count)) {
         *slot = Some(thing);
     }
-    slots.shuffle(rng);
+    random::shuffle(rng, &mut slots);
     slots
 }
