@@ -86,7 +86,9 @@ fn main() -> Result<()> {
             let start = out.join("start");
             let weights = match stage.from {
                 None => checkpoint::fresh(stage.size, SEED)?,
-                Some(from) => checkpoint::grow(&checkpoint::read(&folder(from))?, stage.size, SEED + number as u64)?,
+                Some(from) => {
+                    checkpoint::grow(&checkpoint::read(&folder(from))?, stage.size, SEED + number as u64)?
+                }
             };
             checkpoint::write(&start, stage.size, &weights)?;
             train(stage, number as u64, &start, &out)?;
@@ -116,7 +118,12 @@ fn train(stage: &Stage, number: u64, start: &Path, out: &Path) -> Result<()> {
         mean += report.loss / 50.0;
         if step % 50 == 49 {
             let seconds = begun.elapsed().as_secs_f64();
-            println!("{} {:5} loss {mean:.4} norm {:.2} {seconds:.0} s", stage.name, step + 1, report.grad_norm);
+            println!(
+                "{} {:5} loss {mean:.4} norm {:.2} {seconds:.0} s",
+                stage.name,
+                step + 1,
+                report.grad_norm
+            );
             mean = 0.0;
         }
     }

@@ -165,14 +165,18 @@ pub fn grow(small: &Tensors, size: Size, seed: u64) -> Result<Tensors> {
         }
     }
     match small.keys().find(|name| !grown.contains_key(*name)) {
-        Some(name) => Err(Error::op("grow", "a size that holds the small model", format!("no room for {name}"))),
+        Some(name) => {
+            Err(Error::op("grow", "a size that holds the small model", format!("no room for {name}")))
+        }
         None => Ok(grown),
     }
 }
 
 /// Weights whose product is added to the residual stream.
 fn is_residual_output(name: &str) -> bool {
-    ["o_proj.weight", "out_proj.weight", "fc2.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end))
+    ["o_proj.weight", "out_proj.weight", "fc2.weight", "down_proj.weight"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
 /// Copies `old` into the first rows and columns of `new`; `zero` clears what it does not cover.

@@ -65,9 +65,7 @@ pub fn questions(scene: &Scene) -> Vec<Question> {
             ask(Skill::Word, "what does the sign say?", *word),
             ask(Skill::SignColor, "what color is the sign?", color.name()),
         ],
-        Content::Shapes(shapes) => {
-            shape_questions(&shapes.iter().flatten().copied().collect::<Vec<_>>())
-        }
+        Content::Shapes(shapes) => shape_questions(&shapes.iter().flatten().copied().collect::<Vec<_>>()),
     }
 }
 
@@ -82,8 +80,7 @@ pub fn answer(scene: &Scene, question: &str) -> Option<String> {
 /// A question on one of `skills`, all of these that `scene` allows being equally likely; none if it allows none.
 pub fn random_question(scene: &Scene, skills: &[Skill], rng: &mut ChaCha8Rng) -> Option<Question> {
     let all = questions(scene);
-    let possible: Vec<Skill> =
-        skills.iter().copied().filter(|s| all.iter().any(|q| q.skill == *s)).collect();
+    let possible: Vec<Skill> = skills.iter().copied().filter(|s| all.iter().any(|q| q.skill == *s)).collect();
     let skill = possible.get(random::below(rng, possible.len()))?;
     let of_skill: Vec<&Question> = all.iter().filter(|q| q.skill == *skill).collect();
     of_skill.get(random::below(rng, of_skill.len())).map(|q| (*q).clone())

@@ -27,8 +27,29 @@ pub const IMAGE: usize = 6;
 const STARTS: [&str; 7] = ["User:", "\nAssistant:", ANNOTATE, READ, "how", "which", "what"];
 /// Words that have one.
 const WITHIN: [&str; 23] = [
-    "how", "which", "what", "Question:", "Answer:", "high", "highest", "lowest", "is", "are", "the", "there",
-    "many", "first", "last", "bar", "bars", "color", "shape", "shapes", "sign", "does", "say",
+    "how",
+    "which",
+    "what",
+    "Question:",
+    "Answer:",
+    "high",
+    "highest",
+    "lowest",
+    "is",
+    "are",
+    "the",
+    "there",
+    "many",
+    "first",
+    "last",
+    "bar",
+    "bars",
+    "color",
+    "shape",
+    "shapes",
+    "sign",
+    "does",
+    "say",
 ];
 
 /// A word with its blank, a role with its line break, one digit, or any other character.
