@@ -1,0 +1,199 @@
+//! One decoder block: RMS norm, attention, RMS norm, SwiGLU MLP, each half with a residual.
+
+use crate::error::Result;
+use crate::models::config::TextConfig;
+use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
+use crate::models::norm::RmsNorm;
+use crate::models::param::{Grads, VisitParam};
+use crate::models::weights::Weights;
+use crate::ops::attention::Span;
+use crate::ops::{add, attention, embedding, rope, swiglu};
+use crate::tensor::Tensor;
+
+pub(super) struct Block {
+    norm1: RmsNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    norm2: RmsNorm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    attention: attention::Config,
+}
+
+/// Rotation of each token of a pass, [T, HS/2].
+pub(super) struct Rope {
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
+}
+
+pub(super) struct BlockSaved {
+    pub(super) x: Tensor, // [T, C]
+    h1: Tensor,
+    q: Tensor, // [T, NH*HS], rotated
+    k: Tensor, // [T, NKV*HS], rotated
+    v: Tensor,
+    attn: Tensor, // [T, NH*HS]
+    lse: Tensor,  // [T, NH]
+    x2: Tensor,   // [T, C]
+    h2: Tensor,
+    gate: Tensor, // [T, I]
+    up: Tensor,
+    act: Tensor,
+    linears: [LinearSaved; 7], // q, k, v, o, gate, up, down
+}
+
+/// Where a block puts its keys and values when there is a cache.
+pub(super) struct CacheTarget<'a> {
+    pub(super) k: &'a mut Tensor,
+    pub(super) v: &'a mut Tensor,
+    pub(super) rows: &'a [u32],
+}
+
+impl Block {
+    pub(super) fn take(weights: &mut Weights, name: &str, c: &TextConfig) -> Self {
+        let (width, inner) = (c.hidden_size, c.intermediate_size);
+        let (q_width, kv_width) = (c.heads * c.head_size, c.kv_heads * c.head_size);
+        let mut linear = |part: &str, n, k| Linear::take(weights, &format!("{name}.{part}"), n, k, false);
+        let q = linear("self_attn.q_proj", q_width, width);
+        let k = linear("self_attn.k_proj", kv_width, width);
+        let v = linear("self_attn.v_proj", kv_width, width);
+        let o = linear("self_attn.o_proj", width, q_width);
+        let gate = linear("mlp.gate_proj", inner, width);
+        let up = linear("mlp.up_proj", inner, width);
+        let down = linear("mlp.down_proj", width, inner);
+        Block {
+            norm1: RmsNorm::take(weights, &format!("{name}.input_layernorm"), width, c.rms_norm_eps),
+            q,
+            k,
+            v,
+            o,
+            norm2: RmsNorm::take(weights, &format!("{name}.post_attention_layernorm"), width, c.rms_norm_eps),
+            gate,
+            up,
+            down,
+            attention: attention::Config {
+                heads: c.heads,
+                kv_heads: c.kv_heads,
+                head_size: c.head_size,
+                scale: (c.head_size as f32).powf(-0.5),
+                causal: true,
+            },
+        }
+    }
+
+    pub(super) fn forward(
+        &self,
+        x: Tensor,
+        rope: &Rope,
+        spans: &[Span],
+        pass: Pass,
+        cache: Option<CacheTarget>,
+    ) -> Result<(Tensor, BlockSaved)> {
+        let h1 = self.norm1.forward(&x)?;
+        let (mut q, q_saved) = self.q.forward(&h1, pass)?;
+        let (mut k, k_saved) = self.k.forward(&h1, pass)?;
+        let (v, v_saved) = self.v.forward(&h1, pass)?;
+        rope::forward(&mut q, &rope.cos, &rope.sin, self.attention.heads)?;
+        rope::forward(&mut k, &rope.cos, &rope.sin, self.attention.kv_heads)?;
+        let mut attn = x.like(q.shape());
+        let mut lse = x.like(&[x.rows(), self.attention.heads]);
+        match cache {
+            None => attention::forward(&mut attn, Some(&mut lse), &q, &k, &v, spans, self.attention)?,
+            Some(target) => {
+                let sources: Vec<u32> = (0..target.rows.len() as u32).collect();
+                embedding::splice(target.k, &k, target.rows, &sources)?;
+                embedding::splice(target.v, &v, target.rows, &sources)?;
+                attention::forward(&mut attn, None, &q, target.k, target.v, spans, self.attention)?;
+            }
+        }
+        let (mut x2, o_saved) = self.o.forward(&attn, pass)?;
+        add::forward(&mut x2, &x)?;
+
+        let h2 = self.norm2.forward(&x2)?;
+        let (gate, gate_saved) = self.gate.forward(&h2, pass)?;
+        let (up, up_saved) = self.up.forward(&h2, pass)?;
+        let mut act = x.like(up.shape());
+        swiglu::forward(&mut act, &gate, &up)?;
+        let (mut y, down_saved) = self.down.forward(&act, pass)?;
+        add::forward(&mut y, &x2)?;
+        let linears = [q_saved, k_saved, v_saved, o_saved, gate_saved, up_saved, down_saved];
+        Ok((y, BlockSaved { x, h1, q, k, v, attn, lse, x2, h2, gate, up, act, linears }))
+    }
+
+    /// The gradient of x if `need_dx`.
+    pub(super) fn backward(
+        &self,
+        grads: &mut Grads,
+        dy: Tensor,
+        s: BlockSaved,
+        rope: &Rope,
+        spans: &[Span],
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let [q_saved, k_saved, v_saved, o_saved, gate_saved, up_saved, down_saved] = &s.linears;
+        let mut dact = dy.like(s.act.shape());
+        self.down.backward(grads, Some(&mut dact), false, &dy, &s.act, down_saved)?;
+        let (mut dgate, mut dup) = (dy.like(s.gate.shape()), dy.like(s.up.shape()));
+        swiglu::backward(&mut dgate, &mut dup, &dact, &s.gate, &s.up)?;
+        let mut dh2 = dy.like(s.h2.shape());
+        self.gate.backward(grads, Some(&mut dh2), false, &dgate, &s.h2, gate_saved)?;
+        self.up.backward(grads, Some(&mut dh2), true, &dup, &s.h2, up_saved)?;
+        let mut dx2 = self.norm2.backward(grads, &dh2, &s.x2)?;
+        add::forward(&mut dx2, &dy)?;
+
+        let mut dattn = dy.like(s.attn.shape());
+        self.o.backward(grads, Some(&mut dattn), false, &dx2, &s.attn, o_saved)?;
+        let (mut dq, mut dk, mut dv) = (dy.like(s.q.shape()), dy.like(s.k.shape()), dy.like(s.v.shape()));
+        attention::backward(
+            &mut dq,
+            &mut dk,
+            &mut dv,
+            &dattn,
+            &s.q,
+            &s.k,
+            &s.v,
+            &s.attn,
+            &s.lse,
+            spans,
+            self.attention,
+        )?;
+        rope::backward(&mut dq, &rope.cos, &rope.sin, self.attention.heads)?;
+        rope::backward(&mut dk, &rope.cos, &rope.sin, self.attention.kv_heads)?;
+        let mut dh1 = (need_dx || self.norm1.is_trained()).then(|| dy.like(s.h1.shape()));
+        self.q.backward(grads, dh1.as_mut(), false, &dq, &s.h1, q_saved)?;
+        self.k.backward(grads, dh1.as_mut(), true, &dk, &s.h1, k_saved)?;
+        self.v.backward(grads, dh1.as_mut(), true, &dv, &s.h1, v_saved)?;
+        let Some(dh1) = dh1 else { return Ok(None) };
+        let mut dx = self.norm1.backward(grads, &dh1, &s.x)?;
+        add::forward(&mut dx, &dx2)?;
+        Ok(need_dx.then_some(dx))
+    }
+
+    pub(super) fn is_trained(&self) -> bool {
+        let linears = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
+        linears.iter().any(|l| l.is_trained()) || self.norm1.is_trained() || self.norm2.is_trained()
+    }
+
+    /// Tokens' width of a key or a value, NKV*HS.
+    pub(super) fn kv_width(&self) -> usize {
+        self.k.outputs()
+    }
+
+    pub(super) fn visit_norms(&mut self, name: &str, f: VisitParam) {
+        self.norm1.visit(&format!("{name}.input_layernorm"), f);
+        self.norm2.visit(&format!("{name}.post_attention_layernorm"), f);
+    }
+
+    pub(super) fn visit_linears(&mut self, name: &str, f: VisitLinear) {
+        f(&format!("{name}.self_attn.q_proj"), &mut self.q);
+        f(&format!("{name}.self_attn.k_proj"), &mut self.k);
+        f(&format!("{name}.self_attn.v_proj"), &mut self.v);
+        f(&format!("{name}.self_attn.o_proj"), &mut self.o);
+        f(&format!("{name}.mlp.gate_proj"), &mut self.gate);
+        f(&format!("{name}.mlp.up_proj"), &mut self.up);
+        f(&format!("{name}.mlp.down_proj"), &mut self.down);
+    }
+}
