@@ -15,13 +15,13 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     /// Print one JSON object on stdout
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 100)]
     pub json: bool,
     /// Say more on stderr; twice: even more
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 101, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Show no progress on stderr
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, display_order = 102, conflicts_with = "verbose")]
     pub quiet: bool,
 }
 
@@ -34,6 +34,7 @@ pub enum Command {
     Level(Level),
     Evaluate(Evaluate),
     Generate(Generate),
+    Merge(Merge),
     /// Show what this machine and this binary have to offer: threads, SIMD, memory, devices
     Doctor,
 }
@@ -107,8 +108,10 @@ pub struct Annotate {
     /// Draw from the most likely tokens that together have this probability
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     pub top_p: f64,
+    /// Tokens that one annotation may take
     #[arg(long, value_name = "N", default_value_t = config::annotation_tokens())]
     pub max_new_tokens: usize,
+    /// What is drawn at random depends on it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Pictures at a time; changes nothing in the result
@@ -122,6 +125,7 @@ pub struct Ask {
     /// The text the model is given; {question} is replaced
     #[arg(long, value_name = "TEXT", default_value = prompts::ANSWER)]
     pub prompt: String,
+    /// Tokens that one answer may take
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub max_new_tokens: usize,
     /// Questions at a time; changes nothing in the result
@@ -205,6 +209,7 @@ pub struct Level {
     /// The text the model is given; {question} is replaced
     #[arg(long, value_name = "TEXT", default_value = prompts::ANSWER)]
     pub prompt: String,
+    /// What is drawn at random depends on it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     #[command(flatten)]
@@ -229,6 +234,7 @@ pub struct Evaluate {
     /// JSONL with `question`, `answer` or `answers`, and mostly `image`
     #[arg(long, value_name = "FILE")]
     pub questions: PathBuf,
+    /// Where predictions.jsonl and scores.json go
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     #[command(flatten)]
@@ -250,8 +256,10 @@ pub struct Generate {
     /// A picture, put before the text; may be given several times
     #[arg(long = "image", value_name = "FILE")]
     pub images: Vec<PathBuf>,
+    /// The text
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
+    /// Tokens that the completion may take
     #[arg(long, value_name = "N", default_value = "128", value_parser = positive)]
     pub max_new_tokens: usize,
     /// 0: always the most likely token
@@ -260,8 +268,26 @@ pub struct Generate {
     /// Draw from the most likely tokens that together have this probability
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     pub top_p: f32,
+    /// What is drawn at random depends on it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+}
+
+/// Add a LoRA adapter to a model's weights: writes a plain checkpoint folder
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  mpa merge --model student --adapter leveled --out student-leveled")]
+pub struct Merge {
+    /// Checkpoint folder or hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Folder of a LoRA adapter (PEFT layout)
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Where the checkpoint goes; a new or empty folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 fn positive(text: &str) -> Result<usize, String> {

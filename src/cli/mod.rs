@@ -7,6 +7,7 @@ mod evaluate;
 mod generate;
 mod guard;
 mod level;
+mod merge;
 mod predict;
 mod run;
 mod select;
@@ -66,6 +67,7 @@ fn dispatch(command: Command, progress: &Progress) -> Result<Output> {
         Command::Level(args) => level::run(&args, progress),
         Command::Evaluate(args) => evaluate::run(&args, progress),
         Command::Generate(args) => generate::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Doctor => doctor::run(),
     }
 }

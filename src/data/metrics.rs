@@ -18,6 +18,11 @@ impl Norm {
         self.drop.replace_all(&text.to_lowercase(), "").into_owned()
     }
 
+    /// Whether a character of a lowered text stays.
+    pub fn keeps(&self, c: char) -> bool {
+        !self.drop.is_match(c.encode_utf8(&mut [0; 4]))
+    }
+
     /// `answer` is found inside `prediction`, both normalised; the empty answer is inside every one.
     pub fn contains(&self, prediction: &str, answer: &str) -> bool {
         self.apply(prediction).contains(&self.apply(answer))

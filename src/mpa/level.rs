@@ -71,12 +71,16 @@ pub struct Settings {
     /// Fraction of the steps in which the learning rate rises
     #[arg(long, value_name = "F", default_value_t = 0.03)]
     pub warmup: f64,
+    /// AdamW's weight decay
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub weight_decay: f64,
+    /// AdamW's decay of the mean gradient
     #[arg(long, value_name = "X", default_value_t = 0.9)]
     pub beta1: f64,
+    /// AdamW's decay of the mean squared gradient
     #[arg(long, value_name = "X", default_value_t = 0.999)]
     pub beta2: f64,
+    /// AdamW's guard against division by zero
     #[arg(long, value_name = "X", default_value_t = 1e-8)]
     pub eps: f64,
     /// Clip gradients to this norm; 0: do not

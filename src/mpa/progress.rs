@@ -12,7 +12,8 @@ pub struct Progress {
 }
 
 enum Mode {
-    Silent,
+    Mute,
+    Quiet,
     Plain,
     Bars(MultiProgress),
 }
@@ -21,23 +22,23 @@ impl Progress {
     /// Bars if stderr is a terminal.
     pub fn new(quiet: bool) -> Progress {
         let mode = match (quiet, std::io::stderr().is_terminal()) {
-            (true, _) => Mode::Silent,
+            (true, _) => Mode::Quiet,
             (false, true) => Mode::Bars(MultiProgress::new()),
             (false, false) => Mode::Plain,
         };
         Progress { mode }
     }
 
+    /// Not even warnings.
     pub fn silent() -> Progress {
-        Progress { mode: Mode::Silent }
+        Progress { mode: Mode::Mute }
     }
 
     /// Starts a stage of `total` steps of which `done` were there before.
     pub fn start(&self, stage: &str, total: usize, done: usize) -> Meter {
         let bar = match &self.mode {
-            Mode::Silent => None,
-            Mode::Plain => None,
             Mode::Bars(all) => Some(all.add(bar(stage, total, done))),
+            _ => None,
         };
         let now = Instant::now();
         let plain = matches!(self.mode, Mode::Plain);
@@ -51,16 +52,17 @@ impl Progress {
     /// A line that is not shown when quiet.
     pub fn note(&self, text: &str) {
         match &self.mode {
-            Mode::Silent => {}
+            Mode::Mute | Mode::Quiet => {}
             Mode::Plain => say(text),
             Mode::Bars(all) => all.suspend(|| say(text)),
         }
     }
 
-    /// A line that is always shown.
+    /// A line that is shown even when quiet.
     pub fn warn(&self, text: &str) {
         let text = format!("mpa: {text}");
         match &self.mode {
+            Mode::Mute => {}
             Mode::Bars(all) => all.suspend(|| say(&text)),
             _ => say(&text),
         }
