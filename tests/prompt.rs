@@ -315,7 +315,13 @@ fn a_template_that_fails_is_an_error_that_names_its_file() {
 
 #[test]
 fn a_bad_tokenizer_is_an_error_that_names_its_file() {
+    // The crate panics on these two: its readers of decoders and of merges trust the file.
+    let decoder = r#"{"version": "1.0", "added_tokens": [], "decoder": {"type": "ByteFallback", "a": {]}, "model": {}}"#;
+    let merges = r#"{"version": "1.0", "added_tokens": [], "model":
+        {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}"#;
     let cases = [
+        ("tokenizer.json", decoder, "not a valid tokenizer"),
+        ("tokenizer.json", merges, "not a valid tokenizer: range end index 2"),
         ("tokenizer.json", "{}", "not a valid tokenizer"),
         ("tokenizer.json", "\u{1}", "not a valid tokenizer"),
         ("config.json", r#"{"image_token_id": 70000}"#, "image_token_id"),

@@ -1,12 +1,15 @@
 //! Conversations to token ids: chat template, picture placeholders, tokenizer.
+mod guard;
 mod template;
 
 use std::path::Path;
 
+use serde::de::IgnoredAny;
 use tokenizers::{Encoding, Tokenizer};
 
 use super::config::{read_json, read_text};
 use crate::error::{Error, Result};
+use guard::guarded;
 use template::ChatTemplate;
 
 /// Bytes of the largest tokenizer.json that is read; published ones have up to about 35 million.
@@ -120,16 +123,21 @@ impl Prompter {
 
     /// Ids of a text; special tokens written in it are recognised; none is added unless tokenizer.json's post-processor does (`special`).
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let failed = |e| Error::Failure(format!("the tokenizer failed: {e}"));
-        let parts = text.split(BREAK).map(|part| self.tokenizer.encode_fast(part, false));
-        let parts = parts.collect::<Result<Vec<Encoding>, _>>().map_err(failed)?;
-        let whole = Encoding::merge(parts, false);
-        Ok(self.tokenizer.post_process(whole, None, special).map_err(failed)?.get_ids().to_vec())
+        self.tokenize(|tokenizer| {
+            let parts = text.split(BREAK).map(|part| tokenizer.encode_fast(part, false));
+            let whole = Encoding::merge(parts.collect::<Result<Vec<Encoding>, _>>()?, false);
+            Ok(tokenizer.post_process(whole, None, special)?.get_ids().to_vec())
+        })
     }
 
     /// Text of ids, without special tokens unless `special`.
     pub fn decode(&self, ids: &[u32], special: bool) -> Result<String> {
-        self.tokenizer.decode(ids, !special).map_err(|e| Error::Failure(format!("the tokenizer failed: {e}")))
+        self.tokenize(|tokenizer| tokenizer.decode(ids, !special))
+    }
+
+    fn tokenize<T>(&self, work: impl FnOnce(&Tokenizer) -> tokenizers::Result<T>) -> Result<T> {
+        let failed = |what: String| Error::Failure(format!("the tokenizer failed: {what}"));
+        guarded(|| work(&self.tokenizer)).map_err(failed)?.map_err(|e| failed(e.to_string()))
     }
 }
 
@@ -138,10 +146,14 @@ fn pictures(messages: &[Message]) -> usize {
 }
 
 fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let wrong = |e: tokenizers::Error| Error::input(path, format!("not a valid tokenizer: {e}"));
-    let mut tokenizer: Tokenizer = read_text(path, MAX_TOKENIZER)?.parse().map_err(wrong)?;
+    let wrong = |what: String| Error::input(path, format!("not a valid tokenizer: {what}"));
+    let text = read_text(path, MAX_TOKENIZER)?;
+    // Said here, what is wrong with the JSON has its line; the tokenizer's own reader says less of it.
+    serde_json::from_str::<IgnoredAny>(&text).map_err(|e| wrong(e.to_string()))?;
+    let parsed = guarded(|| text.parse::<Tokenizer>()).map_err(wrong)?;
+    let mut tokenizer = parsed.map_err(|e| wrong(e.to_string()))?;
     // What a file says of cutting and padding is for other uses: a prompt is encoded whole and alone.
-    tokenizer.with_truncation(None).map_err(wrong)?;
+    tokenizer.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
 }

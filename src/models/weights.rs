@@ -239,10 +239,11 @@ pub(super) fn read_index(folder: &Path) -> Result<BTreeMap<String, String>> {
     }
 }
 
-/// A plain name, so that no index leads out of its folder.
+/// A plain name that a file can have, so that no index leads out of its folder.
 fn is_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
-    matches!((components.next(), components.next()), (Some(Component::Normal(part)), None) if part == name)
+    let alone = matches!((components.next(), components.next()), (Some(Component::Normal(part)), None) if part == name);
+    alone && name.len() <= 255 && !name.contains('\0')
 }
 
 /// Writes a safetensors file (atomic: a temporary file beside it, fsync, rename), metadata {"format": "pt"}. The wider element type

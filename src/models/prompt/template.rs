@@ -1,5 +1,7 @@
 //! Chat templates: Jinja as transformers runs it (trimmed blocks, Python's string methods, loop controls, raise_exception,
 //! strftime_now, plain tojson).
+use std::fmt::Display;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,6 +21,9 @@ const MAX_TEMPLATE: u64 = 1 << 20;
 /// What a template may spend: an instruction costs 1, 64 bytes that it makes cost 1 more. A conversation takes some thousands, and
 /// a template that loops for ever or doubles a string ends soon, after 64 MB at most.
 const FUEL: u64 = 1_000_000;
+
+/// Bytes of the longest text that a template may make.
+const MAX_TEXT: usize = 32 << 20;
 
 /// A chat template and the special tokens that it may name.
 pub(super) struct ChatTemplate {
@@ -51,10 +56,27 @@ impl ChatTemplate {
         context.insert("add_generation_prompt".to_string(), Value::Bool(generate));
         context.insert("tools".to_string(), Value::Null);
         context.insert("documents".to_string(), Value::Null);
-        self.environment
-            .get_template("chat template")
-            .and_then(|template| template.render(Serde(context)))
-            .map_err(|e| Error::input(&self.path, format!("the chat template failed: {e}")))
+        let failed = |e: &dyn Display| Error::input(&self.path, format!("the chat template failed: {e}"));
+        let template = self.environment.get_template("chat template").map_err(|e| failed(&e))?;
+        let mut out = Capped(Vec::new());
+        template.render_captured_to(Serde(context), &mut out).map_err(|e| failed(&e))?;
+        String::from_utf8(out.0).map_err(|e| failed(&e))
+    }
+}
+
+/// Text that is being written, up to MAX_TEXT bytes: what a value looks like in print is not paid for with fuel.
+struct Capped(Vec<u8>);
+
+impl Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_TEXT {
+            return Err(std::io::Error::other(format!("it makes more than {MAX_TEXT} bytes")));
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -140,7 +162,7 @@ fn tojson(value: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
     options.assert_all_used()?;
     let failed =
         |e: &dyn std::fmt::Display| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
-    let mut out = Vec::new();
+    let mut out = Capped(Vec::new());
     match indent {
         None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
         Some(width) => {
@@ -150,30 +172,22 @@ fn tojson(value: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
         }
     }
     .map_err(|e| failed(&e))?;
-    String::from_utf8(out).map_err(|e| failed(&e))
+    String::from_utf8(out.0).map_err(|e| failed(&e))
 }
 
 /// JSON on one line with Python's separators, `", "` and `": "`.
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
         out.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
         out.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> std::io::Result<()> {
         out.write_all(b": ")
     }
 }

@@ -1,0 +1,273 @@
+//! Configurations of checkpoint folders: what is read, and that nothing wrong passes.
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mpa::error::Result;
+use mpa::models::config::{Config, TextConfig, VisionConfig};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn smolvlm() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smolvlm")
+}
+
+fn folder(files: &[(&str, &[u8])]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
+}
+
+/// What the error says, having checked that it is the user's mistake.
+#[track_caller]
+fn complaint<T>(result: Result<T>) -> String {
+    let error = result.err().expect("an error");
+    assert_eq!(error.exit_code(), 2, "{error}");
+    error.to_string()
+}
+
+fn read(config: &Value) -> Result<Config> {
+    Config::read(folder(&[("config.json", config.to_string().as_bytes())]).path())
+}
+
+/// A small configuration that is right, for faults to be planted in.
+fn small() -> Value {
+    json!({
+        "model_type": "smolvlm", "image_token_id": 9, "scale_factor": 2,
+        "text_config": {"hidden_size": 12, "num_attention_heads": 3, "vocab_size": 10, "eos_token_id": 1},
+        "vision_config": {"hidden_size": 8, "num_attention_heads": 2, "image_size": 8, "patch_size": 2},
+    })
+}
+
+fn planted(pointer: &str, value: Value) -> Value {
+    let mut config = small();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    config.pointer_mut(parent).unwrap()[key] = value;
+    config
+}
+
+#[test]
+fn the_golden_config_is_read_whole() {
+    let want = Config {
+        text: TextConfig {
+            hidden_size: 64,
+            intermediate_size: 112,
+            layers: 3,
+            heads: 4,
+            kv_heads: 2,
+            head_size: 16,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e5,
+            max_positions: 2048,
+            vocab_size: 440,
+            tie_word_embeddings: false,
+        },
+        vision: VisionConfig {
+            hidden_size: 48,
+            intermediate_size: 96,
+            layers: 2,
+            heads: 3,
+            image_size: 48,
+            patch_size: 6,
+            layer_norm_eps: 1e-6,
+        },
+        image_token_id: 438,
+        scale_factor: 4,
+        eos_token_ids: vec![439],
+    };
+    let got = Config::read(&smolvlm()).unwrap();
+    assert_eq!(got, want);
+    assert_eq!(got.tile_tokens(), 4);
+}
+
+#[test]
+fn missing_keys_have_the_defaults_of_transformers() {
+    let got = read(&json!({"model_type": "idefics3", "image_token_id": 5, "scale_factor": 7})).unwrap();
+    let text = TextConfig {
+        hidden_size: 4096,
+        intermediate_size: 11_008,
+        layers: 32,
+        heads: 32,
+        kv_heads: 32,
+        head_size: 128,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e4,
+        max_positions: 2048,
+        vocab_size: 32_000,
+        tie_word_embeddings: false,
+    };
+    let vision = VisionConfig {
+        hidden_size: 1152,
+        intermediate_size: 3072,
+        layers: 12,
+        heads: 16,
+        image_size: 224,
+        patch_size: 32,
+        layer_norm_eps: 1e-6,
+    };
+    assert_eq!(got, Config { text, vision, image_token_id: 5, scale_factor: 7, eos_token_ids: vec![2] });
+}
+
+#[test]
+fn a_tile_may_have_pixels_beyond_its_last_whole_patch() {
+    // SmolVLM-2.2B: tiles of 384 pixels, patches of 14, pixel shuffle 3.
+    let mut config = small();
+    config["scale_factor"] = json!(3);
+    config["vision_config"] = json!({"image_size": 384, "patch_size": 14});
+    assert_eq!(read(&config).unwrap().tile_tokens(), 81);
+}
+
+#[test]
+fn keys_of_newer_and_older_configurations_are_honoured() {
+    let rope = json!({"rope_type": "default", "rope_theta": 273768.0});
+    assert_eq!(read(&planted("/text_config/rope_parameters", rope)).unwrap().text.rope_theta, 273_768.0);
+    assert!(read(&planted("/tie_word_embeddings", json!(true))).unwrap().text.tie_word_embeddings);
+    assert!(
+        read(&planted("/text_config/tie_word_embeddings", json!(true))).unwrap().text.tie_word_embeddings
+    );
+    assert!(read(&planted("/text_config/perceiver_config", json!({"anything": []}))).is_ok());
+    assert_eq!(read(&planted("/text_config/head_dim", json!(6))).unwrap().text.head_size, 6);
+}
+
+#[test]
+fn end_tokens_come_from_the_first_file_that_names_some() {
+    let with = |config: &Value, generation: &str| {
+        let config = config.to_string();
+        Config::read(
+            folder(&[("config.json", config.as_bytes()), ("generation_config.json", generation.as_bytes())])
+                .path(),
+        )
+    };
+    let mut config = small();
+    assert_eq!(with(&config, r#"{"eos_token_id": [3, 4]}"#).unwrap().eos_token_ids, [3, 4]);
+    assert_eq!(with(&config, r#"{"eos_token_id": null}"#).unwrap().eos_token_ids, [1]);
+    config["eos_token_id"] = json!(7);
+    assert_eq!(read(&config).unwrap().eos_token_ids, [7]);
+    for wrong in [r#"{"eos_token_id": 10}"#, r#"{"eos_token_id": [1, "2"]}"#, r#"{"eos_token_id": -1}"#] {
+        let message = complaint(with(&config, wrong));
+        assert!(message.contains("generation_config.json: eos_token_id: expected"), "{message}");
+    }
+}
+
+#[test]
+fn a_config_that_cannot_be_honoured_names_file_key_and_value() {
+    let big = 1u64 << 40;
+    let cases = [
+        ("/model_type", json!("qwen2_vl"), "model_type: expected one of idefics3, smolvlm, got \"qwen2_vl\""),
+        ("/model_type", Value::Null, "model_type: expected one of"),
+        ("/text_config", json!([]), "text_config: expected an object, got []"),
+        (
+            "/text_config/model_type",
+            json!("mistral"),
+            "text_config.model_type: expected llama, got \"mistral\"",
+        ),
+        ("/text_config/attention_bias", json!(true), "text_config.attention_bias: expected false, got true"),
+        ("/text_config/mlp_bias", json!(true), "text_config.mlp_bias: expected false"),
+        ("/text_config/mlp_bias", json!(1), "text_config.mlp_bias: expected true or false, got 1"),
+        ("/text_config/qk_layer_norms", json!(true), "text_config.qk_layer_norms: expected false"),
+        (
+            "/text_config/rope_scaling",
+            json!({"type": "linear"}),
+            "text_config.rope_scaling: expected null, got {",
+        ),
+        (
+            "/text_config/rope_parameters",
+            json!({"rope_type": "yarn"}),
+            "rope_parameters.rope_type: expected default",
+        ),
+        ("/text_config/hidden_act", json!("gelu"), "text_config.hidden_act: expected silu, got \"gelu\""),
+        ("/vision_config/hidden_act", json!("gelu"), "vision_config.hidden_act: expected gelu_pytorch_tanh"),
+        (
+            "/vision_config/num_channels",
+            json!(1),
+            "vision_config.num_channels: expected a whole number from 3 to 3, got 1",
+        ),
+        (
+            "/text_config/hidden_size",
+            json!(13),
+            "text_config.hidden_size: expected a multiple of num_attention_heads = 3",
+        ),
+        ("/text_config/hidden_size", json!(0), "text_config.hidden_size: expected a whole number from 1 to"),
+        ("/text_config/hidden_size", json!(-4), "text_config.hidden_size: expected a whole number"),
+        ("/text_config/hidden_size", json!(12.5), "text_config.hidden_size: expected a whole number"),
+        ("/text_config/hidden_size", json!("12"), "text_config.hidden_size: expected a whole number"),
+        ("/text_config/hidden_size", json!(big), "text_config.hidden_size: expected a whole number"),
+        ("/text_config/hidden_size", json!(9), "text_config.head_dim: expected an even head size"),
+        ("/text_config/head_dim", json!(7), "text_config.head_dim: expected an even head size"),
+        ("/text_config/head_dim", json!(1 << 18), "text_config.head_dim: expected an even head size"),
+        (
+            "/text_config/num_key_value_heads",
+            json!(2),
+            "num_key_value_heads: expected a divisor of num_attention_heads = 3",
+        ),
+        (
+            "/text_config/num_key_value_heads",
+            json!(6),
+            "num_key_value_heads: expected a whole number from 1 to 3",
+        ),
+        (
+            "/text_config/num_hidden_layers",
+            json!(0),
+            "text_config.num_hidden_layers: expected a whole number",
+        ),
+        (
+            "/text_config/rms_norm_eps",
+            json!(0),
+            "text_config.rms_norm_eps: expected a positive number, got 0",
+        ),
+        ("/text_config/rms_norm_eps", json!(1e300), "text_config.rms_norm_eps: expected a positive number"),
+        ("/text_config/rope_theta", json!("1e4"), "text_config.rope_theta: expected a positive number"),
+        ("/text_config/vocab_size", json!(9), "image_token_id: expected a whole number from 0 to 8, got 9"),
+        (
+            "/vision_config/num_attention_heads",
+            json!(3),
+            "vision_config.hidden_size: expected a multiple of num_attention_heads",
+        ),
+        (
+            "/vision_config/patch_size",
+            json!(9),
+            "vision_config.patch_size: expected a whole number from 1 to 8",
+        ),
+        ("/vision_config/patch_size", json!(0), "vision_config.patch_size: expected a whole number"),
+        (
+            "/scale_factor",
+            json!(3),
+            "scale_factor: expected a divisor of the 4 patches of a tile's side, got 3",
+        ),
+        ("/scale_factor", json!(0), "scale_factor: expected a whole number"),
+        ("/tie_word_embeddings", json!("no"), "tie_word_embeddings: expected true or false"),
+    ];
+    assert!(read(&small()).is_ok());
+    for (pointer, value, want) in cases {
+        let message = complaint(read(&planted(pointer, value.clone())));
+        assert!(message.contains("config.json: ") && message.contains(want), "{pointer} {value}: {message}");
+    }
+    // The default of a missing key may be what does not fit.
+    let mut config = small();
+    config.as_object_mut().unwrap().remove("image_token_id");
+    let message = complaint(read(&config));
+    assert!(message.contains("image_token_id") && message.contains("128257"), "{message}");
+}
+
+#[test]
+fn a_config_file_that_is_not_one_is_an_error() {
+    let cases: [(&[u8], &str); 5] = [
+        (b"", "not valid JSON"),
+        (b"{\"model_type\": ", "not valid JSON"),
+        (b"[1]", "expected a JSON object"),
+        (b"\xff\xfe{}", "expected UTF-8 text"),
+        (&[b'['; 100_000], "not valid JSON"),
+    ];
+    for (bytes, want) in cases {
+        let message = complaint(Config::read(folder(&[("config.json", bytes)]).path()));
+        assert!(message.contains("config.json") && message.contains(want), "{message}");
+    }
+    assert!(complaint(Config::read(folder(&[]).path())).contains("config.json"));
+    let nested = tempfile::tempdir().unwrap();
+    fs::create_dir(nested.path().join("config.json")).unwrap();
+    assert!(complaint(Config::read(nested.path())).contains("expected a file"));
+    let huge = tempfile::tempdir().unwrap();
+    fs::File::create(huge.path().join("config.json")).unwrap().set_len(1 << 34).unwrap();
+    assert!(complaint(Config::read(huge.path())).contains("bytes"));
+}
