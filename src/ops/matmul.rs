@@ -136,7 +136,24 @@ fn split_depth(
     }
 }
 
-/// A small product on the calling thread, without matmul's look at its size.
+/// The same on the calling thread.
+pub(super) fn matmul_here(
+    [m, n, k]: [usize; 3],
+    c: &mut [f32],
+    ldc: usize,
+    alpha: f32,
+    a: View,
+    b: View,
+    accumulate: bool,
+) {
+    if m > 0 && n > 0 {
+        check(m, n, k, c, ldc, a, b);
+        // SAFETY: `check` has bounded every element that m x n x k touch; C is borrowed mutably.
+        unsafe { block(m, n, k, c.as_mut_ptr(), ldc, alpha, a, b, accumulate) };
+    }
+}
+
+/// The same without checks, for a part of C.
 ///
 /// # Safety
 /// C has m rows of n elements, `ldc` apart, that nothing else touches meanwhile; A is m x k and B k x n.

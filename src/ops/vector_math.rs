@@ -100,9 +100,27 @@ pub(super) fn sum3(x: &[f32], y: &[f32], z: &[f32], f: impl Fn(f32, f32, f32) ->
     lanes[0]
 }
 
+/// The largest element; -inf if there is none. NaN is passed over.
+#[inline(always)]
+pub(super) fn max(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*lane, x);
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{exp, sigmoid, sum};
+    use super::{exp, max, sigmoid, sum};
 
     /// Distance from `want` in units in the last place of f32 at `want`.
     fn ulps(got: f32, want: f64) -> f64 {
@@ -175,5 +193,19 @@ mod tests {
             let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
             assert_eq!(sum(&x, |x| x + 1.0), (n * (n + 1) / 2) as f32);
         }
+    }
+
+    #[test]
+    fn max_looks_at_every_element() {
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
+        for n in 1..70 {
+            let x: Vec<f32> = (0..n).map(|i| (i * 37 % n) as f32 - 100.0).collect();
+            for i in 0..n {
+                let mut x = x.clone();
+                x[i] = 5.0;
+                assert_eq!(max(&x), 5.0);
+            }
+        }
+        assert_eq!(max(&[1.0, f32::NAN, 2.0]), 2.0);
     }
 }
