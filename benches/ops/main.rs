@@ -56,10 +56,19 @@ pub fn tensor(shape: &[usize]) -> Tensor {
 }
 
 /// Times `f` as `name` at `place`; `bytes` is what must be read and written at least once.
-pub fn measure(c: &mut Criterion, name: &str, place: &str, bytes: usize, mut f: impl FnMut()) {
+pub fn measure(c: &mut Criterion, name: &str, place: &str, bytes: usize, f: impl FnMut()) {
+    time(c, name, place, Throughput::Bytes(bytes as u64), f);
+}
+
+/// The same for an op that arithmetic limits: `flops` additions and multiplications, shown as elements.
+pub fn measure_flops(c: &mut Criterion, name: &str, place: &str, flops: usize, f: impl FnMut()) {
+    time(c, name, place, Throughput::Elements(flops as u64), f);
+}
+
+fn time(c: &mut Criterion, name: &str, place: &str, throughput: Throughput, mut f: impl FnMut()) {
     let mut group = c.benchmark_group(name);
     group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    group.throughput(Throughput::Bytes(bytes as u64));
+    group.throughput(throughput);
     group.bench_function(place, |b| b.iter(&mut f));
     group.finish();
 }
