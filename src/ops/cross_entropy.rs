@@ -2,6 +2,7 @@
 use rayon::prelude::*;
 
 use super::expect_shape;
+use super::vector_math::{exp, max, vectorised};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -15,35 +16,73 @@ pub fn forward(dlogits: Option<&mut Tensor>, logits: &Tensor, targets: &[u32], s
     if let Some(&bad) = targets.iter().find(|&&t| t as usize >= vocabulary) {
         return Err(Error::op(OP, format!("targets below {vocabulary}"), bad.to_string()));
     }
+    if let Some(dlogits) = &dlogits {
+        expect_shape(OP, "dlogits", dlogits, logits.shape())?;
+    }
     if targets.is_empty() {
         return Ok(0.0);
     }
     let rows = logits.f32s()?.par_chunks_exact(vocabulary).zip(targets);
     let losses: Vec<f64> = match dlogits {
-        None => rows.map(|(row, &t)| loss(row, t as usize).0).collect(),
-        Some(dlogits) => {
-            expect_shape(OP, "dlogits", dlogits, logits.shape())?;
-            let drows = dlogits.f32s_mut()?.par_chunks_exact_mut(vocabulary);
-            rows.zip(drows).map(|((row, &t), drow)| gradient(drow, row, t as usize, scale)).collect()
-        }
+        None => rows
+            .map_init(
+                || vec![0.0; vocabulary],
+                |weights, (row, &target)| {
+                    let sum = weigh(weights, row);
+                    loss(row, target as usize, &sum)
+                },
+            )
+            .collect(),
+        Some(dlogits) => rows
+            .zip(dlogits.f32s_mut()?.par_chunks_exact_mut(vocabulary))
+            .map(|((row, &target), drow)| {
+                let sum = weigh(drow, row);
+                let loss = loss(row, target as usize, &sum);
+                multiply(drow, (f64::from(scale) / sum.total) as f32);
+                // softmax - 1 at the target, without cancellation where softmax is almost 1.
+                drow[target as usize] = ((-loss).exp_m1() * f64::from(scale)) as f32;
+                loss
+            })
+            .collect(),
     };
     Ok(losses.iter().sum())
 }
 
-/// -log softmax(row)[target] and the log-sum-exp of the row.
-fn loss(row: &[f32], target: usize) -> (f64, f64) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|&x| f64::from((x - max).exp())).sum();
-    let lse = f64::from(max) + sum.ln();
-    (lse - f64::from(row[target]), lse)
+struct Sum {
+    /// The largest logit.
+    max: f32,
+    /// Sum of exp(logit - max).
+    total: f64,
 }
 
-fn gradient(drow: &mut [f32], row: &[f32], target: usize, scale: f32) -> f64 {
-    let (loss, lse) = loss(row, target);
-    for (d, &x) in drow.iter_mut().zip(row) {
-        *d = ((f64::from(x) - lse).exp() * f64::from(scale)) as f32;
+/// -log softmax(row)[target].
+fn loss(row: &[f32], target: usize, sum: &Sum) -> f64 {
+    f64::from(sum.max) - f64::from(row[target]) + sum.total.ln()
+}
+
+vectorised! {
+    /// weights = exp(row - its largest element), and their sum in f64.
+    fn weigh(weights: &mut [f32], row: &[f32]) -> Sum {
+        let max = max(row);
+        for (w, &x) in weights.iter_mut().zip(row) {
+            *w = exp(x - max);
+        }
+        let mut lanes = [0.0f64; 16];
+        let chunks = weights.chunks_exact(lanes.len());
+        let rest: f64 = chunks.remainder().iter().map(|&w| f64::from(w)).sum();
+        for chunk in chunks {
+            for (lane, &w) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(w);
+            }
+        }
+        Sum { max, total: lanes.iter().sum::<f64>() + rest }
     }
-    // softmax - 1 at the target without cancellation: -(1 - exp(-loss)).
-    drow[target] = ((-loss).exp_m1() * f64::from(scale)) as f32;
-    loss
+}
+
+vectorised! {
+    fn multiply(x: &mut [f32], factor: f32) {
+        for x in x {
+            *x *= factor;
+        }
+    }
 }

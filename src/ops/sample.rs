@@ -1,6 +1,4 @@
 //! Choice of the next token from a row of logits.
-use std::cmp::Ordering;
-
 use crate::error::{Error, Result};
 
 /// Temperature 0 is greedy. `top_p` in (0, 1]; 1 keeps all.
@@ -26,7 +24,7 @@ pub fn argmax(logits: &[f32]) -> Result<u32> {
 }
 
 /// A token drawn with `uniform` in [0, 1); logits / temperature, softmax, smallest set of most likely tokens whose sum reaches top_p, in f64.
-/// Tokens are laid out by probability, then id, so that ties have one outcome.
+/// Likely tokens come first, among equals the lower id, so that a tie at the edge of the set has one outcome.
 pub fn draw(logits: &[f32], sampling: Sampling, uniform: f64) -> Result<u32> {
     const OP: &str = "sample draw";
     let Sampling { temperature, top_p } = sampling;
@@ -45,34 +43,39 @@ pub fn draw(logits: &[f32], sampling: Sampling, uniform: f64) -> Result<u32> {
         return Ok(best);
     }
     let max = f64::from(logits[best as usize]);
-    let weight = |i: u32| ((f64::from(logits[i as usize]) - max) / f64::from(temperature)).exp();
-    let mut ranked: Vec<(f64, u32)> = (0..logits.len() as u32).map(|i| (weight(i), i)).collect();
-    ranked.sort_unstable_by(|a, b| match b.0.total_cmp(&a.0) {
-        Ordering::Equal => a.1.cmp(&b.1),
-        other => other,
-    });
-    let total: f64 = ranked.iter().map(|r| r.0).sum();
-    let kept = if top_p < 1.0 { nucleus(&ranked, f64::from(top_p) * total) } else { &ranked[..] };
-    let mass: f64 = kept.iter().map(|r| r.0).sum();
-    let mut left = uniform * mass;
-    for &(weight, token) in kept {
+    let weight = |x: &f32| ((f64::from(*x) - max) / f64::from(temperature)).exp();
+    let weights: Vec<f64> = logits.iter().map(weight).collect();
+    let kept = nucleus(&weights, f64::from(top_p));
+    let mut left = uniform * kept.iter().map(|&id| weights[id as usize]).sum::<f64>();
+    for &id in &kept {
+        let weight = weights[id as usize];
         if left < weight {
-            return Ok(token);
+            return Ok(id);
         }
         left -= weight;
     }
-    // Rounding ate the last sliver: it belongs to the last token that has any weight.
-    Ok(kept.iter().rev().find(|r| r.0 > 0.0).map_or(best, |r| r.1))
+    // Rounding ate the last sliver.
+    Ok(best)
 }
 
-/// The shortest head of `ranked` whose weights sum to `mass` or more.
-fn nucleus(ranked: &[(f64, u32)], mass: f64) -> &[(f64, u32)] {
+/// The smallest set of the largest weights that has the share `top_p` of their sum: largest first, then by id; all, by id, if the share is 1.
+fn nucleus(weights: &[f64], top_p: f64) -> Vec<u32> {
+    let ids = 0..weights.len() as u32;
+    if top_p == 1.0 {
+        return ids.collect();
+    }
+    let total: f64 = weights.iter().sum();
+    // All weights below this one together are less than the share that may be left out: no need to sort them.
+    let least = (1.0 - top_p) * total / weights.len() as f64;
+    let mut ranked: Vec<u32> = ids.filter(|&id| weights[id as usize] >= least).collect();
+    ranked.sort_unstable_by(|&a, &b| weights[b as usize].total_cmp(&weights[a as usize]).then(a.cmp(&b)));
     let mut sum = 0.0;
-    let end = ranked.iter().position(|r| {
-        sum += r.0;
-        sum >= mass
+    let last = ranked.iter().position(|&id| {
+        sum += weights[id as usize];
+        sum >= top_p * total
     });
-    &ranked[..end.map_or(ranked.len(), |i| i + 1)]
+    ranked.truncate(last.map_or(ranked.len(), |i| i + 1));
+    ranked
 }
 
 /// log softmax(logits)[token], in f64.
