@@ -10,11 +10,14 @@ pub struct Sampling {
 
 /// Index of the largest logit, the first of equals. NaN anywhere is an error.
 pub fn argmax(logits: &[f32]) -> Result<u32> {
-    const OP: &str = "sample argmax";
-    let mut best = (0, *logits.first().ok_or_else(|| Error::op(OP, "logits", "none"))?);
+    largest("sample argmax", logits)
+}
+
+fn largest(op: &'static str, logits: &[f32]) -> Result<u32> {
+    let mut best = (0, *logits.first().ok_or_else(|| Error::op(op, "logits", "none"))?);
     for (i, &x) in logits.iter().enumerate() {
         if x.is_nan() {
-            return Err(Error::op(OP, "numbers", format!("NaN at {i}")));
+            return Err(Error::op(op, "numbers", format!("NaN at {i}")));
         }
         if x > best.1 {
             best = (i, x);
@@ -38,7 +41,7 @@ pub fn draw(logits: &[f32], sampling: Sampling, uniform: f64) -> Result<u32> {
         return Err(Error::op(OP, "uniform in [0, 1)", uniform.to_string()));
     }
     expect_finite(OP, logits)?;
-    let best = argmax(logits)?;
+    let best = largest(OP, logits)?;
     if temperature == 0.0 {
         return Ok(best);
     }
