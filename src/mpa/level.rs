@@ -10,7 +10,7 @@ use crate::mpa::engine::{Engine, Job};
 use crate::mpa::progress::Progress;
 use crate::mpa::prompts;
 use crate::random;
-use crate::train::fit::{FitReport, LoraOptions, Picture, Sample, Schedule, TrainOptions, Trainable};
+use crate::train::fit::{FitReport, LoraOptions, Picture, Sample, Schedule, Tower, TrainOptions, Trainable};
 
 /// What a student is trained on; all arms of a run take the same number of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -62,6 +62,10 @@ pub struct Settings {
     /// Linear layers with an adapter: names such as q_proj,v_proj, or one regex over whole names (as in peft)
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = LoraOptions::default().targets)]
     pub targets: Vec<String>,
+    /// Train all weights of these towers in place of adapters, and write a whole checkpoint: vision, connector, text
+    #[arg(long, value_name = "TOWERS", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<Tower>,
     /// Learning rate
     #[arg(long, value_name = "X", default_value_t = 2e-4)]
     pub lr: f64,
@@ -113,6 +117,7 @@ impl Default for Settings {
             dropout: 0.0,
             rslora: false,
             targets: LoraOptions::default().targets,
+            full: Vec::new(),
             lr: 2e-4,
             schedule: Schedule::Cosine,
             warmup: 0.03,
@@ -177,6 +182,9 @@ impl Settings {
     }
 
     pub fn trainable(&self) -> Trainable {
+        if !self.full.is_empty() {
+            return Trainable::Full(self.full.clone());
+        }
         Trainable::Lora(LoraOptions {
             rank: self.rank,
             alpha: self.alpha as f32,

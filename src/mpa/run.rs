@@ -16,6 +16,7 @@ use crate::mpa::level::{self, Arm, Example};
 use crate::mpa::predict;
 use crate::mpa::progress::Progress;
 use crate::mpa::select::{self, Counts, Outputs};
+use crate::train::fit::Trainable;
 
 /// summary.json: what came of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -174,7 +175,10 @@ impl<'a> Run<'a> {
             let (samples, trainable, options) = (&samples, &trainable, &options);
             let job = Job { model: &model, samples, trainable, options, out: &out };
             self.timed(&format!("level_{name}"), |run| level::run(&shown, run.engine, job, run.progress))?;
-            let leveled = self.model("student", Some(out));
+            let leveled = match trainable {
+                Trainable::Lora(_) => self.model("student", Some(out)),
+                Trainable::Full(_) => Lazy::new(self.engine, out, None, self.progress),
+            };
             self.evaluate(name, &leveled)?;
         }
         Ok(())

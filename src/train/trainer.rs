@@ -23,7 +23,7 @@ use crate::train::optim::{Moments, visit_trained};
 /// Rows of logits that exist at a time.
 const LOGIT_ROWS: usize = 512;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Tower {
     Vision,
