@@ -33,6 +33,15 @@ pub fn read(path: &Path) -> Result<Rgb> {
     decode(&bytes).map_err(|what| Error::input(path, what))
 }
 
+/// The same, but what is wrong is said without the path: for files that must not depend on where they lie.
+pub fn try_read(path: &Path) -> Result<Rgb, String> {
+    read(path).map_err(|error| match error {
+        Error::Input { what, .. } => what,
+        Error::Io { source, .. } => source.to_string(),
+        other => other.to_string(),
+    })
+}
+
 /// The pictures of a folder and of the folders in it, by extension, sorted by the bytes of their paths. Hidden files and folders are
 /// skipped; links are followed, but not into a folder that is being listed.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {

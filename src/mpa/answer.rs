@@ -149,12 +149,7 @@ fn unreadable(base: Record, reason: String) -> Record {
 }
 
 fn shared(path: &Path) -> Result<Arc<Rgb>, String> {
-    images::read(path).map(Arc::new).map_err(|e| match e {
-        // Without the folders: the text ends up in files that must not depend on where they are.
-        Error::Input { what, .. } => what,
-        Error::Io { source, .. } => source.to_string(),
-        other => other.to_string(),
-    })
+    images::try_read(path).map(Arc::new)
 }
 
 /// Walks along what the output file had at the start, beside the input.

@@ -17,5 +17,6 @@ pub mod level;
 pub mod predict;
 pub mod progress;
 pub mod prompts;
+pub mod report;
 pub mod run;
 pub mod select;
