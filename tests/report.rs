@@ -68,7 +68,8 @@ fn run_folder(out: &Path) {
     let mut parity = all[..20].to_vec();
     parity[0] = with(parity[0].clone(), json!({"question": EVIL, "student": EVIL}));
     put_lines(out.join("parity.jsonl"), &parity);
-    let known: Vec<Value> = all[20..28].iter().map(|r| with(r.clone(), json!({"student": r["answer"]}))).collect();
+    let known: Vec<Value> =
+        all[20..28].iter().map(|r| with(r.clone(), json!({"student": r["answer"]}))).collect();
     put_lines(out.join("rehearsal.jsonl"), &known);
     let mut rejected: Vec<Value> = all[28..33]
         .iter()

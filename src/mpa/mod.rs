@@ -5,7 +5,7 @@
 //!
 //! `run.rs` strings them together in a run folder (`config.rs` reads its settings, `folder.rs` lays it out); `answer.rs` is the part
 //! that all stages which ask a model share; `engine.rs` is
-//! the one door to models.
+//! the one door to models; `report.rs` shows a finished run.
 
 pub mod annotate;
 pub mod answer;

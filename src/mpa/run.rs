@@ -15,6 +15,7 @@ use crate::mpa::folder::Folder;
 use crate::mpa::level::{self, Arm, Example};
 use crate::mpa::predict;
 use crate::mpa::progress::Progress;
+use crate::mpa::report;
 use crate::mpa::select::{self, Counts, Outputs};
 use crate::train::fit::Trainable;
 
@@ -211,7 +212,8 @@ impl<'a> Run<'a> {
                 arms.filter_map(|arm| Some((arm.clone(), (accuracy(arm)? - student) / (teacher - student))));
             self.summary.gap_closed = closed.collect();
         }
-        files::write_json(&self.file("summary.json"), &self.summary)
+        files::write_json(&self.file("summary.json"), &self.summary)?;
+        report::write(&self.folder.path)
     }
 
     fn model(&self, who: &str, adapter: Option<PathBuf>) -> Lazy<'a> {
