@@ -83,7 +83,9 @@ fn the_golden_config_is_read_whole() {
 
 #[test]
 fn missing_keys_have_the_defaults_of_transformers() {
-    let got = read(&json!({"model_type": "idefics3", "image_token_id": 5, "scale_factor": 7})).unwrap();
+    let got =
+        read(&json!({"model_type": "idefics3", "image_token_id": 5, "scale_factor": 7, "text_config": {}}))
+            .unwrap();
     let text = TextConfig {
         hidden_size: 4096,
         intermediate_size: 11_008,
@@ -107,6 +109,9 @@ fn missing_keys_have_the_defaults_of_transformers() {
         layer_norm_eps: 1e-6,
     };
     assert_eq!(got, Config { text, vision, image_token_id: 5, scale_factor: 7, eos_token_ids: vec![2] });
+    // Without any text_config, Idefics3Config makes one of its own.
+    let got = read(&json!({"model_type": "idefics3", "image_token_id": 5, "scale_factor": 7})).unwrap();
+    assert_eq!(got.text.rms_norm_eps, 1e-5);
 }
 
 #[test]

@@ -287,8 +287,8 @@ fn templates_may_use_what_transformers_gives_them() {
     let mut conversation = user(" what <is> \"this\" ");
     conversation.insert(0, Message::new("system", vec![Content::Text("be kind".to_string())]));
     let got = render_with(&[("chat_template.jinja", template)], &conversation).unwrap();
-    let want = "USER: Picture 1<image>\"this\"    ASSISTANT: {\"text\": \" what <is> \\\"this\\\" \", \"type\": \"image\"} 4";
-    let want = want.replace("\"image\"", "\"text\"") + "<|im_start|>\n";
+    let want = "USER: Picture 1<image>\"this\"    ASSISTANT: {\"type\": \"text\", \"text\": \" what <is> \\\"this\\\" \"} 4";
+    let want = want.to_string() + "<|im_start|>\n";
     assert_eq!(got, want);
 }
 

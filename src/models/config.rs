@@ -71,14 +71,13 @@ impl Config {
     pub fn read(folder: &Path) -> Result<Config> {
         let path = folder.join("config.json");
         let root = read_json(&path)?;
-        let top = Section { path: &path, prefix: "", keys: &root };
+        let top = Section { path: &path, prefix: String::new(), keys: Some(&root) };
         match top.get("model_type").and_then(Value::as_str) {
             Some(family) if FAMILIES.contains(&family) => {}
             _ => return Err(top.wrong("model_type", format!("one of {}", FAMILIES.join(", ")))),
         }
-        let empty = Map::new();
-        let text_section = top.section("text_config", &empty)?;
-        let vision = VisionConfig::from_section(&top.section("vision_config", &empty)?)?;
+        let text_section = top.section("text_config")?;
+        let vision = VisionConfig::from_section(&top.section("vision_config")?)?;
         let text = TextConfig::from_section(&text_section, &top)?;
         let scale_factor = top.size("scale_factor", Some(2), 1..=MAX_SIDE)?;
         if !vision.patches_per_side().is_multiple_of(scale_factor) {
@@ -108,8 +107,7 @@ impl TextConfig {
         if text.get("rope_scaling").is_some() {
             return Err(text.wrong("rope_scaling", "null"));
         }
-        let empty = Map::new();
-        let rope = text.section("rope_parameters", &empty)?;
+        let rope = text.section("rope_parameters")?;
         rope.only("rope_type", &["default"])?;
         let rope_theta = match rope.get("rope_theta") {
             Some(_) => rope.positive("rope_theta", 10_000.0)?,
@@ -143,7 +141,8 @@ impl TextConfig {
             heads,
             kv_heads,
             head_size,
-            rms_norm_eps: text.positive("rms_norm_eps", 1e-6)?,
+            // Idefics3Config's own default for the whole section differs from LlamaConfig's.
+            rms_norm_eps: text.positive("rms_norm_eps", if text.keys.is_none() { 1e-5 } else { 1e-6 })?,
             rope_theta,
             max_positions: text.size("max_position_embeddings", Some(2048), 1..=MAX_POSITIONS)?,
             vocab_size: text.size("vocab_size", Some(32_000), 1..=MAX_VOCAB)?,
@@ -176,7 +175,7 @@ impl VisionConfig {
 fn eos_token_ids(folder: &Path, top: &Section, text: &Section, vocab_size: usize) -> Result<Vec<u32>> {
     let path = folder.join("generation_config.json");
     let generation = if path.exists() { read_json(&path)? } else { Map::new() };
-    let generation = Section { path: &path, prefix: "", keys: &generation };
+    let generation = Section { path: &path, prefix: String::new(), keys: Some(&generation) };
     for section in [&generation, top, text] {
         if let Some(value) = section.get("eos_token_id") {
             let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
@@ -218,36 +217,33 @@ pub(super) fn read_text(path: &Path, limit: u64) -> Result<String> {
 /// An object inside a configuration file, and how to speak of its keys.
 struct Section<'a> {
     path: &'a Path,
-    prefix: &'static str,
-    keys: &'a Map<String, Value>,
+    /// "text_config." before the keys of that section.
+    prefix: String,
+    /// None: there is no such object in the file.
+    keys: Option<&'a Map<String, Value>>,
 }
 
 impl<'a> Section<'a> {
     /// The value of a key that is present and not null.
     fn get(&self, key: &str) -> Option<&'a Value> {
-        self.keys.get(key).filter(|v| !v.is_null())
+        self.keys?.get(key).filter(|v| !v.is_null())
     }
 
     fn wrong(&self, key: &str, expected: impl Display) -> Error {
-        let got = match self.keys.get(key) {
+        let got = match self.keys.and_then(|keys| keys.get(key)) {
             Some(value) => shortened(value),
             None => "nothing".to_string(),
         };
         Error::input(self.path, format!("{}{key}: expected {expected}, got {got}", self.prefix))
     }
 
-    fn section(&self, key: &'static str, empty: &'a Map<String, Value>) -> Result<Section<'a>> {
-        let prefix = match key {
-            "text_config" => "text_config.",
-            "vision_config" => "vision_config.",
-            _ => "text_config.rope_parameters.",
-        };
+    fn section(&self, key: &str) -> Result<Section<'a>> {
         let keys = match self.get(key) {
-            None => empty,
-            Some(Value::Object(keys)) => keys,
+            None => None,
+            Some(Value::Object(keys)) => Some(keys),
             Some(_) => return Err(self.wrong(key, "an object")),
         };
-        Ok(Section { path: self.path, prefix, keys })
+        Ok(Section { path: self.path, prefix: format!("{}{key}.", self.prefix), keys })
     }
 
     fn size(&self, key: &str, default: Option<usize>, range: RangeInclusive<usize>) -> Result<usize> {

@@ -1,5 +1,6 @@
 //! Chat templates: Jinja as transformers runs it (trimmed blocks, Python's string methods, loop controls, raise_exception,
 //! strftime_now, plain tojson).
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value as Jinja};
 use minijinja::{Environment, ErrorKind};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::super::config::{read_json, read_text};
 use super::{Content, Message};
@@ -29,7 +30,7 @@ const MAX_TEXT: usize = 32 << 20;
 pub(super) struct ChatTemplate {
     path: PathBuf,
     environment: Environment<'static>,
-    tokens: Map<String, Value>,
+    tokens: BTreeMap<String, Jinja>,
 }
 
 impl ChatTemplate {
@@ -51,15 +52,16 @@ impl ChatTemplate {
     }
 
     pub(super) fn render(&self, messages: &[Message], generate: bool) -> Result<String> {
+        let turns: Vec<Turn> = messages.iter().map(Turn::new).collect();
         let mut context = self.tokens.clone();
-        context.insert("messages".to_string(), messages.iter().map(message_json).collect());
-        context.insert("add_generation_prompt".to_string(), Value::Bool(generate));
-        context.insert("tools".to_string(), Value::Null);
-        context.insert("documents".to_string(), Value::Null);
+        context.insert("messages".to_string(), Serde(turns).into());
+        context.insert("add_generation_prompt".to_string(), generate.into());
+        context.insert("tools".to_string(), ().into());
+        context.insert("documents".to_string(), ().into());
         let failed = |e: &dyn Display| Error::input(&self.path, format!("the chat template failed: {e}"));
         let template = self.environment.get_template("chat template").map_err(|e| failed(&e))?;
         let mut out = Capped(Vec::new());
-        template.render_captured_to(Serde(context), &mut out).map_err(|e| failed(&e))?;
+        template.render_captured_to(context, &mut out).map_err(|e| failed(&e))?;
         String::from_utf8(out.0).map_err(|e| failed(&e))
     }
 }
@@ -81,9 +83,9 @@ impl Write for Capped {
 }
 
 /// Special tokens of tokenizer_config.json by name, as templates use them (`eos_token`).
-fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
+fn special_tokens(config: &Map<String, Value>) -> BTreeMap<String, Jinja> {
     let tokens = config.iter().filter(|(key, _)| key.ends_with("_token"));
-    tokens.filter_map(|(key, value)| Some((key.clone(), Value::from(token_text(value)?)))).collect()
+    tokens.filter_map(|(key, value)| Some((key.clone(), token_text(value)?.into()))).collect()
 }
 
 /// A token in tokenizer_config.json: its text, or an object with the text as `content`.
@@ -91,12 +93,28 @@ fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-fn message_json(message: &Message) -> Value {
-    let content = message.content.iter().map(|content| match content {
-        Content::Image => json!({"type": "image"}),
-        Content::Text(text) => json!({"type": "text", "text": text}),
-    });
-    json!({"role": message.role, "content": content.collect::<Vec<_>>()})
+/// A message as transformers hands it to a template, keys in this order.
+#[derive(Serialize)]
+struct Turn<'a> {
+    role: &'a str,
+    content: Vec<Part<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Part<'a> {
+    Image,
+    Text { text: &'a str },
+}
+
+impl<'a> Turn<'a> {
+    fn new(message: &'a Message) -> Self {
+        let content = message.content.iter().map(|content| match content {
+            Content::Image => Part::Image,
+            Content::Text(text) => Part::Text { text },
+        });
+        Turn { role: &message.role, content: content.collect() }
+    }
 }
 
 fn find_source(folder: &Path, config: &Map<String, Value>) -> Result<(PathBuf, String)> {
