@@ -118,14 +118,12 @@ pub fn resize(picture: &Rgb, width: usize, height: usize, filter: Filter) -> Res
             format!("{}x{} made {width}x{height}", picture.width, picture.height),
         ));
     }
-    let mut out = picture.clone();
-    if width != out.width {
-        out = horizontal(&out, width, filter);
-    }
-    if height != out.height {
-        out = vertical(&out, height, filter);
-    }
-    Ok(out)
+    Ok(match (width == picture.width, height == picture.height) {
+        (true, true) => picture.clone(),
+        (false, true) => horizontal(picture, width, filter),
+        (true, false) => vertical(picture, height, filter),
+        (false, false) => vertical(&horizontal(picture, width, filter), height, filter),
+    })
 }
 
 fn horizontal(picture: &Rgb, width: usize, filter: Filter) -> Rgb {
