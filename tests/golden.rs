@@ -4,6 +4,8 @@
 #[path = "golden/check.rs"]
 mod check;
 mod common;
+#[path = "golden/geometry.rs"]
+mod geometry;
 #[path = "golden/lora.rs"]
 mod lora;
 #[path = "golden/set.rs"]
@@ -25,6 +27,11 @@ fn prompts_and_pixels_of_all_cases() {
 #[test]
 fn gray_and_alpha_pictures() {
     for_each_model(image_modes);
+}
+
+#[test]
+fn geometry_of_many_sizes() {
+    geometry::check();
 }
 
 #[test]

@@ -24,14 +24,19 @@ pub struct Row {
     pub images: Vec<Arc<Rgb>>,
 }
 
-/// Runs `test` on every model of tests/golden and of the sets in MPA_GOLDEN.
-pub fn for_each_model(test: fn(&Golden)) {
+/// tests/golden and the sets in MPA_GOLDEN.
+pub fn sets() -> Vec<PathBuf> {
     let mut sets = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")];
     if let Ok(more) = std::env::var("MPA_GOLDEN") {
         sets.extend(more.split(':').filter(|s| !s.is_empty()).map(PathBuf::from));
     }
+    sets
+}
+
+/// Runs `test` on every model of every set.
+pub fn for_each_model(test: fn(&Golden)) {
     let mut models = 0;
-    for set in sets {
+    for set in sets() {
         let mut folders: Vec<PathBuf> = std::fs::read_dir(&set)
             .unwrap_or_else(|e| panic!("{}: {e}", set.display()))
             .map(|entry| entry.unwrap().path())

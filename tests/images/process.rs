@@ -4,14 +4,9 @@ use std::path::Path;
 
 use mpa::models::image::{Filter, ImageProcessor, Rgb, resize};
 use proptest::prelude::*;
-use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
-
-fn picture(name: &str) -> Rgb {
-    mpa::data::images::read(&Path::new(GOLDEN).join(format!("images/{name}.png"))).unwrap()
-}
 
 /// SmolVLM's settings with some of them replaced.
 fn settings(changes: Value) -> Value {
@@ -27,77 +22,6 @@ fn read(value: &Value) -> mpa::error::Result<ImageProcessor> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("preprocessor_config.json"), value.to_string()).unwrap();
     ImageProcessor::read(folder.path())
-}
-
-fn fixture(file: &str) -> Vec<u8> {
-    std::fs::read(Path::new(GOLDEN).join("smolvlm/fixtures").join(file)).unwrap()
-}
-
-fn floats(tensors: &SafeTensors, name: &str) -> Vec<f32> {
-    let bytes = tensors.tensor(name).unwrap();
-    bytes.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-}
-
-#[track_caller]
-fn assert_bits(what: &str, got: &[f32], want: &[f32]) {
-    assert_eq!(got.len(), want.len(), "{what}: lengths differ");
-    if let Some(i) = got.iter().zip(want).position(|(g, w)| g.to_bits() != w.to_bits()) {
-        panic!("{what}: {} at {i}, expected {}", got[i], want[i]);
-    }
-}
-
-#[test]
-fn pixel_values_equal_the_fixtures() {
-    let processor = ImageProcessor::read(&Path::new(GOLDEN).join("smolvlm")).unwrap();
-    for (file, names) in [("single", &["cat"][..]), ("batch", &["text", "chart"])] {
-        let bytes = fixture(&format!("{file}.safetensors"));
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let want = floats(&tensors, "input/pixel_values");
-        let mask: Vec<u8> =
-            tensors.tensor("input/tile_mask").unwrap().data().iter().step_by(8).copied().collect();
-        for (i, name) in names.iter().enumerate() {
-            let tiles = processor.process(&picture(name)).unwrap();
-            let (per_row, count) = (mask.len() / names.len(), tiles.pixels.shape()[0]);
-            let real = &mask[i * per_row..(i + 1) * per_row];
-            assert_eq!(count, real.iter().filter(|&&m| m == 1).count(), "{name}: tiles");
-            assert_eq!(count, tiles.rows * tiles.cols + 1);
-            let start = i * per_row * 3 * 48 * 48;
-            let got = tiles.pixels.f32s().unwrap();
-            assert_bits(name, got, &want[start..start + got.len()]);
-        }
-    }
-}
-
-#[test]
-fn gray_and_alpha_without_splitting_equal_the_fixtures() {
-    let processor = read(&settings(json!({"do_image_splitting": false}))).unwrap();
-    let bytes = fixture("image_modes.safetensors");
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    for name in ["gray", "alpha"] {
-        let tiles = processor.process(&picture(name)).unwrap();
-        assert_eq!((tiles.rows, tiles.cols, tiles.pixels.shape()), (0, 0, &[1, 3, 48, 48][..]));
-        assert_bits(name, tiles.pixels.f32s().unwrap(), &floats(&tensors, &format!("{name}/pixel_values")));
-    }
-}
-
-#[test]
-fn geometry_equals_the_fixtures() {
-    let sizes: Value =
-        serde_json::from_slice(&std::fs::read(Path::new(GOLDEN).join("geometry.json")).unwrap()).unwrap();
-    let sizes = sizes.as_array().unwrap();
-    assert_eq!(sizes.len(), 34);
-    for (key, tile, longest) in [("smolvlm_512_2048", 512, 2048), ("smolvlm2_384_1536", 384, 1536)] {
-        let changes = json!({"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": tile}});
-        let processor = read(&settings(changes)).unwrap();
-        for size in sizes {
-            let number = |v: &Value| v.as_u64().unwrap() as usize;
-            let (width, height) = (number(&size["width"]), number(&size["height"]));
-            let plan = processor.plan(width, height);
-            let got = json!({"first_resize": [plan.first.1, plan.first.0], "second_resize": [plan.second.1, plan.second.0],
-                "rows": plan.rows, "cols": plan.cols});
-            assert_eq!(got, size[key], "{key} {width}x{height}");
-        }
-    }
 }
 
 /// A picture of any size whose values depend on the place.
