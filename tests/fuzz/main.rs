@@ -5,11 +5,16 @@ mod damage;
 mod memory;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mpa::error::Error;
 use mpa::models::config::Config;
+use mpa::models::generate::Request;
+use mpa::models::image::Rgb;
 use mpa::models::prompt::{Content, Message, Prompter};
+use mpa::models::vlm::Vlm;
 use mpa::models::weights::Weights;
+use mpa::ops::sample::Sampling;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::{Value, json};
@@ -77,6 +82,8 @@ fn damaged(name: &str, in_values: bool, changes: &[Change]) -> Vec<u8> {
 
 /// Memory for a configuration or a header of these sizes: some kilobytes of text, parsed.
 const SMALL: usize = 4 << 20;
+/// Memory for the golden model at work, and for stand-ins of tensors that a configuration asks for in vain.
+const MODEL: usize = 32 << 20;
 /// Memory for the tokenizer, whose patterns are compiled.
 const PROMPT: usize = 32 << 20;
 
@@ -166,6 +173,45 @@ proptest! {
         let shard = bytes_of("fixtures/multi.safetensors");
         let folder = folder(&[("model.safetensors.index.json", &bytes), ("a.safetensors", &shard)]);
         within(SMALL, || mendable(Weights::open(folder.path()).and_then(Weights::finish)));
+    }
+}
+
+/// Loads the golden weights under a damaged configuration; a model that loads all the same answers a question, or says why not.
+fn load_and_answer(configs: &[(&str, &[u8])]) {
+    let folder = folder(configs);
+    for name in [
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.json",
+        "preprocessor_config.json",
+    ] {
+        std::fs::copy(golden(name), folder.path().join(name)).unwrap();
+    }
+    let Some(vlm) = mendable(Vlm::load(folder.path().to_str().unwrap(), None)) else { return };
+    let picture = Arc::new(Rgb { width: 5, height: 3, data: vec![100; 45] });
+    let request = Request {
+        messages: vec![Message::new("user", vec![Content::Image, Content::Text("What?".to_string())])],
+        images: vec![picture],
+        max_new_tokens: 2,
+        sampling: Sampling { temperature: 0.0, top_p: 1.0 },
+        samples: 1,
+        seed: 1,
+    };
+    if let Err(error) = vlm.generate(&[request]) {
+        assert!(error.to_string().len() > 10, "{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(200))]
+
+    #[test]
+    fn models(config in changes(), generation in changes()) {
+        let config = damaged("config.json", true, &config);
+        let generation = damaged("generation_config.json", true, &generation);
+        let files = [("config.json", config.as_slice()), ("generation_config.json", generation.as_slice())];
+        within(MODEL, || load_and_answer(&files));
     }
 }
 
