@@ -1,7 +1,9 @@
 //! What the loop reads and writes. Knows no model.
 //!
-//!     images.rs   records.rs (reading)   append.rs (writing, resume)   files.rs (atomic writes, relative paths)
-//!     released.rs (the paper's layout)   metrics.rs (normalisation, scores)
+//! ```text
+//! images.rs   records.rs (reading)   append.rs (writing, resume)   files.rs (atomic writes, relative paths)
+//! released.rs (the paper's layout)   metrics.rs (normalisation, scores)
+//! ```
 
 pub mod append;
 pub mod files;

@@ -1,12 +1,14 @@
 //! The folder of a run: its layout, the links to what the run starts from, and the settings it was started with.
 //!
-//!     config.toml              resolved, with every default; `mpa run DIR/config.toml` goes on, with --out OTHER it repeats the run
-//!     config.started.toml      the same, as the run was started: what a changed config is noticed by
-//!     inputs/                  links: teacher, student, images, eval (the folder of the questions)
-//!     annotate.jsonl teacher.jsonl student.jsonl parity.jsonl rehearsal.jsonl rejected.jsonl select.json
-//!     level/ARM/               adapter and loss.jsonl
-//!     evaluate/WHO/            predictions.jsonl and scores.json
-//!     summary.json report.html
+//! ```text
+//! config.toml              resolved, with every default; `mpa run DIR/config.toml` goes on, with --out OTHER it repeats the run
+//! config.started.toml      the same, as the run was started: what a changed config is noticed by
+//! inputs/                  links: teacher, student, images, eval (the folder of the questions)
+//! annotate.jsonl teacher.jsonl student.jsonl parity.jsonl rehearsal.jsonl rejected.jsonl select.json
+//! level/ARM/               adapter and loss.jsonl
+//! evaluate/WHO/            predictions.jsonl and scores.json
+//! summary.json report.html
+//! ```
 //!
 //! No file holds a time, a version or an absolute path, so that a repeated run gives the same bytes.
 use std::fs::{self, File};

@@ -1,7 +1,9 @@
 //! The loop, one file per stage.
 //!
-//!     pictures --annotate--> annotate.jsonl --predict x2--> teacher.jsonl, student.jsonl --select--> parity.jsonl, rehearsal.jsonl
-//!              --level--> adapter --evaluate--> scores.json
+//! ```text
+//! pictures --annotate--> annotate.jsonl --predict x2--> teacher.jsonl, student.jsonl --select--> parity.jsonl, rehearsal.jsonl
+//!          --level--> adapter --evaluate--> scores.json
+//! ```
 //!
 //! `run.rs` strings them together in a run folder (`config.rs` reads its settings, `folder.rs` lays it out); `answer.rs` is the part
 //! that all stages which ask a model share; `engine.rs` is
