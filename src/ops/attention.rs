@@ -6,18 +6,21 @@ mod backward;
 use rayon::prelude::*;
 
 use super::expect_shape;
+use super::matmul::dot::{self, Panel, Rows, Sums};
 use super::matmul::{Shared, View, matmul_here};
-use super::vector_math::{exp, max, sum, sum2, vectorised};
+use super::vector_math::{exp, max, sum, vectorised};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 pub use backward::backward;
 
-/// Queries (of one head) and keys in a block.
-const QUERIES: usize = 64;
+/// Stacked rows of queries, and keys, in a block: enough for gemm's packing of keys to be cheap, and their scores fit the second-level cache.
+const ROWS: usize = 192;
 const KEYS: usize = 128;
-/// Rows of stacked queries up to which scores are computed as dot products.
-const FEW: usize = 8;
+/// Rows up to which scores are tiles of dot products (matmul/dot.rs): gemm would spend its time on bringing the keys into its own layout.
+const FEW: usize = 16;
+/// Rows of scores are filled up to a multiple of this, so that vector instructions do all the work.
+const LANES: usize = 16;
 
 /// One sequence: its rows in q (and out), and its rows in k and v. With causal masking query i (0-based in the span) sees keys
 /// 0 ..= i + (k_len - q_len), so that a decode step is q_len = 1 over a cache of k_len keys. Causal needs k_len >= q_len.
@@ -65,9 +68,10 @@ struct Item {
 
 impl Item {
     /// All items of one key/value head in a span.
-    fn all(span: Span, kv_head: usize) -> impl Iterator<Item = Item> {
-        (0..span.q_len).step_by(QUERIES).map(move |first| {
-            let len = QUERIES.min(span.q_len - first);
+    fn all(span: Span, kv_head: usize, config: &Config) -> impl Iterator<Item = Item> + use<> {
+        let most = (ROWS / config.group()).max(1);
+        (0..span.q_len).step_by(most).map(move |first| {
+            let len = most.min(span.q_len - first);
             Item { span, kv_head, first, len }
         })
     }
@@ -121,7 +125,7 @@ pub fn forward(
     let (q, k, v, out) = (q.f32s()?, k.f32s()?, v.f32s()?, Shared::new(out.f32s_mut()?));
     let items: Vec<Item> = spans
         .iter()
-        .flat_map(|&span| (0..config.kv_heads).flat_map(move |kv_head| Item::all(span, kv_head)))
+        .flat_map(|&span| (0..config.kv_heads).flat_map(move |kv_head| Item::all(span, kv_head, &config)))
         .collect();
     let hs = config.head_size;
     items.par_iter().for_each_init(Scratch::default, |scratch, item| {
@@ -146,6 +150,7 @@ pub fn forward(
 #[derive(Default)]
 struct Scratch {
     q: Vec<f32>,
+    keys: Panel,
     scores: Vec<f32>,
     acc: Vec<f32>,
     max: Vec<f32>,
@@ -155,8 +160,9 @@ struct Scratch {
 /// Leaves, by stacked row, the largest score in `max`, sum_j exp(score_j - max) v_j in `acc` and the sum of these weights in `total`.
 fn attend(scratch: &mut Scratch, item: &Item, q: &[f32], k: &[f32], v: &[f32], config: &Config) {
     let (hs, width, rows) = (config.head_size, config.k_width(), item.rows(config));
-    let Scratch { q: queries, scores, acc, max: top, total } = scratch;
+    let Scratch { q: queries, keys, scores, acc, max: top, total } = scratch;
     gather(queries, q, item, config);
+    queries.iter_mut().for_each(|q| *q *= config.scale);
     // Scores are overwritten before they are read.
     scores.resize(rows * KEYS, 0.0);
     for (buffer, len, value) in
@@ -165,55 +171,69 @@ fn attend(scratch: &mut Scratch, item: &Item, q: &[f32], k: &[f32], v: &[f32], c
         buffer.clear();
         buffer.resize(len, value);
     }
-    let keys = item.keys(config);
-    for start in (0..keys).step_by(KEYS) {
-        let n = KEYS.min(keys - start);
+    let seen = item.keys(config);
+    for start in (0..seen).step_by(KEYS) {
+        let n = KEYS.min(seen - start);
         let offset = (item.span.k_start + start) * width + item.kv_head * hs;
-        let (k, v) =
-            (View { data: &k[offset..], rs: 1, cs: width }, View { data: &v[offset..], rs: width, cs: 1 });
         if rows <= FEW {
-            few_scores(scores, queries, k, n, hs, config.scale);
+            few_scores(scores, keys, queries, hs, |j| &k[offset + j * width..][..hs], n);
         } else {
-            let queries = View { data: queries, rs: hs, cs: 1 };
-            matmul_here([rows, n, hs], scores, KEYS, config.scale, queries, k, false);
+            let (queries, k) =
+                (View { data: queries, rs: hs, cs: 1 }, View { data: &k[offset..], rs: 1, cs: width });
+            matmul_here([rows, n, hs], scores, KEYS, 1.0, queries, k, false);
         }
-        for r in 0..rows {
-            let (seen, hidden) = scores[r * KEYS..][..n].split_at_mut(item.seen(r, start, n, config));
-            soften(seen, &mut acc[r * hs..][..hs], &mut top[r], &mut total[r]);
-            hidden.fill(0.0);
+        let filled = n.next_multiple_of(LANES);
+        for (r, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
+            scores[item.seen(r, start, n, config)..filled].fill(f32::NEG_INFINITY);
         }
-        matmul_here([rows, hs, n], acc, hs, 1.0, View { data: scores, rs: KEYS, cs: 1 }, v, true);
+        soften(scores, filled, acc, hs, top, total);
+        let (weights, v) =
+            (View { data: scores, rs: KEYS, cs: 1 }, View { data: &v[offset..], rs: width, cs: 1 });
+        matmul_here([rows, hs, n], acc, hs, 1.0, weights, v, true);
+    }
+}
+
+/// Scores of few queries (dense, HS wide) against `n` keys.
+fn few_scores<'a>(
+    scores: &mut [f32],
+    keys: &mut Panel,
+    queries: &[f32],
+    hs: usize,
+    key: impl Fn(usize) -> &'a [f32],
+    n: usize,
+) {
+    scores.fill(0.0);
+    for start in (0..hs).step_by(dot::DEPTH) {
+        let depth = dot::DEPTH.min(hs - start);
+        keys.fill(n, depth, |j, to| to.copy_from_slice(&key(j)[start..start + depth]));
+        let queries = Rows { data: &queries[start..], stride: hs };
+        let sums = Sums { data: scores.as_mut_ptr(), stride: KEYS };
+        // SAFETY: `scores` has a row of KEYS >= n elements for each query, and is ours alone.
+        unsafe { dot::add_products(sums, scores.len() / KEYS, depth, queries, keys) };
     }
 }
 
 vectorised! {
-    /// Scores of few queries (dense, HS wide) against `n` keys: gemm would spend its time on bringing the keys into its own layout.
-    fn few_scores(scores: &mut [f32], queries: &[f32], keys: View, n: usize, hs: usize, scale: f32) {
-        for j in 0..n {
-            let key = &keys.data[j * keys.cs..][..hs];
-            for (query, scores) in queries.chunks_exact(hs).zip(scores.chunks_exact_mut(KEYS)) {
-                scores[j] = scale * sum2(query, key, |a, b| a * b);
+    /// One step of the online softmax, by row: the first `n` of KEYS scores become weights relative to the largest score so far, `top`;
+    /// what was summed up before, in `acc` and `total`, is brought down to it.
+    fn soften(scores: &mut [f32], n: usize, acc: &mut [f32], hs: usize, top: &mut [f32], total: &mut [f32]) {
+        let rows = scores.chunks_exact_mut(KEYS).zip(acc.chunks_exact_mut(hs));
+        for ((scores, acc), (top, total)) in rows.zip(top.iter_mut().zip(total)) {
+            let scores = &mut scores[..n];
+            let new = max(scores);
+            if new > *top {
+                let shrink = exp(*top - new);
+                *total *= shrink;
+                for a in acc {
+                    *a *= shrink;
+                }
+                *top = new;
             }
-        }
-    }
-}
-
-vectorised! {
-    /// One step of the online softmax: scores become weights relative to the largest score so far; what was summed up before is brought down to it.
-    fn soften(scores: &mut [f32], acc: &mut [f32], top: &mut f32, total: &mut f32) {
-        let new = max(scores);
-        if new > *top {
-            let shrink = exp(*top - new);
-            *total *= shrink;
-            for a in acc {
-                *a *= shrink;
+            for s in scores.iter_mut() {
+                *s = exp(*s - *top);
             }
-            *top = new;
+            *total += sum(scores, |x| x);
         }
-        for s in scores.iter_mut() {
-            *s = exp(*s - *top);
-        }
-        *total += sum(scores, |x| x);
     }
 }
 

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::super::expect_shape;
 use super::super::matmul::{Shared, View, matmul_here};
 use super::super::vector_math::{exp, sum2, vectorised};
-use super::{Config, Item, KEYS, Span, check, expect_disjoint, gather};
+use super::{Config, Item, KEYS, LANES, Span, check, expect_disjoint, gather};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -97,7 +97,7 @@ fn propagate(scratch: &mut Scratch, span: Span, kv_head: usize, inputs: &Inputs,
     let hs = config.head_size;
     zeros(&mut scratch.dk, span.k_len * hs);
     zeros(&mut scratch.dv, span.k_len * hs);
-    for item in Item::all(span, kv_head) {
+    for item in Item::all(span, kv_head, config) {
         load(scratch, &item, inputs);
         let keys = item.keys(config);
         for start in (0..keys).step_by(KEYS) {
@@ -149,13 +149,11 @@ fn propagate_block(scratch: &mut Scratch, item: &Item, start: usize, n: usize, i
 
     matmul_here([rows, n, hs], weights, KEYS, scale, as_it_lies(q, hs), transposed(k, width), false);
     matmul_here([rows, n, hs], dscores, KEYS, 1.0, as_it_lies(dout, hs), transposed(v, width), false);
-    for r in 0..rows {
-        let seen = item.seen(r, start, n, config);
-        let (p, ds) = (&mut weights[r * KEYS..][..n], &mut dscores[r * KEYS..][..n]);
-        soften(&mut p[..seen], &mut ds[..seen], lse[r], delta[r]);
-        p[seen..].fill(0.0);
-        ds[seen..].fill(0.0);
+    let filled = n.next_multiple_of(LANES);
+    for (r, scores) in weights.chunks_exact_mut(KEYS).enumerate() {
+        scores[item.seen(r, start, n, config)..filled].fill(f32::NEG_INFINITY);
     }
+    soften(weights, dscores, filled, lse, delta);
     matmul_here([n, hs, rows], dv, hs, 1.0, transposed(weights, KEYS), as_it_lies(dout, hs), true);
     matmul_here([n, hs, rows], dk, hs, scale, transposed(dscores, KEYS), as_it_lies(q, hs), true);
     matmul_here([rows, hs, n], dq, hs, scale, as_it_lies(dscores, KEYS), as_it_lies(k, width), true);
@@ -170,11 +168,14 @@ fn transposed(data: &[f32], width: usize) -> View<'_> {
 }
 
 vectorised! {
-    /// Scores become weights, and gradients of weights those of scores.
-    fn soften(scores: &mut [f32], dweights: &mut [f32], lse: f32, delta: f32) {
-        for (s, d) in scores.iter_mut().zip(dweights) {
-            *s = exp(*s - lse);
-            *d = *s * (*d - delta);
+    /// By row, the first `n` of KEYS scores become weights, and the gradients of weights become those of scores.
+    fn soften(scores: &mut [f32], dweights: &mut [f32], n: usize, lse: &[f32], delta: &[f32]) {
+        let rows = scores.chunks_exact_mut(KEYS).zip(dweights.chunks_exact_mut(KEYS));
+        for ((scores, dweights), (lse, delta)) in rows.zip(lse.iter().zip(delta)) {
+            for (s, d) in scores[..n].iter_mut().zip(&mut dweights[..n]) {
+                *s = exp(*s - lse);
+                *d = *s * (*d - delta);
+            }
         }
     }
 }
