@@ -1,6 +1,9 @@
 //! sums += X W^T where the rows of X and W are contiguous: tiles of dot products held in vector registers.
 //! An element is the same sum in the same order wherever it lies and however many rows X and W have: a row does not depend on its neighbours.
 
+// Loops over constant bounds become registers. Iterators would need closures, which are not compiled for the vector unit at hand.
+#![allow(clippy::needless_range_loop)]
+
 use pulp::{Arch, Simd, WithSimd};
 
 /// Longest partial sum over k: the rows of a tile of this length stay in the first-level cache.
@@ -103,7 +106,7 @@ impl WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
-    /// Rows i .. i + R. Plain loops throughout: closures would not be compiled for the vector unit at hand.
+    /// Rows i .. i + R.
     #[inline(always)]
     fn stripe<S: Simd, const R: usize>(&self, simd: S, i: usize, panel: &Panel) {
         let mut x: [&[S::f32s]; R] = [&[]; R];
