@@ -55,19 +55,16 @@ pub fn run(
     let mut resume = Resume { done: &done, at: 0 };
     let mut meter = None;
     let mut pending: Vec<Job> = Vec::new();
-    let mut seen = 0;
-    for record in records {
+    for (seen, record) in records.enumerate() {
         let record = record?;
         let ids = stage.ids(&record);
         if let Some(skip) = resume.skip(out.path(), &record.id, &ids)? {
-            let before = seen - pending.len();
-            let meter = meter.get_or_insert_with(|| progress.start(stage.name(), total, before));
+            let meter = meter.get_or_insert_with(|| progress.start(stage.name(), total, seen));
             pending.push(Job { record, ids, skip });
             if pending.len() == batch.max(1) {
                 work(stage, std::mem::take(&mut pending), answerer, out, meter, progress)?;
             }
         }
-        seen += 1;
     }
     resume.end(out.path())?;
     if let Some(mut meter) = meter {

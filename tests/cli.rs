@@ -1,0 +1,351 @@
+//! The commands as people call them, with the tiny golden checkpoint: exit codes, streams, files, mistakes, SIGKILL.
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+fn mpa(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mpa"));
+    command.current_dir(folder).args(args).output().unwrap()
+}
+
+/// Runs a command that succeeds with --json; everything it prints is one object.
+#[track_caller]
+fn json(folder: &Path, args: &[&str]) -> Value {
+    let output = mpa(folder, &[args, &["--json"]].concat());
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {stderr}");
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+/// Runs a command that fails; returns what it says.
+#[track_caller]
+fn fails(folder: &Path, code: i32, args: &[&str]) -> String {
+    let output = mpa(folder, args);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert_eq!(text(&output.stdout), "", "{args:?}");
+    assert!(stderr.starts_with("mpa: ") || stderr.contains("\nmpa: "), "{stderr}");
+    stderr
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+fn model() -> String {
+    format!("{GOLDEN}/smolvlm")
+}
+
+/// A folder with questions on the golden pictures, `count` of them.
+fn questions(count: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = ["cat", "chart", "text", "gray", "alpha"];
+    let line = |i: usize| {
+        let image = format!("{GOLDEN}/images/{}.png", pictures[i % pictures.len()]);
+        let record = serde_json::json!({"id": format!("q{i}"), "image": image, "question": format!("What is {i}?"), "answer": "a"});
+        format!("{record}\n")
+    };
+    write(folder.path(), "q.jsonl", &(0..count).map(line).collect::<String>());
+    folder
+}
+
+#[test]
+fn help_and_version_go_to_stdout_and_every_command_has_help() {
+    let here = Path::new(".");
+    let help = mpa(here, &["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    let help = text(&help.stdout);
+    for command in
+        ["run", "annotate", "predict", "select", "level", "evaluate", "generate", "merge", "doctor"]
+    {
+        assert!(help.contains(&format!("\n  {command} ")), "{command}");
+        let output = mpa(here, &[command, "--help"]);
+        assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{command}");
+        let own = text(&output.stdout);
+        assert!(command == "doctor" || own.contains("Example"), "{command} has no example");
+    }
+    assert_eq!(text(&mpa(here, &["--version"]).stdout), format!("mpa {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn mistakes_in_arguments_end_with_2() {
+    let folder = questions(1);
+    let at = folder.path();
+    let model = model();
+    for (args, want) in [
+        (&[][..], "a command is needed"),
+        (&["bogus"], "unrecognized subcommand 'bogus'"),
+        (&["predict", "--model", "m"], "--questions"),
+        (
+            &["annotate", "--model", "m", "--images", ".", "--task", "text", "--out", "o", "--batch", "0"],
+            "at least 1",
+        ),
+        (
+            &["annotate", "--model", &model, "--images", ".", "--task", "rhymes", "--out", "o"],
+            "rhymes: no such prompt file",
+        ),
+        (
+            &["annotate", "--model", &model, "--images", ".", "--task", "text", "--out", "o"],
+            "has no pictures",
+        ),
+        (
+            &[
+                "annotate",
+                "--model",
+                &model,
+                "--images",
+                ".",
+                "--task",
+                "text",
+                "--samples",
+                "3",
+                "--out",
+                "o",
+            ],
+            "`samples`",
+        ),
+        (
+            &["predict", "--model", &model, "--questions", "none.jsonl", "--out", "o"],
+            "none.jsonl: No such file",
+        ),
+        (
+            &["predict", "--model", &model, "--questions", "q.jsonl", "--out", "q.jsonl"],
+            "--out is the input file",
+        ),
+        (
+            &["predict", "--model", &model, "--questions", "q.jsonl", "--prompt", "x", "--out", "o"],
+            "{question}",
+        ),
+        (
+            &["predict", "--model", &model, "--adapter", "none", "--questions", "q.jsonl", "--out", "o"],
+            "no such folder",
+        ),
+        (&["predict", "--model", "./none", "--questions", "q.jsonl", "--out", "o"], "none"),
+        (&["generate", "--model", &model, "--prompt", "x", "--top-p", "0"], "--top-p"),
+        (&["generate", "--model", &model, "--prompt", "x", "--image", "q.jsonl"], "q.jsonl: expected PNG"),
+        (
+            &["level", "--model", &model, "--data", "q.jsonl", "--out", "o", "--rank", "0"],
+            "`rank`: expected at least 1, got 0",
+        ),
+        (
+            &["level", "--model", &model, "--data", "q.jsonl", "--out", "o", "--rehearsal", "q.jsonl"],
+            "--rehearsal-fraction",
+        ),
+        (&["select", "--teacher", "q.jsonl", "--student", "q.jsonl", "--out", "q.jsonl"], "named twice"),
+        (
+            &["select", "--teacher", "q.jsonl", "--student", "q.jsonl", "--out", "o"],
+            "q.jsonl:1: record \"q0\": missing key `prediction`",
+        ),
+        (&["merge", "--model", &model, "--adapter", "none", "--out", "."], "is not empty"),
+    ] {
+        let said = fails(at, 2, args);
+        assert!(said.contains(want), "{args:?}: {said}");
+        assert!(!at.join("o").is_dir() || fs::read_dir(at.join("o")).unwrap().count() <= 1, "{args:?}");
+    }
+}
+
+#[test]
+fn mistakes_in_a_config_are_named_with_file_line_and_key() {
+    let folder = questions(1);
+    let good = format!(
+        "[models]\nteacher = {0:?}\nstudent = {0:?}\n[annotate]\nimages = \"{GOLDEN}/images\"\ntask = \"text\"\n[level]\nlr = 0.1\n",
+        model()
+    );
+    for (from, to, want) in [
+        ("lr = 0.1", "rl = 0.1", "c.toml:8: `rl = 0.1`: unknown field `rl`"),
+        ("lr = 0.1", "lr = -1.0", "c.toml:8: `level.lr`: expected above 0, got -1"),
+        ("lr = 0.1", "lr = \"fast\"", "c.toml:8: `lr = \"fast\"`: invalid type"),
+        ("lr = 0.1", "arms = [\"legs\"]", "c.toml:8: `arms = [\"legs\"]`: unknown variant `legs`"),
+        ("lr = 0.1", "lr = ", "c.toml:8:"),
+        ("task = \"text\"", "", "c.toml:4: `annotate.task`: expected either `task` or `prompt`, got neither"),
+        (
+            "task = \"text\"",
+            "task = \"none.txt\"",
+            "c.toml:6: `annotate.task`: ./none.txt: no such prompt file",
+        ),
+        (
+            "task = \"text\"",
+            "task = \"text\"\nsamples = 0",
+            "c.toml:7: `annotate.samples`: expected at least 1, got 0",
+        ),
+        ("teacher", "master", "c.toml:2: `master = "),
+        ("[models]", "[evaluate]\nquestions = \"none.jsonl\"\n[models]", "none.jsonl: No such file"),
+        ("[level]", "[levels]", "c.toml:7: `[levels]`: unknown field `levels`"),
+    ] {
+        assert!(good.contains(from));
+        write(folder.path(), "c.toml", &good.replacen(from, to, 1));
+        let said = fails(folder.path(), 2, &["run", "c.toml"]);
+        assert!(said.contains(want), "{to}: {said}");
+    }
+    assert!(!folder.path().join("c").exists(), "nothing is made for a config with a mistake");
+}
+
+#[test]
+fn a_run_on_a_model_that_writes_nonsense_says_so_and_keeps_it() {
+    let folder = questions(3);
+    let config = format!(
+        "[models]\nteacher = {0:?}\nstudent = {0:?}\n[annotate]\nimages = \"{GOLDEN}/images\"\ntask = \"chart\"\nmax_new_tokens = 6\n\
+         [predict]\nmax_new_tokens = 3\n[evaluate]\nquestions = \"q.jsonl\"\n",
+        model()
+    );
+    write(folder.path(), "c.toml", &config);
+    let said = fails(folder.path(), 1, &["run", "c.toml", "--json"]);
+    assert!(said.contains("annotate: rejected 5 unparsed of 5 records"), "{said}");
+    assert!(said.contains("the parity set is empty"), "{said}");
+    let lines = fs::read_to_string(folder.path().join("c/annotate.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 5);
+    for line in lines.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(record["rejected"], "unparsed");
+        assert!(record["annotation"].as_str().is_some_and(|text| !text.is_empty()));
+    }
+    let scores = fs::read_to_string(folder.path().join("c/evaluate/teacher/scores.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&scores).unwrap()["records"], 3);
+}
+
+#[test]
+fn level_evaluate_merge_and_generate_agree() {
+    let folder = questions(4);
+    let (at, model) = (folder.path(), model());
+    let level = [
+        "level", "--model", &model, "--data", "q.jsonl", "--out", "adapter", "--steps", "3", "--batch", "2",
+        "--rank", "2",
+    ];
+    let level = [&level[..], &["--lr", "0.05", "--targets", "q_proj,down_proj"]].concat();
+    let report = json(at, &level);
+    assert_eq!((&report["steps"], &report["samples"]), (&3.into(), &4.into()));
+    assert!(report["last_loss"].as_f64().unwrap() < report["first_loss"].as_f64().unwrap(), "{report}");
+    assert_eq!(fs::read_to_string(at.join("adapter/loss.jsonl")).unwrap().lines().count(), 3);
+    let before = fs::read(at.join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(json(at, &level), report, "finished already");
+    assert_eq!(fs::read(at.join("adapter/adapter_model.safetensors")).unwrap(), before);
+    let said = fails(at, 2, &[&level[..], &["--alpha", "8"]].concat());
+    assert!(said.contains("alpha = 32.0, now it is 8.0"), "{said}");
+
+    let ask = ["--questions", "q.jsonl", "--max-new-tokens", "4"];
+    json(at, &["merge", "--model", &model, "--adapter", "adapter", "--out", "merged"]);
+    let with = json(
+        at,
+        &[&["evaluate", "--model", &model, "--adapter", "adapter", "--out", "e1"], &ask[..]].concat(),
+    );
+    let merged = json(at, &[&["evaluate", "--model", "merged", "--out", "e2"], &ask[..]].concat());
+    assert_eq!(with, merged);
+    let predictions = fs::read_to_string(at.join("e1/predictions.jsonl")).unwrap();
+    assert_eq!(predictions, fs::read_to_string(at.join("e2/predictions.jsonl")).unwrap());
+    json(at, &[&["evaluate", "--model", &model, "--out", "e3"], &ask[..]].concat());
+    assert_ne!(
+        predictions,
+        fs::read_to_string(at.join("e3/predictions.jsonl")).unwrap(),
+        "training changed nothing"
+    );
+
+    let image = format!("{GOLDEN}/images/cat.png");
+    let prompt = "What is 0? Answer the following question in a single word or phrase.";
+    let said = json(
+        at,
+        &["generate", "--model", "merged", "--image", &image, "--prompt", prompt, "--max-new-tokens", "4"],
+    );
+    let first: Value = serde_json::from_str(predictions.lines().next().unwrap()).unwrap();
+    assert_eq!(said["text"].as_str().unwrap().trim(), first["prediction"]);
+}
+
+#[test]
+fn other_settings_do_not_go_on_with_an_output() {
+    let folder = questions(2);
+    let (at, model) = (folder.path(), model());
+    let predict =
+        ["predict", "--model", &model, "--questions", "q.jsonl", "--out", "o.jsonl", "--max-new-tokens", "2"];
+    assert_eq!(json(at, &predict)["records"], 2);
+    assert_eq!(json(at, &predict)["records"], 2);
+    json(at, &[&predict[..], &["--batch", "1"]].concat());
+    let said = fails(at, 2, &[&predict[..], &["--prompt", "{question}!"]].concat());
+    assert!(said.contains("o.jsonl: was begun with prompt = "), "{said}");
+    write(at, "mine.jsonl", "{\"id\":\"precious\"}\n");
+    let said = fails(at, 2, &["predict", "--model", &model, "--questions", "q.jsonl", "--out", "mine.jsonl"]);
+    assert!(said.contains("mine.jsonl: exists and was not made by this command"), "{said}");
+    assert_eq!(fs::read_to_string(at.join("mine.jsonl")).unwrap(), "{\"id\":\"precious\"}\n");
+}
+
+#[test]
+fn a_killed_process_is_started_again_and_ends_with_the_same_bytes() {
+    let folder = questions(40);
+    let (at, model) = (folder.path(), model());
+    let predict = |out| {
+        ["predict", "--model", &model, "--questions", "q.jsonl", "--batch", "1", "--out", out]
+            .map(str::to_string)
+    };
+    let run = |args: &[String]| mpa(at, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(run(&predict("whole.jsonl")).status.code(), Some(0));
+    let whole = fs::read(at.join("whole.jsonl")).unwrap();
+    let mut killed = 0;
+    for lines in [1, 7, 20, 39] {
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_mpa"));
+        let child = child.current_dir(at).args(predict("part.jsonl")).stderr(Stdio::null());
+        let mut child = child.stdout(Stdio::null()).spawn().unwrap();
+        let there =
+            || fs::read(at.join("part.jsonl")).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
+        while there() < lines && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+        assert!(whole.starts_with(&fs::read(at.join("part.jsonl")).unwrap()));
+    }
+    assert!(killed > 0, "every process was done before it could be killed");
+    assert_eq!(run(&predict("part.jsonl")).status.code(), Some(0));
+    assert_eq!(fs::read(at.join("part.jsonl")).unwrap(), whole);
+}
+
+#[test]
+fn select_prints_its_counts_as_one_object() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write(
+        at,
+        "t.jsonl",
+        "{\"id\":\"a\",\"answer\":\"x\",\"prediction\":\"X.\"}\n{\"id\":\"b\",\"answer\":\"x\",\"prediction\":\"y\"}\n",
+    );
+    write(at, "s.jsonl", "{\"id\":\"a\",\"prediction\":\"z\"}\n{\"id\":\"b\",\"prediction\":\"x\"}\n");
+    let select =
+        ["select", "--teacher", "t.jsonl", "--student", "s.jsonl", "--rule", "contains", "--out", "p.jsonl"];
+    let want = serde_json::json!({"records": 2, "teacher_consistent": 1, "student_wrong": 1, "kept": 1, "rehearsal": 0,
+                                  "rejected": {"teacher_inconsistent": 1}});
+    assert_eq!(json(at, &select), want);
+    assert_eq!(fs::read_to_string(at.join("p.jsonl")).unwrap().lines().count(), 1);
+    let people = mpa(at, &select);
+    assert!(text(&people.stdout).contains("kept 1"), "{people:?}");
+}
+
+#[test]
+fn doctor_reports_this_machine() {
+    let report = json(Path::new("."), &["doctor"]);
+    assert!(report["threads"].as_u64().unwrap() >= 1);
+    assert_eq!(report["devices"], serde_json::json!(["cpu"]));
+    assert!(report["cuda"]["why"].as_str().unwrap().contains("no CUDA kernels"));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    for args in [&["--help"][..], &["doctor"], &["doctor", "--json"]] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mpa"));
+        let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
