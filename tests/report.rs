@@ -109,7 +109,7 @@ fn run_folder(out: &Path) {
         "gap_closed": {"leveled": 0.679, "parity_only": 0.147, "all_pseudo": 0.257, "random_subset": 0.587}});
     put(out.join("summary.json"), &summary.to_string());
     put(
-        out.join("config.toml"),
+        out.join("config.started.toml"),
         "seed = 7\n[models]\nteacher = \"inputs/teacher\"\nstudent = \"inputs/student\"\n[annotate]\nimages = \"inputs/images\"\n\
          prompt = \"Write a question about the chart.\\nQuestion: ...\\nAnswer: ...\"\nsamples = 3\n[select]\nrule = \"exact\"\n\
          [level]\nrehearsal = 0.5\nlr = 0.002\ntargets = [\"q_proj\", \"v_proj\"]\n",

@@ -1,8 +1,9 @@
 //! The folder of a run: its layout, the links to what the run starts from, and the settings it was started with.
 //!
 //! ```text
-//! config.toml              resolved, with every default; `mpa run DIR/config.toml` goes on, with --out OTHER it repeats the run
-//! config.started.toml      the same, as the run was started: what a changed config is noticed by
+//! config.toml              resolved, with every default, unless it was there before; `mpa run DIR/config.toml` goes on, with --out
+//!                          OTHER it repeats the run
+//! config.started.toml      resolved, as the run was started: what a changed config is noticed by
 //! inputs/                  links: teacher, student, images, eval (the folder of the questions)
 //! annotate.jsonl teacher.jsonl student.jsonl parity.jsonl rehearsal.jsonl rejected.jsonl select.json
 //! level/ARM/               adapter and loss.jsonl
@@ -21,6 +22,9 @@ use crate::data::files;
 use crate::error::{Error, Result};
 use crate::models::hub;
 use crate::mpa::config::Config;
+
+/// What a run was started with, resolved; config.toml may be the user's own text.
+pub const STARTED: &str = "config.started.toml";
 
 /// A prepared folder; locked while this lives.
 pub struct Folder {
@@ -57,7 +61,7 @@ impl Folder {
         compare(&path, source, &resolved)?;
         targets.link(&path)?;
         let text = resolved.to_toml()?;
-        for name in ["config.toml", "config.started.toml"] {
+        for name in ["config.toml", STARTED] {
             let file = path.join(name);
             if !file.exists() {
                 files::write(&file, text.as_bytes())?;
@@ -159,7 +163,7 @@ fn split(file: &Path) -> Result<(PathBuf, String)> {
 /// An error if the folder was started with other settings. How many are asked at a time changes nothing in the results.
 fn compare(folder: &Path, source: &Path, config: &Config) -> Result<()> {
     let same = |a: &Path| real(a).ok().zip(real(source).ok()).is_some_and(|(a, b)| a == b);
-    let earlier = ["config.started.toml", "config.toml"].map(|name| folder.join(name));
+    let earlier = [STARTED, "config.toml"].map(|name| folder.join(name));
     let Some(earlier) = earlier.into_iter().find(|file| file.exists() && !same(file)) else {
         return Ok(());
     };

@@ -45,7 +45,10 @@ impl Engine for Fake {
         let steps = job.options.steps.unwrap();
         fs::create_dir_all(job.out).unwrap();
         let text: String = job.samples.iter().map(|s| format!("{} -> {}\n", s.prompt, s.answer)).collect();
-        fs::write(job.out.join("loss.jsonl"), "{}\n".repeat(steps)).unwrap();
+        let line = |step| {
+            format!("{{\"step\":{step},\"loss\":{},\"lr\":0.1,\"grad_norm\":1.0}}\n", 1.0 / step as f64)
+        };
+        fs::write(job.out.join("loss.jsonl"), (1..=steps).map(line).collect::<String>()).unwrap();
         fs::write(job.out.join("adapter_model.safetensors"), format!("{steps} steps\n{text}")).unwrap();
         for step in 1..=steps {
             on_step(step, steps, 1.0, 0.1);

@@ -13,6 +13,7 @@ use super::samples::{self, Group};
 use crate::data::records::Reader;
 use crate::error::{Error, Result};
 use crate::mpa::evaluate::Scores;
+use crate::mpa::folder::STARTED;
 use crate::mpa::run::Summary;
 
 /// Samples shown of the parity set; half as many of the other kinds.
@@ -88,7 +89,7 @@ pub fn gather(folder: &Path) -> Result<Page> {
     let path = folder.join("summary.json");
     let bytes = fs::read(&path).map_err(|e| Error::io(&path, e))?;
     let summary: Summary = serde_json::from_slice(&bytes).map_err(|e| Error::input(&path, e.to_string()))?;
-    let config = read_config(&folder.join("config.toml"))?;
+    let config = read_config(&folder.join(STARTED))?;
     let scores = rows(&summary, &config);
     let mut drawn = Vec::new();
     let mut legend = Vec::new();
