@@ -102,9 +102,9 @@ impl Meter {
 
     pub fn finish(self) {
         if let Some(bar) = &self.bar {
-            bar.finish();
+            bar.finish_and_clear();
         }
-        if self.plain {
+        if self.plain || self.bar.is_some() {
             let seconds = self.began.elapsed().as_secs_f64();
             say(&format!("{}: {}/{} in {}", self.stage, self.done, self.total, span(seconds)));
         }
