@@ -68,7 +68,7 @@ fn stages() -> Vec<Stage> {
     let stage = |name, from, size, lesson, steps, lr| Stage { name, from, size, lesson, steps, lr };
     vec![
         stage("read", None, STUDENT, read, 900, 3e-3),
-        stage("student", Some("read"), STUDENT, student, 1600, 2e-3),
+        stage("student", Some("read"), STUDENT, student, 1200, 2e-3),
         stage("teacher-ask", Some("read"), TEACHER, teacher, 1200, 2e-3),
         stage("teacher", Some("teacher-ask"), TEACHER, annotate, 800, 1.5e-3),
     ]

@@ -27,6 +27,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
+    Demo(Demo),
     Run(Run),
     Annotate(Annotate),
     Predict(Predict),
@@ -47,6 +48,24 @@ Records are JSON lines with the keys id, image, question, answer (or answers) an
 interrupted and started again goes on where its output ends.
 
 Exit codes: 0, 1 for a failure, 2 for a mistake in the arguments or in a file.";
+
+/// Watch the whole loop level a tiny student with a tiny teacher, on pictures drawn for it
+///
+/// Both models are in this binary; it takes a few minutes. With --out, DIR/report.html shows what came of it and `mpa run DIR/config.toml
+/// --out OTHER` repeats it.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa demo
+  mpa demo --out demo --seed 7")]
+pub struct Demo {
+    /// The run folder; without it nothing is kept
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Other pictures, other questions, other samples
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
 
 /// Run the whole loop of a config file: annotate, predict twice, select, level, evaluate
 ///

@@ -2,6 +2,7 @@
 
 mod annotate;
 mod args;
+mod demo;
 mod doctor;
 mod evaluate;
 mod generate;
@@ -60,6 +61,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 
 fn dispatch(command: Command, progress: &Progress) -> Result<Output> {
     match command {
+        Command::Demo(args) => demo::run(&args, progress),
         Command::Run(args) => run::run(&args, progress),
         Command::Annotate(args) => annotate::run(&args, progress),
         Command::Predict(args) => predict::run(&args, progress),

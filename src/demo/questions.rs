@@ -9,8 +9,6 @@ use crate::random;
 pub enum Skill {
     /// Height of the bar of a colour.
     Height,
-    /// Colour of the bar of a height.
-    Holder,
     Highest,
     Lowest,
     /// Height of the highest bar.
@@ -22,8 +20,6 @@ pub enum Skill {
     CountBars,
     Word,
     SignColor,
-    /// Colour of a shape.
-    ShapeColor,
     /// Shape of a colour.
     ShapeKind,
     CountShapes,
@@ -35,7 +31,6 @@ impl Skill {
         match kind {
             Kind::Chart => &[
                 Skill::Height,
-                Skill::Holder,
                 Skill::Highest,
                 Skill::Lowest,
                 Skill::Top,
@@ -45,7 +40,7 @@ impl Skill {
                 Skill::CountBars,
             ],
             Kind::Sign => &[Skill::Word, Skill::SignColor],
-            Kind::Shapes => &[Skill::ShapeColor, Skill::ShapeKind, Skill::CountShapes],
+            Kind::Shapes => &[Skill::ShapeKind, Skill::CountShapes],
         }
     }
 }
@@ -94,8 +89,7 @@ fn chart_questions(bars: &[Bar]) -> Vec<Question> {
     let mut all = Vec::new();
     for bar in bars {
         let (color, value) = (bar.color.name(), bar.value.to_string());
-        all.push(ask(Skill::Height, format!("how high is the {color} bar?"), value.clone()));
-        all.push(ask(Skill::Holder, format!("which bar is {value} high?"), color));
+        all.push(ask(Skill::Height, format!("how high is the {color} bar?"), value));
     }
     let by_value = |bar: &&Bar| bar.value;
     if let (Some(high), Some(low)) = (bars.iter().max_by_key(by_value), bars.iter().min_by_key(by_value)) {
@@ -116,7 +110,6 @@ fn shape_questions(shapes: &[(Shape, Color)]) -> Vec<Question> {
     let mut all = Vec::new();
     for (shape, color) in shapes {
         let (shape, color) = (shape.name(), color.name());
-        all.push(ask(Skill::ShapeColor, format!("what color is the {shape}?"), color));
         all.push(ask(Skill::ShapeKind, format!("what shape is {color}?"), shape));
     }
     all.push(ask(Skill::CountShapes, "how many shapes are there?", shapes.len().to_string()));
