@@ -44,19 +44,35 @@ macro_rules! folder {
     ($name:literal) => {
         [
             ("config.json", include_bytes!(concat!("../../assets/demo/", $name, "/config.json")).as_slice()),
-            ("generation_config.json", include_bytes!(concat!("../../assets/demo/", $name, "/generation_config.json"))),
-            ("preprocessor_config.json", include_bytes!(concat!("../../assets/demo/", $name, "/preprocessor_config.json"))),
-            ("processor_config.json", include_bytes!(concat!("../../assets/demo/", $name, "/processor_config.json"))),
+            (
+                "generation_config.json",
+                include_bytes!(concat!("../../assets/demo/", $name, "/generation_config.json")),
+            ),
+            (
+                "preprocessor_config.json",
+                include_bytes!(concat!("../../assets/demo/", $name, "/preprocessor_config.json")),
+            ),
+            (
+                "processor_config.json",
+                include_bytes!(concat!("../../assets/demo/", $name, "/processor_config.json")),
+            ),
             ("tokenizer.json", include_bytes!(concat!("../../assets/demo/", $name, "/tokenizer.json"))),
-            ("tokenizer_config.json", include_bytes!(concat!("../../assets/demo/", $name, "/tokenizer_config.json"))),
-            ("chat_template.jinja", include_bytes!(concat!("../../assets/demo/", $name, "/chat_template.jinja"))),
+            (
+                "tokenizer_config.json",
+                include_bytes!(concat!("../../assets/demo/", $name, "/tokenizer_config.json")),
+            ),
+            (
+                "chat_template.jinja",
+                include_bytes!(concat!("../../assets/demo/", $name, "/chat_template.jinja")),
+            ),
             ("model.safetensors", include_bytes!(concat!("../../assets/demo/", $name, "/model.safetensors"))),
         ]
     };
 }
 
 /// The files of the two checkpoint folders, as examples/train_demo_models.rs wrote them.
-const MODELS: [(&str, [(&str, &[u8]); 8]); 2] = [("teacher", folder!("teacher")), ("student", folder!("student"))];
+const MODELS: [(&str, [(&str, &[u8]); 8]); 2] =
+    [("teacher", folder!("teacher")), ("student", folder!("student"))];
 
 /// Writes the two checkpoint folders into `folder`.
 pub fn write_models(folder: &Path) -> Result<()> {
@@ -83,9 +99,9 @@ pub fn prepare(folder: &Path, seed: u64, plan: Plan) -> Result<()> {
     let inputs = make(&folder.join("inputs"))?;
     write_models(&inputs)?;
     let images = make(&inputs.join("images"))?;
-    (0..plan.pictures)
-        .into_par_iter()
-        .try_for_each(|number| write_png(&images.join(picture_name(number)), &draw(&unlabelled(seed, number))))?;
+    (0..plan.pictures).into_par_iter().try_for_each(|number| {
+        write_png(&images.join(picture_name(number)), &draw(&unlabelled(seed, number)))
+    })?;
     held_out(&make(&inputs.join("eval"))?, seed, plan)?;
     files::write(&path, text.as_bytes())
 }

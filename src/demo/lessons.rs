@@ -17,7 +17,7 @@ pub fn student_knows(skill: Skill, style: Style) -> bool {
 }
 
 /// What is practised in a stage.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Lesson {
     /// Relative numbers of charts, signs and shapes.
     pub kinds: [usize; 3],

@@ -59,8 +59,10 @@ impl Report {
             let all = records::read(&folder.join(name))?;
             Ok(all.into_iter().filter(|record| record.rejected.is_none()).collect())
         };
-        let (pseudo, parity, rehearsal) = (set("annotate.jsonl")?, set("parity.jsonl")?, set("rehearsal.jsonl")?);
-        let pictures = pseudo.iter().filter_map(|r| r.image.as_deref()).collect::<std::collections::BTreeSet<_>>().len();
+        let (pseudo, parity, rehearsal) =
+            (set("annotate.jsonl")?, set("parity.jsonl")?, set("rehearsal.jsonl")?);
+        let pictures =
+            pseudo.iter().filter_map(|r| r.image.as_deref()).collect::<std::collections::BTreeSet<_>>().len();
         Ok(Report {
             seed,
             teacher,
