@@ -36,7 +36,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { pictures: 2000, pairs: 5, held_out: 400, questions: 4, steps: 600 }
+        Plan { pictures: 2000, pairs: 5, held_out: 400, questions: 4, steps: 400 }
     }
 }
 
@@ -71,8 +71,10 @@ macro_rules! folder {
 }
 
 /// The files of the two checkpoint folders, as examples/train_demo_models.rs wrote them.
-const MODELS: [(&str, [(&str, &[u8]); 8]); 2] =
-    [("teacher", folder!("teacher")), ("student", folder!("student"))];
+const MODELS: [(&str, Files); 2] = [("teacher", folder!("teacher")), ("student", folder!("student"))];
+
+/// Names and contents.
+type Files = [(&'static str, &'static [u8]); 8];
 
 /// Writes the two checkpoint folders into `folder`.
 pub fn write_models(folder: &Path) -> Result<()> {

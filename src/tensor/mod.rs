@@ -56,7 +56,7 @@ impl Tensor {
                 )
             })?;
         let raw = &map[start..start + bytes];
-        let storage = if raw.as_ptr() as usize % dtype.size() == 0 {
+        let storage = if (raw.as_ptr() as usize).is_multiple_of(dtype.size()) {
             Storage::Mapped { map: Arc::clone(map), start, bytes, dtype }
         } else {
             match dtype {
