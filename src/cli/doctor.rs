@@ -10,6 +10,7 @@ pub fn run() -> Result<Output> {
     let threads = rayon::current_num_threads();
     let simd = simd();
     let memory = memory();
+    let driver = nvidia_driver();
     let cuda = "none: this binary has no CUDA kernels, so everything runs on the CPU";
     let json = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -19,6 +20,7 @@ pub fn run() -> Result<Output> {
         "memory_bytes": memory.map(|(total, _)| total),
         "memory_free_bytes": memory.map(|(_, free)| free),
         "devices": ["cpu"],
+        "driver": driver,
         "cuda": {"kernels": 0, "why": cuda},
     });
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -26,12 +28,22 @@ pub fn run() -> Result<Output> {
         format!("{:.1} GiB, {:.1} GiB free", gib(total), gib(free))
     });
     let simd = if simd.is_empty() { "none known".to_string() } else { simd.join(" ") };
+    let driver = driver.unwrap_or(format!("no NVIDIA driver: there is no {DRIVER}"));
     let text = format!(
-        "mpa {} for {}\nthreads   {threads} (RAYON_NUM_THREADS sets how many)\nSIMD      {simd}\nmemory    {memory}\ndevices   cpu\nCUDA      {cuda}",
+        "mpa {} for {}\nthreads   {threads} (RAYON_NUM_THREADS sets how many)\nSIMD      {simd}\nmemory    {memory}\ndevices   cpu\n\
+         driver    {driver}\nkernels   {cuda}\nmodels    the two of `mpa demo` are in this binary; others come from folders or the hub",
         env!("CARGO_PKG_VERSION"),
         target()
     );
     Output::new(&json, text)
+}
+
+/// Where a loaded NVIDIA driver says its version.
+const DRIVER: &str = "/proc/driver/nvidia/version";
+
+fn nvidia_driver() -> Option<String> {
+    let text = fs::read_to_string(DRIVER).ok()?;
+    text.lines().next().map(|line| line.trim().to_string())
 }
 
 fn target() -> String {

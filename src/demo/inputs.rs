@@ -1,9 +1,11 @@
 //! The inputs of the demo's run: the two models out of this binary, pictures drawn with the seed, and the settings.
 //!
-//!     DIR/inputs/teacher, student    checkpoint folders
-//!     DIR/inputs/images              unlabelled pictures
-//!     DIR/inputs/eval                held-out pictures and questions.jsonl with the true answers
-//!     DIR/config.toml                written last: where it is, the rest is complete
+//! ```text
+//! DIR/inputs/teacher, student    checkpoint folders
+//! DIR/inputs/images              unlabelled pictures
+//! DIR/inputs/eval                held-out pictures and questions.jsonl with the true answers
+//! DIR/config.toml                written last: where it is, the rest is complete
+//! ```
 use std::fs;
 use std::path::Path;
 

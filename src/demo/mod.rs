@@ -1,7 +1,9 @@
 //! The demo: two tiny models, the pictures they were trained on, and one whole run of the loop on them.
 //!
-//!     scene.rs -> draw.rs, questions.rs -> lessons.rs, checkpoint.rs, vocabulary.rs   what examples/train_demo_models.rs makes the models of
-//!     inputs.rs -> mpa::run -> report.rs                                            the demo itself
+//! ```text
+//! scene.rs -> draw.rs, questions.rs -> lessons.rs, checkpoint.rs, vocabulary.rs   what examples/train_demo_models.rs makes the models of
+//! inputs.rs -> mpa::run -> report.rs                                            the demo itself
+//! ```
 
 pub mod checkpoint;
 pub mod draw;
