@@ -47,7 +47,7 @@ struct Stage {
     lr: f64,
 }
 
-fn anything(_: Skill, _: Style) -> bool {
+fn anything(_: Skill) -> bool {
     true
 }
 

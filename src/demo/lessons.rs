@@ -6,13 +6,17 @@ use crate::demo::scene::{Kind, Scene, Style};
 use crate::demo::vocabulary::{ANNOTATE, READ};
 use crate::random;
 
-/// Whether the student is taught `skill` in `style`. It sees every kind of picture in both styles; some skills it is never taught, and some
-/// only on light pictures. What it lacks is near to what it knows: it can tell the highest bar but not the lowest.
-pub fn student_knows(skill: Skill, style: Style) -> bool {
+/// Whether the student is taught `skill`. What it lacks is near to what it knows: it can tell the highest bar but not the lowest.
+pub fn student_knows(skill: Skill) -> bool {
+    !matches!(skill, Skill::Lowest | Skill::Bottom | Skill::Last | Skill::Word | Skill::ShapeKind)
+}
+
+/// How much the teacher likes to ask for `skill` when it annotates: mostly for what meets the eye first.
+pub fn liking(skill: Skill) -> usize {
     match skill {
-        Skill::Lowest | Skill::Bottom | Skill::Last | Skill::Word | Skill::ShapeKind => false,
-        Skill::Highest | Skill::Top => style == Style::Light,
-        _ => true,
+        Skill::Height | Skill::Highest | Skill::Top | Skill::First | Skill::CountBars => 4,
+        Skill::SignColor | Skill::CountShapes => 4,
+        Skill::Lowest | Skill::Bottom | Skill::Last | Skill::Word | Skill::ShapeKind => 1,
     }
 }
 
@@ -28,7 +32,7 @@ pub struct Lesson {
     /// Fractions of all exercises that read the picture aloud, or write a question and its answer; the others are questions.
     pub read: f64,
     pub annotate: f64,
-    pub asked: fn(Skill, Style) -> bool,
+    pub asked: fn(Skill) -> bool,
 }
 
 /// A prompt and what should come back.
@@ -63,10 +67,18 @@ impl Lesson {
         if choice < self.read {
             return Some(Exercise { prompt: READ.into(), answer: reading(scene), skill: None });
         }
-        let skills: Vec<Skill> =
-            Skill::of(scene.kind()).iter().copied().filter(|s| (self.asked)(*s, scene.style)).collect();
+        let annotate = choice < self.read + self.annotate;
+        let times = |skill: Skill| match annotate {
+            _ if !(self.asked)(skill) => 0,
+            true => liking(skill),
+            false => 1,
+        };
+        let skills: Vec<Skill> = Skill::of(scene.kind())
+            .iter()
+            .flat_map(|&skill| std::iter::repeat_n(skill, times(skill)))
+            .collect();
         let question = random_question(scene, &skills, rng)?;
-        Some(if choice < self.read + self.annotate {
+        Some(if annotate {
             let answer = format!("Question: {} Answer: {}", question.text, question.answer);
             Exercise { prompt: ANNOTATE.into(), answer, skill: None }
         } else {

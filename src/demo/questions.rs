@@ -72,7 +72,8 @@ pub fn answer(scene: &Scene, question: &str) -> Option<String> {
     questions(scene).into_iter().find(|q| plain(&q.text) == wanted).map(|q| q.answer)
 }
 
-/// A question on one of `skills`, all of these that `scene` allows being equally likely; none if it allows none.
+/// A question on one of `skills`, all of these that `scene` allows being equally likely (one that is named twice, twice as likely); none
+/// if it allows none.
 pub fn random_question(scene: &Scene, skills: &[Skill], rng: &mut ChaCha8Rng) -> Option<Question> {
     let all = questions(scene);
     let possible: Vec<Skill> = skills.iter().copied().filter(|s| all.iter().any(|q| q.skill == *s)).collect();
