@@ -1,0 +1,32 @@
+// Runs the kernels of kernels/*.cu, unchanged, on a CPU in tests: force-include this file (launch.h says how to build).
+//
+// A block's threads are fibers on one OS thread; one block runs after the other. Warp operations gather their 32 lanes. The order of
+// blocks, warps and lanes comes from a seed. Shared memory starts as NaN, cp.async's destination stays NaN until the wait.
+//
+// Found in every build: wrong results from a missing barrier or wait (by seed, by poison), deadlock, divergent __syncthreads and warp
+//   operations, misaligned vectors, cp.async and ldmatrix outside shared memory, launches that the driver would refuse.
+// With AddressSanitizer + UBSan: every access outside an allocation or shared memory; every misaligned one.
+// With ThreadSanitizer: two threads, of one block or of two, that touch one address with no barrier, fence or atomic between.
+// Not found: bank conflicts, missing proxy fences, overruns from one part of shared memory into the next, time.
+// Stricter than the device: a thread that returns early counts as missing at the next barrier; one open operation per warp.
+//
+//   types.h        words and vector types          scheduler.h   threads, warps, barriers, faults
+//   half.h         bf16 and half                   warp.h        shuffles and votes
+//   intrinsics.h   per-thread functions            copy.h        cp.async
+//   atomics.h                                      tensor_core.h ldmatrix, mma
+//   fiber.h        stacks and switching            launch.h      kernels by name, C interface
+//   sanitize.h     what the sanitizers are told
+#pragma once
+#include "types.h"
+
+#include "half.h"
+#include "intrinsics.h"
+
+#include "atomics.h"
+#include "scheduler.h"
+
+#include "copy.h"
+#include "tensor_core.h"
+#include "warp.h"
+
+#include "launch.h"
