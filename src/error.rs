@@ -21,6 +21,9 @@ pub enum Error {
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    /// The device has no room for a buffer of `wanted` bytes.
+    #[error("out of device memory: {wanted} bytes wanted, {in_use} in use")]
+    OutOfMemory { wanted: usize, in_use: usize },
     /// Everything else that can fail through no mistake of the user's.
     #[error("{0}")]
     Failure(String),
@@ -48,7 +51,7 @@ impl Error {
         match self {
             Error::Input { .. } | Error::Line { .. } | Error::Usage(_) => 2,
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 2,
-            Error::Op { .. } | Error::Io { .. } | Error::Failure(_) => 1,
+            Error::Op { .. } | Error::Io { .. } | Error::OutOfMemory { .. } | Error::Failure(_) => 1,
         }
     }
 }

@@ -6,8 +6,6 @@ use std::path::Path;
 
 /// Files of src/ops that are no ops but shared by them.
 const HELPERS: [&str; 3] = ["mod", "pieces", "vector_math"];
-/// Files of kernels that are included by others.
-const KERNEL_HELPERS: [&str; 2] = ["common", "mma"];
 
 /// Stems of the files in `folder` with `extension`, without `except`; none if there is no such folder.
 fn stems(folder: &str, extension: &str, except: &[&str]) -> BTreeSet<String> {
@@ -55,9 +53,11 @@ fn every_file_is_compiled() {
 }
 
 #[test]
-fn every_kernel_is_an_op() {
+fn every_kernel_is_an_op_with_tests() {
     let ops = stems("src/ops", "rs", &HELPERS);
-    let kernels = stems("kernels", "cu", &KERNEL_HELPERS);
+    let kernels = stems("kernels", "cu", &[]);
     let strangers: Vec<_> = kernels.difference(&ops).collect();
     assert!(strangers.is_empty(), "kernels without an op: {strangers:?}");
+    assert_eq!(stems("tests/kernels", "rs", &["main", "device"]), kernels, "tests/kernels against kernels");
+    assert_eq!(modules("tests/kernels/main.rs", &["common", "device"]), kernels, "tests/kernels/main.rs");
 }

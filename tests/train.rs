@@ -84,7 +84,7 @@ fn gradients_of_all_towers_match_finite_differences() {
             let mut vlm = vlm();
             vlm.visit(&mut |n, param| {
                 if n == name {
-                    let mut value = param.value.to_f32();
+                    let mut value = param.value.to_f32().unwrap();
                     for (w, &g) in value.f32s_mut().unwrap().iter_mut().zip(g) {
                         *w += (sign * h * f64::from(g) / norm) as f32;
                     }
@@ -111,7 +111,7 @@ fn a_frozen_tower_gets_no_gradient_and_does_not_move() {
     assert_eq!(names, ["model.connector.modality_projection.proj.weight"]);
     let weights = |vlm: &mut Vlm| {
         let mut all = Vec::new();
-        vlm.visit(&mut |name, p| all.push((name.to_string(), p.value.bytes().to_vec())));
+        vlm.visit(&mut |name, p| all.push((name.to_string(), p.value.bytes().unwrap().to_vec())));
         all
     };
     let (before, after) = (weights(&mut vlm()), weights(&mut trainer.into_model()));
@@ -151,7 +151,7 @@ fn threads_do_not_change_a_bit() {
             let mut trainer = Trainer::new(vlm(), lora(0.1), options()).unwrap();
             let report = trainer.step(&samples(4), 1e-3).unwrap();
             let bytes: Vec<Vec<u8>> =
-                trainer.named_gradients().iter().map(|(_, g)| g.bytes().to_vec()).collect();
+                trainer.named_gradients().iter().map(|(_, g)| g.bytes().unwrap().to_vec()).collect();
             (report.loss.to_bits(), report.grad_norm.to_bits(), bytes)
         })
     };
@@ -231,11 +231,11 @@ fn dropout_masks_follow_the_step() {
 fn bf16_base_weights_train_f32_adapters() {
     let folder = tempfile::tempdir().unwrap();
     let mut half = vlm();
-    half.visit(&mut |_, p| p.value = p.value.to_dtype(mpa::tensor::DType::Bf16));
+    half.visit(&mut |_, p| p.value = p.value.to_dtype(mpa::tensor::DType::Bf16).unwrap());
     half.save(folder.path()).unwrap();
     let load = || Vlm::load(folder.path().to_str().unwrap(), None).unwrap();
     let mut wide = load();
-    wide.visit(&mut |_, p| p.value = p.value.to_f32());
+    wide.visit(&mut |_, p| p.value = p.value.to_f32().unwrap());
     let run = |vlm: Vlm| {
         let mut trainer = Trainer::new(vlm, lora(0.0), options()).unwrap();
         let loss = trainer.step(&samples(3), 1e-3).unwrap().loss;

@@ -11,7 +11,7 @@ fn all(c: &mut Criterion) {
     ];
     for (place, t, width, vocabulary, dtype) in places {
         let ids: Vec<u32> = (0..t).map(|i| (i * 977 % vocabulary) as u32).collect();
-        let table = tensor(&[vocabulary, width]).to_dtype(dtype);
+        let table = tensor(&[vocabulary, width]).to_dtype(dtype).unwrap();
         let (mut out, mut dtable) = (tensor(&[t, width]), tensor(&[vocabulary, width]));
         let bytes = t * width * 4;
         measure(c, "embedding forward", place, bytes + t * width * dtype.size(), || {

@@ -22,7 +22,7 @@ fn all(c: &mut Criterion) {
         let mut dweight = Tensor::zeros(&[n, k]);
         let flops = 2 * m * n * k;
         for dtype in [DType::F32, DType::Bf16] {
-            let w = tensor(&[n, k]).to_dtype(dtype);
+            let w = tensor(&[n, k]).to_dtype(dtype).unwrap();
             measure_flops(c, &format!("linear forward {dtype}"), place, flops, || {
                 linear::forward(&mut y, &x, &w, None).expect("shapes fit")
             });

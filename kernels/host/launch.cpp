@@ -88,4 +88,15 @@ extern "C" void* mpa_host_alloc(size_t bytes) {
   return memory;
 }
 
+// A block of `capacity` bytes gets a new user, who asked for `bytes`: what it held is spoiled, what lies beyond is out of bounds.
+extern "C" void mpa_host_reuse(void* memory, size_t bytes, size_t capacity) {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(memory, capacity);
+#endif
+  memset(memory, 0xff, capacity);
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_POISON_MEMORY_REGION(static_cast<char*>(memory) + bytes, capacity - bytes);
+#endif
+}
+
 extern "C" void mpa_host_free(void* memory) { free(memory); }

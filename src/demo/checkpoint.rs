@@ -185,7 +185,7 @@ fn copy_block(new: &mut Tensor, old: &Tensor, zero: bool) -> Result<()> {
     if new.shape().len() != old.shape().len() || rows > new.rows() || cols > width {
         return Err(Error::op("grow", format!("at most {:?}", new.shape()), format!("{:?}", old.shape())));
     }
-    let old = old.to_f32();
+    let old = old.to_f32()?;
     let (from, to) = (old.f32s()?, new.f32s_mut()?);
     if zero {
         to.fill(0.0);

@@ -257,7 +257,7 @@ fn read_module(
     let (scale, rank) = config.of(config_path, module)?;
     let a = file.take(&names("lora_A")[i], &[rank, linear.inputs()]);
     let b = file.take(&names("lora_B")[i], &[linear.outputs(), rank]);
-    Ok(Some(new_lora(module, a.to_f32(), b.to_f32(), scale, config.lora_dropout)))
+    Ok(Some(new_lora(module, a.to_f32()?, b.to_f32()?, scale, config.lora_dropout)))
 }
 
 /// Writes the model's adapters in PEFT's format.
@@ -317,10 +317,10 @@ pub fn merge(vlm: &mut Vlm) -> Result<()> {
 
 fn merge_one(linear: &mut Linear, lora: &Lora) -> Result<()> {
     let (n, k, r) = (linear.outputs(), linear.inputs(), lora.a.value.rows());
-    let mut merged = linear.weight.value.to_f32();
+    let mut merged = linear.weight.value.to_f32()?;
     let a = View { data: lora.a.value.f32s()?, rs: k, cs: 1 };
     let b = View { data: lora.b.value.f32s()?, rs: r, cs: 1 };
     matmul(n, k, r, merged.f32s_mut()?, k, lora.scale, b, a, true);
-    linear.weight.value = merged.to_dtype(linear.weight.value.dtype());
+    linear.weight.value = merged.to_dtype(linear.weight.value.dtype())?;
     Ok(())
 }

@@ -40,7 +40,7 @@ impl Connector {
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Result<(Tensor, ConnectorSaved)> {
         let tiles = x.rows() / self.patches;
         let inputs = self.projection.inputs();
-        let mut shuffled = x.like(&[tiles, self.tile_tokens(), inputs]);
+        let mut shuffled = x.like(&[tiles, self.tile_tokens(), inputs])?;
         let grid = x.clone().reshape(&[tiles, self.patches, x.cols()])?;
         pixel_shuffle::forward(&mut shuffled, &grid, self.factor)?;
         let shuffled = shuffled.reshape(&[tiles * self.tile_tokens(), inputs])?;
@@ -56,14 +56,14 @@ impl Connector {
         saved: &ConnectorSaved,
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let mut dshuffled = need_dx.then(|| dy.like(saved.shuffled.shape()));
+        let mut dshuffled = need_dx.then(|| dy.like(saved.shuffled.shape())).transpose()?;
         self.projection.backward(grads, dshuffled.as_mut(), false, dy, &saved.shuffled, &saved.projection)?;
         let Some(dshuffled) = dshuffled else { return Ok(None) };
         let tiles = dy.rows() / self.tile_tokens();
         let inputs = self.projection.inputs();
         let dshuffled = dshuffled.reshape(&[tiles, self.tile_tokens(), inputs])?;
         let width = inputs / self.factor.pow(2);
-        let mut dx = dy.like(&[tiles, self.patches, width]);
+        let mut dx = dy.like(&[tiles, self.patches, width])?;
         pixel_shuffle::backward(&mut dx, &dshuffled, self.factor)?;
         Ok(Some(dx.reshape(&[tiles * self.patches, width])?))
     }

@@ -13,7 +13,7 @@ use crate::ops::attention::Span;
 use crate::ops::embedding;
 use crate::ops::sample::{self, Sampling};
 use crate::random;
-use crate::tensor::Tensor;
+use crate::tensor::{Indices, Tensor};
 
 /// Prompt tokens that go through the text tower in one pass: bounds the memory of its activations.
 const TOKENS_PER_PASS: usize = 8 * 1024;
@@ -127,7 +127,7 @@ impl Vlm {
 
     fn decode_group(&self, requests: &[Request], prepared: &[Prepared]) -> Result<Vec<Vec<Completion>>> {
         let copies: Vec<usize> = requests.iter().map(|r| r.samples).collect();
-        let mut session = Session::new(self, prepared, &copies);
+        let mut session = Session::new(self, prepared, &copies)?;
         let first = session.prefill(prepared)?;
         let mut drafts = Vec::new();
         for (i, request) in requests.iter().enumerate() {
@@ -208,7 +208,7 @@ struct Rows {
 
 impl<'a> Session<'a> {
     /// `copies[i]` sequences for prompt i, next to each other.
-    fn new(vlm: &'a Vlm, prompts: &[Prepared], copies: &[usize]) -> Self {
+    fn new(vlm: &'a Vlm, prompts: &[Prepared], copies: &[usize]) -> Result<Self> {
         let mut sequences = Vec::new();
         let mut start = 0;
         for (prompt, &n) in prompts.iter().zip(copies) {
@@ -217,7 +217,7 @@ impl<'a> Session<'a> {
                 start += prompt.ids.len() + prompt.max_new_tokens;
             }
         }
-        Session { vlm, cache: vlm.text.cache(start), sequences, copies: copies.to_vec() }
+        Ok(Session { vlm, cache: vlm.text.cache(start)?, sequences, copies: copies.to_vec() })
     }
 
     /// Runs all prompts; logits of each one's last token, [prompts, V].
@@ -236,7 +236,7 @@ impl<'a> Session<'a> {
             logits.push(self.prefill_pass(&prompts[now], &copies, &mut sequence)?);
             done += count;
         }
-        crate::models::vlm::concat(&logits.iter().collect::<Vec<_>>())
+        Tensor::concat(&logits.iter().collect::<Vec<_>>())
     }
 
     fn prefill_pass(
@@ -258,7 +258,7 @@ impl<'a> Session<'a> {
         let packed: Vec<Prompt> =
             prompts.iter().map(|p| Prompt { ids: &p.ids, features: p.features.clone() }).collect();
         let x = self.vlm.embed(&packed)?;
-        let x = self.vlm.text.forward_cached(x, &positions, &rows, &spans, &mut self.cache)?;
+        let x = self.vlm.text.forward_cached(x, &positions, &rows.into(), &spans.into(), &mut self.cache)?;
         for (prompt, &n) in prompts.iter().zip(copies) {
             let len = prompt.ids.len();
             for i in 0..n {
@@ -270,7 +270,7 @@ impl<'a> Session<'a> {
             }
             *sequence += n;
         }
-        self.logits_of(&x, &last)
+        self.logits_of(&x, &last.into())
     }
 
     /// Appends one token to each of `sequences`; logits after it, [sequences, V].
@@ -283,14 +283,14 @@ impl<'a> Session<'a> {
             sequence.len += 1;
             spans.push(Span { q_start: i, q_len: 1, k_start: sequence.start, k_len: sequence.len });
         }
-        let x = self.vlm.text.embed(tokens)?;
-        let x = self.vlm.text.forward_cached(x, &positions, &rows, &spans, &mut self.cache)?;
-        let all: Vec<u32> = (0..tokens.len() as u32).collect();
+        let x = self.vlm.text.embed(&tokens.into())?;
+        let x = self.vlm.text.forward_cached(x, &positions, &rows.into(), &spans.into(), &mut self.cache)?;
+        let all: Indices = (0..tokens.len() as u32).collect();
         self.logits_of(&x, &all)
     }
 
-    fn logits_of(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        let mut picked = x.like(&[rows.len(), x.cols()]);
+    fn logits_of(&self, x: &Tensor, rows: &Indices) -> Result<Tensor> {
+        let mut picked = x.like(&[rows.len(), x.cols()])?;
         embedding::forward(&mut picked, rows, x)?;
         Ok(self.vlm.text.logits(picked, crate::models::linear::Pass::Infer)?.0)
     }

@@ -59,13 +59,13 @@ impl Linear {
 
     /// x [M, K] -> [M, N]
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Result<(Tensor, LinearSaved)> {
-        let mut out = x.like(&[x.rows(), self.outputs()]);
+        let mut out = x.like(&[x.rows(), self.outputs()])?;
         linear::forward(&mut out, x, &self.weight.value, self.bias.as_ref().map(|b| &b.value))?;
         let mut saved = LinearSaved { xa: None, mask_seed: None };
         if let Some(adapter) = &self.lora {
             saved.mask_seed = adapter.mask_seed(pass);
             let dropped = adapter.dropped(x, saved.mask_seed)?;
-            let mut xa = x.like(&[x.rows(), adapter.a.value.rows()]);
+            let mut xa = x.like(&[x.rows(), adapter.a.value.rows()])?;
             let input = dropped.as_ref().unwrap_or(x);
             lora::forward(&mut out, &mut xa, input, &adapter.a.value, &adapter.b.value, adapter.scale)?;
             saved.xa = Some(xa);
@@ -124,7 +124,7 @@ impl Lora {
     /// x under this pass's dropout mask; `None` without one.
     fn dropped(&self, x: &Tensor, mask_seed: Option<u64>) -> Result<Option<Tensor>> {
         let Some(seed) = mask_seed else { return Ok(None) };
-        let mut out = x.like(x.shape());
+        let mut out = x.like(x.shape())?;
         dropout::forward(&mut out, x, self.dropout, seed)?;
         Ok(Some(out))
     }
@@ -144,7 +144,7 @@ impl Lora {
             Some(pair) => pair,
             None if dx.is_none() => return Ok(()),
             None => {
-                unused = (a.like(a.shape()), b.like(b.shape()));
+                unused = (a.like(a.shape())?, b.like(b.shape())?);
                 (&mut unused.0, &mut unused.1)
             }
         };
@@ -153,10 +153,10 @@ impl Lora {
         };
         let dropped = self.dropped(x, mask_seed)?;
         let input = dropped.as_ref().unwrap_or(x);
-        let mut ddropped = x.like(x.shape());
+        let mut ddropped = x.like(x.shape())?;
         lora::backward(da, db, dx.is_some().then_some(&mut ddropped), dy, input, xa, a, b, self.scale)?;
         if let Some(dx) = dx {
-            let mut masked = x.like(x.shape());
+            let mut masked = x.like(x.shape())?;
             dropout::forward(&mut masked, &ddropped, self.dropout, seed)?;
             add::forward(dx, &masked)?;
         }

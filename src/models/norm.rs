@@ -22,14 +22,14 @@ impl LayerNorm {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut out = x.like(x.shape());
+        let mut out = x.like(x.shape())?;
         layer_norm::forward(&mut out, x, &self.weight.value, &self.bias.value, self.eps)?;
         Ok(out)
     }
 
     /// The gradient of x.
     pub fn backward(&self, grads: &mut Grads, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let mut dx = x.like(x.shape());
+        let mut dx = x.like(x.shape())?;
         let dparams = grads.pair(&self.weight, &self.bias);
         layer_norm::backward(&mut dx, dparams, dy, x, &self.weight.value, self.eps)?;
         Ok(dx)
@@ -56,14 +56,14 @@ impl RmsNorm {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut out = x.like(x.shape());
+        let mut out = x.like(x.shape())?;
         rms_norm::forward(&mut out, x, &self.weight.value, self.eps)?;
         Ok(out)
     }
 
     /// The gradient of x.
     pub fn backward(&self, grads: &mut Grads, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let mut dx = x.like(x.shape());
+        let mut dx = x.like(x.shape())?;
         rms_norm::backward(&mut dx, grads.of(&self.weight), dy, x, &self.weight.value, self.eps)?;
         Ok(dx)
     }

@@ -20,9 +20,10 @@ impl Param {
     }
 
     /// Gives it a gradient slot; the value becomes f32 in memory of our own, since it will be written.
-    pub fn train(&mut self, slots: &mut Slots) {
-        self.value = self.value.to_f32();
+    pub fn train(&mut self, slots: &mut Slots) -> Result<()> {
+        self.value = self.value.to_f32()?;
         self.slot = Some(slots.add(self.value.shape()));
+        Ok(())
     }
 }
 

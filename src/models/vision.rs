@@ -7,7 +7,7 @@ use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
 use crate::models::norm::LayerNorm;
 use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::weights::Weights;
-use crate::ops::attention::Span;
+use crate::ops::attention::{Span, Spans};
 use crate::ops::{add, attention, gelu, patch_embed};
 use crate::tensor::Tensor;
 
@@ -41,7 +41,7 @@ pub struct VisionSaved {
     pub embeddings: Tensor,
     blocks: Vec<BlockSaved>,
     last: Tensor, // input of the post norm
-    spans: Vec<Span>,
+    spans: Spans,
 }
 
 struct BlockSaved {
@@ -87,8 +87,8 @@ impl Vision {
         let tiles = pixels.shape().first().copied().unwrap_or(0);
         let (p, c) = (self.patches, self.position.value.cols());
         let patch_len = self.patch_weight.value.len() / c;
-        let mut patches = pixels.like(&[tiles * p, patch_len]);
-        let mut embeddings = pixels.like(&[tiles, p, c]);
+        let mut patches = pixels.like(&[tiles * p, patch_len])?;
+        let mut embeddings = pixels.like(&[tiles, p, c])?;
         patch_embed::forward(
             &mut embeddings,
             &mut patches,
@@ -98,7 +98,7 @@ impl Vision {
             &self.position.value,
         )?;
         let embeddings = embeddings.reshape(&[tiles * p, c])?;
-        let spans: Vec<Span> =
+        let spans: Spans =
             (0..tiles).map(|i| Span { q_start: i * p, q_len: p, k_start: i * p, k_len: p }).collect();
         let mut x = embeddings.clone();
         let mut blocks = Vec::with_capacity(self.blocks.len());
@@ -197,20 +197,20 @@ impl Block {
         }
     }
 
-    fn forward(&self, x: Tensor, spans: &[Span], pass: Pass) -> Result<(Tensor, BlockSaved)> {
+    fn forward(&self, x: Tensor, spans: &Spans, pass: Pass) -> Result<(Tensor, BlockSaved)> {
         let h1 = self.norm1.forward(&x)?;
         let (q, q_saved) = self.q.forward(&h1, pass)?;
         let (k, k_saved) = self.k.forward(&h1, pass)?;
         let (v, v_saved) = self.v.forward(&h1, pass)?;
-        let mut attn = x.like(q.shape());
-        let mut lse = x.like(&[x.rows(), self.attention.heads]);
+        let mut attn = x.like(q.shape())?;
+        let mut lse = x.like_f32(&[x.rows(), self.attention.heads])?;
         attention::forward(&mut attn, Some(&mut lse), &q, &k, &v, spans, self.attention)?;
         let (mut x2, out_saved) = self.out.forward(&attn, pass)?;
         add::forward(&mut x2, &x)?;
 
         let h2 = self.norm2.forward(&x2)?;
         let (up, fc1_saved) = self.fc1.forward(&h2, pass)?;
-        let mut act = x.like(up.shape());
+        let mut act = x.like(up.shape())?;
         gelu::forward(&mut act, &up)?;
         let (mut y, fc2_saved) = self.fc2.forward(&act, pass)?;
         add::forward(&mut y, &x2)?;
@@ -220,18 +220,18 @@ impl Block {
 
     fn backward(&self, grads: &mut Grads, dy: Tensor, s: BlockSaved, spans: &[Span]) -> Result<Tensor> {
         let [q_saved, k_saved, v_saved, out_saved, fc1_saved, fc2_saved] = &s.linears;
-        let mut dact = dy.like(s.act.shape());
+        let mut dact = dy.like(s.act.shape())?;
         self.fc2.backward(grads, Some(&mut dact), false, &dy, &s.act, fc2_saved)?;
-        let mut dup = dy.like(s.up.shape());
+        let mut dup = dy.like(s.up.shape())?;
         gelu::backward(&mut dup, &dact, &s.up)?;
-        let mut dh2 = dy.like(s.h2.shape());
+        let mut dh2 = dy.like(s.h2.shape())?;
         self.fc1.backward(grads, Some(&mut dh2), false, &dup, &s.h2, fc1_saved)?;
         let mut dx2 = self.norm2.backward(grads, &dh2, &s.x2)?;
         add::forward(&mut dx2, &dy)?;
 
-        let mut dattn = dy.like(s.attn.shape());
+        let mut dattn = dy.like(s.attn.shape())?;
         self.out.backward(grads, Some(&mut dattn), false, &dx2, &s.attn, out_saved)?;
-        let (mut dq, mut dk, mut dv) = (dy.like(s.q.shape()), dy.like(s.k.shape()), dy.like(s.v.shape()));
+        let (mut dq, mut dk, mut dv) = (dy.like(s.q.shape())?, dy.like(s.k.shape())?, dy.like(s.v.shape())?);
         attention::backward(
             &mut dq,
             &mut dk,
@@ -245,7 +245,7 @@ impl Block {
             spans,
             self.attention,
         )?;
-        let mut dh1 = dy.like(s.h1.shape());
+        let mut dh1 = dy.like(s.h1.shape())?;
         self.q.backward(grads, Some(&mut dh1), false, &dq, &s.h1, q_saved)?;
         self.k.backward(grads, Some(&mut dh1), true, &dk, &s.h1, k_saved)?;
         self.v.backward(grads, Some(&mut dh1), true, &dv, &s.h1, v_saved)?;

@@ -15,7 +15,7 @@ use crate::models::text::Text;
 use crate::models::vision::Vision;
 use crate::models::weights::{self, Weights};
 use crate::ops::embedding;
-use crate::tensor::Tensor;
+use crate::tensor::{Indices, Tensor};
 
 /// Patches that go through the vision tower in one pass: bounds the memory of its activations.
 const PATCHES_PER_PASS: usize = 16 * 1024;
@@ -86,15 +86,13 @@ impl Vlm {
     }
 
     fn features_pass(&self, pictures: &[&Tiles], features: &mut Vec<Tensor>) -> Result<()> {
-        let pixels = concat(&pictures.iter().map(|p| &p.pixels).collect::<Vec<_>>())?;
+        let pixels = Tensor::concat(&pictures.iter().map(|p| &p.pixels).collect::<Vec<_>>())?;
         let (hidden, _) = self.vision.forward(&pixels, Pass::Infer)?;
         let (out, _) = self.connector.forward(&hidden, Pass::Infer)?;
-        let (width, all) = (out.cols(), out.f32s()?);
         let mut start = 0;
         for picture in pictures {
             let rows = picture.pixels.shape()[0] * self.connector.tile_tokens();
-            let part = &all[start * width..(start + rows) * width];
-            features.push(Tensor::from_vec(&[rows, width], part.to_vec())?);
+            features.push(out.slice(start..start + rows)?);
             start += rows;
         }
         Ok(())
@@ -102,7 +100,7 @@ impl Vlm {
 
     /// Embeddings of packed prompts, [T, C], picture features in the places of picture tokens.
     pub fn embed(&self, prompts: &[Prompt]) -> Result<Tensor> {
-        let ids: Vec<u32> = prompts.iter().flat_map(|p| p.ids).copied().collect();
+        let ids: Indices = prompts.iter().flat_map(|p| p.ids).copied().collect();
         let mut x = self.text.embed(&ids)?;
         let mut start = 0;
         for prompt in prompts {
@@ -116,8 +114,8 @@ impl Vlm {
             }
             let mut places = places.iter().map(|p| p + start);
             for features in &prompt.features {
-                let sources: Vec<u32> = (0..features.rows() as u32).collect();
-                let positions: Vec<u32> = places.by_ref().take(sources.len()).collect();
+                let sources: Indices = (0..features.rows() as u32).collect();
+                let positions: Indices = places.by_ref().take(sources.len()).collect();
                 embedding::splice(&mut x, features, &positions, &sources)?;
             }
             start += prompt.ids.len() as u32;
@@ -167,24 +165,4 @@ fn is_settings_file(path: &Path) -> bool {
     let extension = path.extension().and_then(|e| e.to_str());
     matches!(extension, Some("json" | "jinja"))
         && path.file_name().and_then(|n| n.to_str()) != Some("model.safetensors.index.json")
-}
-
-/// [N_i, ...] -> [sum N_i, ...]
-pub fn concat(parts: &[&Tensor]) -> Result<Tensor> {
-    let Some(first) = parts.first() else { return Ok(Tensor::zeros(&[0])) };
-    let mut shape = first.shape().to_vec();
-    shape[0] = 0;
-    let mut data = Vec::with_capacity(parts.iter().map(|p| p.len()).sum());
-    for part in parts {
-        if part.shape()[1..] != shape[1..] {
-            return Err(Error::op(
-                "concat",
-                format!("[N, {:?}]", &shape[1..]),
-                format!("{:?}", part.shape()),
-            ));
-        }
-        shape[0] += part.shape()[0];
-        data.extend_from_slice(part.f32s()?);
-    }
-    Tensor::from_vec(&shape, data)
 }

@@ -255,12 +255,13 @@ pub fn save(path: &Path, tensors: &[(String, &Tensor)]) -> Result<()> {
         (std::cmp::Reverse(tensor.dtype().size()), tensor.dtype().to_string(), *name)
     });
     let header = header(path, &sorted)?;
+    let parts = sorted.iter().map(|(_, tensor)| tensor.bytes()).collect::<Result<Vec<_>>>()?;
     let write = |file: &mut File| {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(header.as_bytes())?;
-        for (_, tensor) in &sorted {
-            out.write_all(tensor.bytes())?;
+        for part in &parts {
+            out.write_all(part)?;
         }
         out.flush()
     };
@@ -273,7 +274,7 @@ fn header(path: &Path, sorted: &[(&str, &Tensor)]) -> Result<String> {
     entries.insert("__metadata__".to_string(), json!({"format": "pt"}));
     let mut start = 0;
     for (name, tensor) in sorted {
-        let end = start + tensor.bytes().len();
+        let end = start + tensor.bytes()?.len();
         let info = json!({
             "dtype": tensor.dtype().to_string().to_uppercase(),
             "shape": tensor.shape(),

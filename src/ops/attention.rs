@@ -10,7 +10,7 @@ use super::matmul::dot::{self, Panel, Rows, Sums};
 use super::matmul::{Shared, View, matmul_here};
 use super::vector_math::{exp, max, sum, vectorised};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, Upload, Uploaded};
 
 pub use backward::backward;
 
@@ -30,6 +30,23 @@ pub struct Span {
     pub q_len: usize,
     pub k_start: usize,
     pub k_len: usize,
+}
+
+/// The sequences of a pass.
+pub type Spans = Uploaded<Span>;
+
+/// As kernels read it: int4 {q_start, q_len, k_start, k_len}.
+impl Upload for Span {
+    type Raw = [i32; 4];
+
+    fn raw(&self) -> Result<[i32; 4]> {
+        let Span { q_start, q_len, k_start, k_len } = *self;
+        let mut raw = [0; 4];
+        for (raw, value) in raw.iter_mut().zip([q_start, q_len, k_start, k_len]) {
+            *raw = super::int("attention", value)?;
+        }
+        Ok(raw)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +126,7 @@ pub fn forward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    spans: &[Span],
+    spans: &Spans,
     config: Config,
 ) -> Result<()> {
     const OP: &str = "attention forward";

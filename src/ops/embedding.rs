@@ -1,7 +1,7 @@
 //! Row gather from a table, and the splice that puts picture features into the rows of picture tokens.
 use super::expect_shape;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{Indices, Tensor};
 
 /// An error unless all `ids` are below `rows`.
 fn expect_below(op: &'static str, name: &str, ids: &[u32], rows: usize) -> Result<()> {
@@ -18,12 +18,12 @@ fn row(i: u32, width: usize) -> std::ops::Range<usize> {
 }
 
 /// out[t] = table[ids[t]]; out [T, C] f32, table [V, C] of any dtype. Also used to gather the rows of answer tokens.
-pub fn forward(out: &mut Tensor, ids: &[u32], table: &Tensor) -> Result<()> {
+pub fn forward(out: &mut Tensor, ids: &Indices, table: &Tensor) -> Result<()> {
     const OP: &str = "embedding forward";
     let width = table.cols();
     expect_shape(OP, "out", out, &[ids.len(), width])?;
     expect_below(OP, "ids", ids, table.rows())?;
-    let (out, table) = (out.f32s_mut()?, table.elements());
+    let (out, table) = (out.f32s_mut()?, table.elements()?);
     for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width.max(1))) {
         table.widen(id as usize * width, out);
     }
@@ -44,10 +44,10 @@ pub fn backward(dtable: &mut Tensor, ids: &[u32], dy: &Tensor) -> Result<()> {
 }
 
 /// out[positions[i]] = features[sources[i]]; features [F, C]. A source may occur more than once (several questions on one picture).
-pub fn splice(out: &mut Tensor, features: &Tensor, positions: &[u32], sources: &[u32]) -> Result<()> {
+pub fn splice(out: &mut Tensor, features: &Tensor, positions: &Indices, sources: &Indices) -> Result<()> {
     let width = expect_splice("embedding splice", out, features, positions, sources)?;
     let (out, features) = (out.f32s_mut()?, features.f32s()?);
-    for (&position, &source) in positions.iter().zip(sources) {
+    for (&position, &source) in positions.iter().zip(sources.iter()) {
         out[row(position, width)].copy_from_slice(&features[row(source, width)]);
     }
     Ok(())
@@ -62,7 +62,7 @@ pub fn splice_backward(
 ) -> Result<()> {
     let width = expect_splice("embedding splice_backward", dy, dfeatures, positions, sources)?;
     let (dfeatures, dy) = (dfeatures.f32s_mut()?, dy.f32s_mut()?);
-    for (&position, &source) in positions.iter().zip(sources) {
+    for (&position, &source) in positions.iter().zip(sources.iter()) {
         let dy = &mut dy[row(position, width)];
         add(&mut dfeatures[row(source, width)], dy);
         dy.fill(0.0);

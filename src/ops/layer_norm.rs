@@ -13,7 +13,7 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor, eps
     expect_shape("layer_norm", "out", out, x.shape())?;
     expect_shape("layer_norm", "weight", weight, &[cols])?;
     expect_shape("layer_norm", "bias", bias, &[cols])?;
-    let (x, weight, bias) = (x.f32s()?, widened(weight), widened(bias));
+    let (x, weight, bias) = (x.f32s()?, widened(weight)?, widened(bias)?);
     pieces::each(out.f32s_mut()?, pieces::whole_rows(cols), |start, out| {
         norm_rows(out, &x[start..start + out.len()], &weight, &bias, eps);
     });
@@ -33,7 +33,7 @@ pub fn backward(
     expect_shape("layer_norm", "dx", dx, x.shape())?;
     expect_shape("layer_norm", "dy", dy, x.shape())?;
     expect_shape("layer_norm", "weight", weight, &[cols])?;
-    let (dy, x, weight) = (dy.f32s()?, x.f32s()?, widened(weight));
+    let (dy, x, weight) = (dy.f32s()?, x.f32s()?, widened(weight)?);
     let mut sums = vec![0.0; if dparams.is_some() { 2 * cols } else { 0 }];
     if let Some((dweight, dbias)) = &dparams {
         expect_shape("layer_norm", "dweight", dweight, &[cols])?;

@@ -49,10 +49,10 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tens
     }
     let mut first = vec![0.0; n];
     if let Some(bias) = bias {
-        bias.elements().widen(0, &mut first);
+        bias.elements()?.widen(0, &mut first);
     }
     out.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(&first));
-    add_product(out, m, x, &weight.elements(), n, k);
+    add_product(out, m, x, &weight.elements()?, n, k);
     Ok(())
 }
 
@@ -120,7 +120,7 @@ fn widen(weight: &Elements, width: usize, rows: Range<usize>, cols: Range<usize>
 pub fn backward_input(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, accumulate: bool) -> Result<()> {
     let (m, n, k) = sizes("linear backward_input", dy, weight, dx)?;
     let (dx, dy) = (dx.f32s_mut()?, dy.f32s()?);
-    let narrow = match weight.elements() {
+    let narrow = match weight.elements()? {
         Elements::F32(w) => {
             let (a, b) = (View { data: dy, rs: n, cs: 1 }, View { data: w, rs: k, cs: 1 });
             matmul(m, k, n, dx, k, 1.0, a, b, accumulate);

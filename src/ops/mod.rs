@@ -26,7 +26,22 @@ mod pieces;
 mod vector_math;
 
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
+
+/// The one type of these tensors, of those that kernels are made for: f32 or bf16.
+fn kernel_dtype(op: &'static str, tensors: &[&Tensor]) -> Result<DType> {
+    let first = tensors.first().map_or(DType::F32, |t| t.dtype());
+    if matches!(first, DType::F32 | DType::Bf16) && tensors.iter().all(|t| t.dtype() == first) {
+        return Ok(first);
+    }
+    let got: Vec<String> = tensors.iter().map(|t| t.dtype().to_string()).collect();
+    Err(Error::op(op, "tensors that are all f32 or all bf16", got.join(", ")))
+}
+
+/// A size as kernels take it.
+fn int(op: &'static str, n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| Error::op(op, format!("sizes up to {}", i32::MAX), n.to_string()))
+}
 
 /// `Ok` if `tensor` has exactly `shape`; else an error that names the op and the argument.
 fn expect_shape(op: &'static str, name: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {

@@ -68,7 +68,7 @@ pub fn forward(
         return Ok(());
     }
     let (out, patches, pixels) = (out.f32s_mut()?, patches.f32s_mut()?, pixels.f32s()?);
-    let (weight, bias, position) = (widened(weight), widened(bias), widened(position));
+    let (weight, bias, position) = (widened(weight)?, widened(bias)?, widened(position)?);
     pieces::each(patches, pieces::whole_rows(k), |start, patches| {
         for (i, patch) in patches.chunks_exact_mut(k.max(1)).enumerate() {
             cut(patch, pixels, start / k + i, sizes);

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use super::add::add_to;
+use crate::error::Result;
 use crate::tensor::{Elements, Tensor};
 
 /// Elements of one piece: some ten microseconds of simple arithmetic.
@@ -68,13 +69,13 @@ pub(super) fn each_with_sums(
 }
 
 /// The elements as f32, copied only if they are of another type.
-pub(super) fn widened(tensor: &Tensor) -> Cow<'_, [f32]> {
-    match tensor.elements() {
-        Elements::F32(v) => Cow::Borrowed(v),
+pub(super) fn widened(tensor: &Tensor) -> Result<Cow<'_, [f32]>> {
+    match tensor.elements()? {
+        Elements::F32(v) => Ok(Cow::Borrowed(v)),
         other => {
             let mut wide = vec![0.0; other.len()];
             other.widen(0, &mut wide);
-            Cow::Owned(wide)
+            Ok(Cow::Owned(wide))
         }
     }
 }

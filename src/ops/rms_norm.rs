@@ -1,21 +1,73 @@
 //! RMS norm (Zhang & Sennrich 2019): y = x / sqrt(mean(x^2) + eps) * w over the last dimension.
 //! With n = x / sqrt(mean(x^2) + eps) and g = dy w: dx = (g - n mean(g n)) / sqrt(mean(x^2) + eps), dw = dy n.
-use super::expect_shape;
+use std::sync::Arc;
+
 use super::pieces::{self, widened};
 use super::vector_math::{sum, sum3, vectorised};
+use super::{add, expect_shape, int, kernel_dtype};
 use crate::error::Result;
-use crate::tensor::Tensor;
+use crate::tensor::{Gpu, Launch, Ptr, Tensor};
 
 /// out, x [T, C]; weight [C].
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
     let cols = x.cols();
     expect_shape("rms_norm", "out", out, x.shape())?;
     expect_shape("rms_norm", "weight", weight, &[cols])?;
-    let (x, weight) = (x.f32s()?, widened(weight));
+    if let Some(gpu) = x.gpu() {
+        return launch(gpu, out, x.ptr(gpu)?, x, Ptr::NULL, weight, eps);
+    }
+    let (x, weight) = (x.f32s()?, widened(weight)?);
     pieces::each(out.f32s_mut()?, pieces::whole_rows(cols), |start, out| {
         norm_rows(out, &x[start..start + out.len()], &weight, eps);
     });
     Ok(())
+}
+
+/// x += residual, then out is the norm of x: one pass over memory on a GPU.
+pub fn forward_residual(
+    out: &mut Tensor,
+    x: &mut Tensor,
+    residual: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    expect_shape("rms_norm", "residual", residual, x.shape())?;
+    let Some(gpu) = x.gpu().cloned() else {
+        add::forward(x, residual)?;
+        return forward(out, x, weight, eps);
+    };
+    expect_shape("rms_norm", "out", out, x.shape())?;
+    expect_shape("rms_norm", "weight", weight, &[x.cols()])?;
+    kernel_dtype("rms_norm", &[x, residual])?;
+    let sum = x.ptr_mut(&gpu)?;
+    launch(&gpu, out, sum, x, residual.ptr(&gpu)?, weight, eps)
+}
+
+/// kernels/rms_norm.cu; `x` lies at `x_ptr`.
+fn launch(
+    gpu: &Arc<Gpu>,
+    out: &mut Tensor,
+    x_ptr: Ptr,
+    x: &Tensor,
+    residual: Ptr,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    /// Of a block, one warp each.
+    const ROWS: usize = 4;
+    let dtype = kernel_dtype("rms_norm", &[out, x, weight])?;
+    let at = Launch { grid: [x.rows().div_ceil(ROWS), 1, 1], block: 32 * ROWS as u32, shared: 0 };
+    let (rows, cols) = (int("rms_norm", x.rows())?, int("rms_norm", x.cols())?);
+    let args = [
+        out.ptr_mut(gpu)?.into(),
+        x_ptr.into(),
+        residual.into(),
+        weight.ptr(gpu)?.into(),
+        rows.into(),
+        cols.into(),
+        eps.into(),
+    ];
+    gpu.launch(&format!("rms_norm_forward_{dtype}"), at, &args)
 }
 
 /// dx is overwritten; dweight is added to. The norm is computed again from x.
@@ -31,7 +83,7 @@ pub fn backward(
     expect_shape("rms_norm", "dx", dx, x.shape())?;
     expect_shape("rms_norm", "dy", dy, x.shape())?;
     expect_shape("rms_norm", "weight", weight, &[cols])?;
-    let (dy, x, weight) = (dy.f32s()?, x.f32s()?, widened(weight));
+    let (dy, x, weight) = (dy.f32s()?, x.f32s()?, widened(weight)?);
     let dweight = match dweight {
         Some(dweight) => {
             expect_shape("rms_norm", "dweight", dweight, &[cols])?;

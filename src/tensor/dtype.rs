@@ -7,6 +7,8 @@ pub enum DType {
     F32,
     Bf16,
     F16,
+    /// Pixels.
+    U8,
 }
 
 impl DType {
@@ -15,6 +17,7 @@ impl DType {
         match self {
             DType::F32 => 4,
             DType::Bf16 | DType::F16 => 2,
+            DType::U8 => 1,
         }
     }
 }
@@ -25,6 +28,7 @@ impl fmt::Display for DType {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
             DType::F16 => "f16",
+            DType::U8 => "u8",
         })
     }
 }

@@ -1,9 +1,12 @@
 //! Tensors: a shape, an element type and the memory that holds the elements.
 //! Row-major and contiguous, always. Only this module and `ops` know where memory lies.
 
+mod cuda;
 mod device;
 mod dtype;
+mod rows;
 mod storage;
+mod uploaded;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,10 +14,12 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
+pub use cuda::{Arg, Buffer, Gpu, Launch, MemoryUse, NO_KERNELS, Ptr, gpu_count, kernel_count};
 pub use device::Device;
 pub use dtype::DType;
 pub use storage::Elements;
 use storage::Storage;
+pub use uploaded::{Indices, Upload, Uploaded};
 
 use crate::error::{Error, Result};
 
@@ -30,16 +35,39 @@ impl Tensor {
         Tensor { shape: shape.to_vec(), storage: Storage::F32(vec![0.0; shape.iter().product()]) }
     }
 
-    /// f32 zeros of `shape` on the device that holds `self`: how model code makes its activations.
-    pub fn like(&self, shape: &[usize]) -> Self {
-        match self.device() {
-            Device::Cpu => Tensor::zeros(shape),
+    /// A tensor of `shape` on the device that holds `self`: how model code makes its activations. In main memory these are f32 zeros; on a
+    /// GPU they have the type of `self` and hold anything.
+    pub fn like(&self, shape: &[usize]) -> Result<Self> {
+        self.like_as(shape, self.dtype())
+    }
+
+    /// The same in f32 wherever it is: for what is kept exact, like logits and log-sum-exps.
+    pub fn like_f32(&self, shape: &[usize]) -> Result<Self> {
+        self.like_as(shape, DType::F32)
+    }
+
+    fn like_as(&self, shape: &[usize], dtype: DType) -> Result<Self> {
+        match &self.storage {
+            Storage::Device { buffer, .. } => Tensor::on_gpu(buffer.gpu(), shape, dtype),
+            _ => Ok(Tensor::zeros(shape)),
         }
+    }
+
+    /// On a GPU, holding anything.
+    fn on_gpu(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Result<Self> {
+        let buffer = gpu.alloc(shape.iter().product::<usize>() * dtype.size())?;
+        Ok(Tensor { shape: shape.to_vec(), storage: Storage::Device { buffer: Arc::new(buffer), dtype } })
     }
 
     pub fn from_vec(shape: &[usize], data: Vec<f32>) -> Result<Self> {
         check_len(shape, data.len())?;
         Ok(Tensor { shape: shape.to_vec(), storage: Storage::F32(data) })
+    }
+
+    /// Pixels.
+    pub fn from_u8(shape: &[usize], data: Vec<u8>) -> Result<Self> {
+        check_len(shape, data.len())?;
+        Ok(Tensor { shape: shape.to_vec(), storage: Storage::U8(data) })
     }
 
     /// Elements of a mapped file without copying them; copied if the file does not align them.
@@ -59,17 +87,21 @@ impl Tensor {
         let storage = if (raw.as_ptr() as usize).is_multiple_of(dtype.size()) {
             Storage::Mapped { map: Arc::clone(map), start, bytes, dtype }
         } else {
-            match dtype {
-                DType::F32 => Storage::F32(bytemuck::pod_collect_to_vec(raw)),
-                DType::Bf16 => Storage::Bf16(bytemuck::pod_collect_to_vec(raw)),
-                DType::F16 => Storage::F16(bytemuck::pod_collect_to_vec(raw)),
-            }
+            Storage::from_bytes(dtype, raw)
         };
         Ok(Tensor { shape: shape.to_vec(), storage })
     }
 
     pub fn device(&self) -> Device {
-        Device::Cpu
+        self.gpu().map_or(Device::Cpu, |gpu| Device::Cuda(Arc::clone(gpu)))
+    }
+
+    /// The GPU that holds it; `None` for main memory.
+    pub fn gpu(&self) -> Option<&Arc<Gpu>> {
+        match &self.storage {
+            Storage::Device { buffer, .. } => Some(buffer.gpu()),
+            _ => None,
+        }
     }
 
     pub fn shape(&self) -> &[usize] {
@@ -102,13 +134,14 @@ impl Tensor {
         }
     }
 
-    pub fn elements(&self) -> Elements<'_> {
-        self.storage.elements()
+    /// The elements, if they are in main memory.
+    pub fn elements(&self) -> Result<Elements<'_>> {
+        self.storage.elements().ok_or_else(|| Error::op("tensor", "main memory", self.device().to_string()))
     }
 
-    /// The elements, if they are f32.
+    /// The elements, if they are f32 in main memory.
     pub fn f32s(&self) -> Result<&[f32]> {
-        match self.storage.elements() {
+        match self.elements()? {
             Elements::F32(v) => Ok(v),
             _ => Err(Error::op("tensor", "f32", self.dtype().to_string())),
         }
@@ -116,29 +149,85 @@ impl Tensor {
 
     /// The elements for writing: f32 in memory of our own (a mapped file is never written).
     pub fn f32s_mut(&mut self) -> Result<&mut [f32]> {
-        let got = self.dtype();
+        let (got, device) = (self.dtype(), self.device());
         match &mut self.storage {
             Storage::F32(v) => Ok(v),
-            _ => Err(Error::op("tensor", "writable f32", format!("{got} weights"))),
+            _ => Err(Error::op("tensor", "writable f32 in main memory", format!("{got} on {device}"))),
         }
     }
 
-    /// An f32 copy in memory of our own.
-    pub fn to_f32(&self) -> Tensor {
-        let mut data = vec![0.0; self.len()];
-        self.elements().widen(0, &mut data);
-        Tensor { shape: self.shape.clone(), storage: Storage::F32(data) }
+    /// The elements, if they are bytes in main memory.
+    pub fn u8s(&self) -> Result<&[u8]> {
+        match self.elements()? {
+            Elements::U8(v) => Ok(v),
+            _ => Err(Error::op("tensor", "u8", self.dtype().to_string())),
+        }
     }
 
-    /// A copy rounded to `dtype` (to nearest, ties to even).
-    pub fn to_dtype(&self, dtype: DType) -> Tensor {
-        let wide = self.to_f32();
+    /// Where the elements lie on `gpu`, for reading.
+    pub fn ptr(&self, gpu: &Arc<Gpu>) -> Result<Ptr> {
+        match &self.storage {
+            Storage::Device { buffer, .. } if Arc::ptr_eq(buffer.gpu(), gpu) => Ok(buffer.ptr()),
+            _ => Err(Error::op("tensor", gpu.name(), self.device().to_string())),
+        }
+    }
+
+    /// Where the elements lie on `gpu`, for writing: no other tensor shares them.
+    pub fn ptr_mut(&mut self, gpu: &Arc<Gpu>) -> Result<Ptr> {
+        self.ptr(gpu)?;
+        let Storage::Device { buffer, .. } = &mut self.storage else {
+            return Err(Error::op("tensor", gpu.name(), "main memory"));
+        };
+        if Arc::get_mut(buffer).is_none() {
+            let copy = gpu.alloc(buffer.bytes())?;
+            gpu.copy(copy.ptr().0, buffer.ptr().0, buffer.bytes())?;
+            *buffer = Arc::new(copy);
+        }
+        Ok(buffer.ptr())
+    }
+
+    /// A copy on `device`, with the same elements.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        let storage = match device {
+            _ if *device == self.device() => self.storage.clone(),
+            Device::Cpu => self.download()?,
+            Device::Cuda(gpu) => {
+                let here = self.to_device(&Device::Cpu)?;
+                let buffer = Arc::new(gpu.upload(here.bytes()?)?);
+                Storage::Device { buffer, dtype: self.dtype() }
+            }
+        };
+        Ok(Tensor { shape: self.shape.clone(), storage })
+    }
+
+    fn download(&self) -> Result<Storage> {
+        let Storage::Device { buffer, dtype } = &self.storage else { return Ok(self.storage.clone()) };
+        let mut raw = vec![0; self.len() * dtype.size()];
+        buffer.gpu().download(&mut raw, buffer)?;
+        Ok(Storage::from_bytes(*dtype, &raw))
+    }
+
+    /// An f32 copy in main memory.
+    pub fn to_f32(&self) -> Result<Tensor> {
+        let here = self.to_device(&Device::Cpu)?;
+        if matches!(here.storage, Storage::F32(_)) {
+            return Ok(here);
+        }
+        let mut data = vec![0.0; self.len()];
+        here.elements()?.widen(0, &mut data);
+        Ok(Tensor { shape: here.shape, storage: Storage::F32(data) })
+    }
+
+    /// A copy in main memory, rounded to `dtype` (to nearest, ties to even).
+    pub fn to_dtype(&self, dtype: DType) -> Result<Tensor> {
+        let wide = self.to_f32()?;
         let storage = match (dtype, wide.storage) {
             (DType::Bf16, Storage::F32(v)) => Storage::Bf16(v.into_iter().map(bf16::from_f32).collect()),
             (DType::F16, Storage::F32(v)) => Storage::F16(v.into_iter().map(f16::from_f32).collect()),
+            (DType::U8, _) => return Err(Error::op("tensor", "f32, bf16 or f16 to round to", "u8")),
             (_, storage) => storage,
         };
-        Tensor { shape: wide.shape, storage }
+        Ok(Tensor { shape: wide.shape, storage })
     }
 
     /// The same elements under another shape.
@@ -148,13 +237,14 @@ impl Tensor {
         Ok(self)
     }
 
-    /// The raw little-endian bytes, as a weight file holds them.
-    pub fn bytes(&self) -> &[u8] {
-        match self.storage.elements() {
+    /// The raw little-endian bytes, as a weight file holds them, if they are in main memory.
+    pub fn bytes(&self) -> Result<&[u8]> {
+        Ok(match self.elements()? {
             Elements::F32(v) => bytemuck::cast_slice(v),
             Elements::Bf16(v) => bytemuck::cast_slice(v),
             Elements::F16(v) => bytemuck::cast_slice(v),
-        }
+            Elements::U8(v) => v,
+        })
     }
 }
 
@@ -169,6 +259,6 @@ fn check_len(shape: &[usize], len: usize) -> Result<()> {
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?}", self.dtype(), self.shape)
+        write!(f, "{} {:?} on {}", self.dtype(), self.shape, self.device())
     }
 }

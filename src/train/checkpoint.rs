@@ -42,13 +42,18 @@ pub fn load(trainer: &mut Trainer, folder: &Path) -> Result<bool> {
     };
     let mut file = Weights::open_file(&path)?;
     let moments = &mut trainer.moments;
+    let mut outcome = Ok(());
     visit_trained(&mut trainer.vlm, &mut |name, param, slot| {
         let shape = param.value.shape().to_vec();
-        let mut take = |kind: &str| file.take(&format!("{kind}.{name}"), &shape).to_f32();
-        param.value = take("w");
-        moments.m[slot] = take("m");
-        moments.v[slot] = take("v");
+        for (kind, to) in [("w", &mut param.value), ("m", &mut moments.m[slot]), ("v", &mut moments.v[slot])]
+        {
+            match file.take(&format!("{kind}.{name}"), &shape).to_f32() {
+                Ok(value) => *to = value,
+                Err(error) => outcome = Err(error),
+            }
+        }
     });
+    outcome?;
     file.finish()?;
     trainer.steps = step;
     Ok(true)

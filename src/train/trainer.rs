@@ -9,13 +9,14 @@ use crate::error::{Error, Result};
 use crate::models::adapter::{self, LoraOptions};
 use crate::models::connector::ConnectorSaved;
 use crate::models::linear::Pass;
-use crate::models::param::{Grads, Slots};
+use crate::models::param::{Grads, Param, Slots};
 use crate::models::vision::VisionSaved;
-use crate::models::vlm::{Vlm, concat};
+use crate::models::vlm::Vlm;
 use crate::ops::adamw::Hyper;
+use crate::ops::attention::Spans;
 use crate::ops::{clip_grad_norm, cross_entropy, embedding};
 use crate::random;
-use crate::tensor::Tensor;
+use crate::tensor::{Indices, Tensor};
 use crate::train::batch::{self, Packed, Prepared, Sample, Seen};
 use crate::train::fit::TrainOptions;
 use crate::train::optim::{Moments, visit_trained};
@@ -67,6 +68,12 @@ impl Trainer {
     /// Adapters that the model has already are kept and trained on; without any, fresh ones are attached (`options.seed`).
     pub fn new(mut vlm: Vlm, trainable: Trainable, options: TrainOptions) -> Result<Trainer> {
         let mut slots = Slots::default();
+        let mut outcome = Ok(());
+        let mut train = |param: &mut Param| {
+            if outcome.is_ok() {
+                outcome = param.train(&mut slots);
+            }
+        };
         match &trainable {
             Trainable::Lora(lora) => {
                 let mut present = false;
@@ -76,8 +83,8 @@ impl Trainer {
                 }
                 vlm.visit_linears(&mut |_, linear| {
                     if let Some(lora) = &mut linear.lora {
-                        lora.a.train(&mut slots);
-                        lora.b.train(&mut slots);
+                        train(&mut lora.a);
+                        train(&mut lora.b);
                     }
                 });
             }
@@ -85,7 +92,7 @@ impl Trainer {
                 return Err(Error::Usage("no tower to train, expected vision, connector or text".into()));
             }
             Trainable::Full(towers) => {
-                let mut train = |_: &str, param: &mut crate::models::param::Param| param.train(&mut slots);
+                let mut train = |_: &str, param: &mut Param| train(param);
                 for tower in towers {
                     match tower {
                         Tower::Vision => vlm.vision.visit(&mut train),
@@ -95,6 +102,7 @@ impl Trainer {
                 }
             }
         }
+        outcome?;
         let (moments, grads) = (Moments::new(&slots), slots.grads());
         Ok(Trainer { vlm, moments, steps: 0, trainable, options, grads })
     }
@@ -177,11 +185,14 @@ impl Trainer {
     fn micro_batch(&mut self, batch: &[Arc<Prepared>], scale: f32, pass: Pass) -> Result<f64> {
         let packed = batch::pack(&self.vlm, batch, self.vlm.connector.tile_tokens())?;
         let (features, vision) = self.features(&packed.pictures, pass)?;
-        let mut x = self.vlm.text.embed(&packed.ids)?;
+        let indices = |list: &[u32]| Indices::from(list);
+        let (places, sources) = (indices(&packed.places), indices(&packed.sources));
+        let spans = Arc::new(Spans::from(packed.spans.as_slice()));
+        let mut x = self.vlm.text.embed(&indices(&packed.ids))?;
         if let Some(features) = &features {
-            embedding::splice(&mut x, features, &packed.places, &packed.sources)?;
+            embedding::splice(&mut x, features, &places, &sources)?;
         }
-        let (hidden, saved) = self.vlm.text.forward(x, &packed.positions, &packed.spans, pass)?;
+        let (hidden, saved) = self.vlm.text.forward(x, &packed.positions, &spans, pass)?;
         let (loss, dhidden) = self.loss(&hidden, &packed, scale, pass)?;
 
         let text = &self.vlm.text;
@@ -189,8 +200,8 @@ impl Trainer {
             return Ok(loss);
         };
         if let Some(features) = features {
-            let mut dfeatures = features.like(features.shape());
-            embedding::splice_backward(&mut dfeatures, &mut dx, &packed.places, &packed.sources)?;
+            let mut dfeatures = features.like(features.shape())?;
+            embedding::splice_backward(&mut dfeatures, &mut dx, &places, &sources)?;
             if let Some(vision) = vision {
                 self.vision_backward(&dfeatures, vision)?;
             }
@@ -209,10 +220,10 @@ impl Trainer {
             }
         }
         if pixels.is_empty() {
-            let features = if rows.is_empty() { None } else { Some(concat(&rows)?) };
+            let features = if rows.is_empty() { None } else { Some(Tensor::concat(&rows)?) };
             return Ok((features, None));
         }
-        let (hidden, vision) = self.vlm.vision.forward(&concat(&pixels)?, pass)?;
+        let (hidden, vision) = self.vlm.vision.forward(&Tensor::concat(&pixels)?, pass)?;
         let (features, connector) = self.vlm.connector.forward(&hidden, pass)?;
         Ok((Some(features), Some(VisionPass { vision, connector })))
     }
@@ -228,18 +239,19 @@ impl Trainer {
 
     /// Sum of the losses, and the gradient of hidden [T, C]: only rows with a target meet the vocabulary, a few at a time.
     fn loss(&mut self, hidden: &Tensor, packed: &Packed, scale: f32, pass: Pass) -> Result<(f64, Tensor)> {
-        let mut dhidden = hidden.like(hidden.shape());
+        let mut dhidden = hidden.like(hidden.shape())?;
         let mut loss = 0.0;
         let chunks = packed.target_rows.chunks(LOGIT_ROWS).zip(packed.targets.chunks(LOGIT_ROWS));
         for (rows, targets) in chunks {
-            let mut picked = hidden.like(&[rows.len(), hidden.cols()]);
-            embedding::forward(&mut picked, rows, hidden)?;
+            let rows = Indices::from(rows);
+            let mut picked = hidden.like(&[rows.len(), hidden.cols()])?;
+            embedding::forward(&mut picked, &rows, hidden)?;
             let (logits, saved) = self.vlm.text.logits(picked, pass)?;
-            let mut dlogits = logits.like(logits.shape());
+            let mut dlogits = logits.like(logits.shape())?;
             loss += cross_entropy::forward(Some(&mut dlogits), &logits, targets, scale)?;
             let dpicked = self.vlm.text.logits_backward(&mut self.grads, &dlogits, &saved)?;
-            let sources: Vec<u32> = (0..rows.len() as u32).collect();
-            embedding::splice(&mut dhidden, &dpicked, rows, &sources)?;
+            let sources: Indices = (0..rows.len() as u32).collect();
+            embedding::splice(&mut dhidden, &dpicked, &rows, &sources)?;
         }
         Ok((loss, dhidden))
     }

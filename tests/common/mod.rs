@@ -80,7 +80,7 @@ pub fn poisoned(shape: &[usize]) -> Tensor {
 }
 
 pub fn to_f64(x: &Tensor) -> Vec<f64> {
-    x.to_f32().f32s().unwrap().iter().map(|&v| f64::from(v)).collect()
+    x.to_f32().unwrap().f32s().unwrap().iter().map(|&v| f64::from(v)).collect()
 }
 
 /// Central differences of the scalar function `loss` in f64 at `x`, one element after the other.

@@ -1,9 +1,11 @@
 //! What is checked of each model, but for training.
 
+use std::sync::Arc;
+
 use mpa::models::generate::Request;
 use mpa::models::image::Tiles;
 use mpa::models::linear::Pass;
-use mpa::models::vlm::{Prompt, Vlm, concat};
+use mpa::models::vlm::{Prompt, Vlm};
 use mpa::ops::attention::Span;
 use mpa::ops::sample::Sampling;
 use mpa::tensor::Tensor;
@@ -101,7 +103,7 @@ pub fn vision(golden: &Golden) {
         let Some(rows) = golden.case(name) else { continue };
         let fixture = golden.fixture(&format!("{name}.safetensors"));
         let all: Vec<Tiles> = rows.iter().flat_map(|row| tiles(&golden.vlm, row)).collect();
-        let pixels = concat(&all.iter().map(|t| &t.pixels).collect::<Vec<_>>()).unwrap();
+        let pixels = Tensor::concat(&all.iter().map(|t| &t.pixels).collect::<Vec<_>>()).unwrap();
         let (hidden, saved) = golden.vlm.vision.forward(&pixels, Pass::Infer).unwrap();
         let (features, _) = golden.vlm.connector.forward(&hidden, Pass::Infer).unwrap();
         for (what, got) in [
@@ -116,7 +118,7 @@ pub fn vision(golden: &Golden) {
         // All pictures at once or one at a time, the same features.
         let refs: Vec<&Tiles> = all.iter().collect();
         let each = golden.vlm.features(&refs).unwrap();
-        close(name, &concat(&each.iter().collect::<Vec<_>>()).unwrap(), features.f32s().unwrap());
+        close(name, &Tensor::concat(&each.iter().collect::<Vec<_>>()).unwrap(), features.f32s().unwrap());
     }
 }
 
@@ -129,7 +131,8 @@ fn run(vlm: &Vlm, row: &Row, more: &[u32]) -> (Vec<Tensor>, Tensor) {
     let x = vlm.embed(&[Prompt { ids: &ids, features: features.iter().collect() }]).unwrap();
     let positions: Vec<u32> = (0..ids.len() as u32).collect();
     let span = Span { q_start: 0, q_len: ids.len(), k_start: 0, k_len: ids.len() };
-    let (hidden, saved) = vlm.text.forward(x, &positions, &[span], Pass::Train { seed: 0 }).unwrap();
+    let (hidden, saved) =
+        vlm.text.forward(x, &positions, &Arc::new(vec![span].into()), Pass::Train { seed: 0 }).unwrap();
     let (logits, head) = vlm.text.logits(hidden, Pass::Infer).unwrap();
     let mut streams: Vec<Tensor> = saved.hidden_states().cloned().collect();
     streams.push(head.normed().clone());

@@ -44,9 +44,22 @@ const NAMES: Results<&str> = ["out", "lse", "dq", "dk", "dv"];
 fn run(b: &Batch) -> Results<Tensor> {
     let (q, k) = (b.q.shape(), b.k.shape());
     let (mut out, mut lse) = (poisoned(q), poisoned(&[q[0], b.config.heads]));
-    forward(&mut out, Some(&mut lse), &b.q, &b.k, &b.v, &b.spans, b.config).unwrap();
+    forward(&mut out, Some(&mut lse), &b.q, &b.k, &b.v, &b.spans.as_slice().into(), b.config).unwrap();
     let (mut dq, mut dk, mut dv) = (poisoned(q), poisoned(k), poisoned(k));
-    backward(&mut dq, &mut dk, &mut dv, &b.dout, &b.q, &b.k, &b.v, &out, &lse, &b.spans, b.config).unwrap();
+    backward(
+        &mut dq,
+        &mut dk,
+        &mut dv,
+        &b.dout,
+        &b.q,
+        &b.k,
+        &b.v,
+        &out,
+        &lse,
+        &b.spans.as_slice().into(),
+        b.config,
+    )
+    .unwrap();
     [out, lse, dq, dk, dv]
 }
 
@@ -202,7 +215,7 @@ fn nan_is_not_swallowed() {
     k[2] = f32::NAN; // The second key: the first query does not see it.
     b.k = Tensor::from_vec(&[3, 2], k).unwrap();
     let mut out = Tensor::zeros(&[3, 2]);
-    forward(&mut out, None, &b.q, &b.k, &b.v, &b.spans, b.config).unwrap();
+    forward(&mut out, None, &b.q, &b.k, &b.v, &b.spans.as_slice().into(), b.config).unwrap();
     assert!(values(&out)[..2].iter().all(|x| x.is_finite()));
     assert!(values(&out)[2..].iter().all(|x| x.is_nan()));
 }
@@ -257,7 +270,7 @@ fn threads_do_not_change_bits() {
 fn bad_input_is_refused() {
     let b = batch(10, 6, 8, &[], config(4, 2, 3, true));
     let attend = |b: &Batch, spans: &[Span], config: Config| {
-        forward(&mut poisoned(b.q.shape()), None, &b.q, &b.k, &b.v, spans, config)
+        forward(&mut poisoned(b.q.shape()), None, &b.q, &b.k, &b.v, &spans.into(), config)
     };
     let op = "attention forward";
     for bad in [span(5, 2, 0, 2), span(0, 2, 7, 2), span(usize::MAX, 2, 0, 2), span(0, 1, 1, usize::MAX)] {
@@ -270,7 +283,7 @@ fn bad_input_is_refused() {
     assert_op_error(attend(&b, &[], Config { head_size: 0, ..b.config }), op, "head size 0");
     assert_op_error(attend(&b, &[], Config { heads: 2, ..b.config }), op, "q [6, 6]");
     let short = Tensor::zeros(&[7, 6]);
-    let result = forward(&mut poisoned(b.q.shape()), None, &b.q, &b.k, &short, &[], b.config);
+    let result = forward(&mut poisoned(b.q.shape()), None, &b.q, &b.k, &short, &vec![].into(), b.config);
     assert_op_error(result, op, "v [8, 6]");
     let (mut dq, mut dk, mut dv) = (b.q.clone(), b.k.clone(), b.k.clone());
     let lse = Tensor::zeros(&[6, 4]);

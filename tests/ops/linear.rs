@@ -33,7 +33,7 @@ fn forward() {
     for (m, n, k) in shapes {
         let (x, w, bias) = (rng.tensor(&[m, k], 1.0), rng.tensor(&[n, k], 1.0), rng.tensor(&[n], 1.0));
         for dtype in DTYPES {
-            let (w, bias) = (w.to_dtype(dtype), bias.to_dtype(dtype));
+            let (w, bias) = (w.to_dtype(dtype).unwrap(), bias.to_dtype(dtype).unwrap());
             for bias in [None, Some(&bias)] {
                 let mut y = poisoned(&[m, n]);
                 linear::forward(&mut y, &x, &w, bias).unwrap();
@@ -59,7 +59,7 @@ fn more_dimensions_count_as_rows() {
 fn empty() {
     for (m, n, k) in [(0, 3, 300), (0, 3, 4), (4, 0, 3)] {
         for dtype in DTYPES {
-            let w = Tensor::zeros(&[n, k]).to_dtype(dtype);
+            let w = Tensor::zeros(&[n, k]).to_dtype(dtype).unwrap();
             let (mut y, mut x) = (Tensor::zeros(&[m, n]), Tensor::zeros(&[m, k]));
             linear::forward(&mut y, &x, &w, None).unwrap();
             linear::backward_input(&mut x, &y, &w, false).unwrap();
@@ -76,7 +76,7 @@ fn a_row_has_the_same_bits_among_any_number_of_rows() {
     for (n, k) in [(64, 64), (96, 64), (100, 256), (70, 576), (1, 30), (130, 1000)] {
         let (x, w, bias) = (rng.vec(300 * k, 1.0), rng.tensor(&[n, k], 1.0), rng.tensor(&[n], 1.0));
         for dtype in DTYPES {
-            let w = w.to_dtype(dtype);
+            let w = w.to_dtype(dtype).unwrap();
             let rows = |m: usize| {
                 let mut y = poisoned(&[m, n]);
                 let x = Tensor::from_vec(&[m, k], x[..m * k].to_vec()).unwrap();
@@ -136,7 +136,7 @@ fn large_gradients() {
             (0..rows * cols).map(|i| t[i % rows * cols + i / rows]).collect()
         };
         for dtype in DTYPES {
-            let w = w.to_dtype(dtype);
+            let w = w.to_dtype(dtype).unwrap();
             let want = reference(&to_f64(&dy), &transposed(&w), None, m, k, n);
             let mut dx = poisoned(&[m, k]);
             linear::backward_input(&mut dx, &dy, &w, false).unwrap();
@@ -165,7 +165,7 @@ fn threads_do_not_change_bits() {
     let (m, n, k) = (600, 300, 400);
     let (x, w, dy) = (rng.tensor(&[m, k], 1.0), rng.tensor(&[n, k], 1.0), rng.tensor(&[m, n], 1.0));
     for dtype in DTYPES {
-        let w = w.to_dtype(dtype);
+        let w = w.to_dtype(dtype).unwrap();
         assert_same_on_any_pool("linear", || {
             let (mut y, mut dx) = (poisoned(&[m, n]), poisoned(&[m, k]));
             let (mut dw, mut db) = (Tensor::zeros(&[n, k]), Tensor::zeros(&[n]));
@@ -191,7 +191,8 @@ fn wrong_shapes_are_named() {
     assert!(linear::forward(&mut t(&[2, 3]), &t(&[2, 5]), &t(&[3, 5]), Some(&t(&[4]))).is_err());
     assert!(linear::backward_input(&mut t(&[2, 5]), &t(&[1, 3]), &t(&[3, 5]), false).is_err());
     assert!(
-        linear::backward_weight(&mut t(&[3, 5]).to_dtype(DType::Bf16), &t(&[2, 3]), &t(&[2, 5])).is_err()
+        linear::backward_weight(&mut t(&[3, 5]).to_dtype(DType::Bf16).unwrap(), &t(&[2, 3]), &t(&[2, 5]))
+            .is_err()
     );
     assert!(linear::backward_bias(&mut t(&[4]), &t(&[2, 3])).is_err());
 }

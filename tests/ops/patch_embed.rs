@@ -74,7 +74,7 @@ fn forward_matches_the_convolution_in_f64() {
     for s in SHAPES {
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
             let [pixels, weight, bias, position] = inputs(s, &mut rng);
-            let [weight, bias, position] = [weight, bias, position].map(|x| x.to_dtype(dtype));
+            let [weight, bias, position] = [weight, bias, position].map(|x| x.to_dtype(dtype).unwrap());
             let mut out = poisoned(&[s.n, s.patches(), s.cols]);
             let mut patches = poisoned(&[s.n * s.patches(), s.patch_len()]);
             forward(&mut out, &mut patches, &pixels, &weight, &bias, &position).unwrap();

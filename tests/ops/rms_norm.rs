@@ -25,7 +25,7 @@ fn forward_matches_f64() {
         for scale in [1e-30, 1e-3, 1.0, 1e4] {
             for dtype in [DType::F32, DType::Bf16, DType::F16] {
                 let x = rng.tensor(&[rows, cols], scale);
-                let weight = rng.tensor(&[cols], 2.0).to_dtype(dtype);
+                let weight = rng.tensor(&[cols], 2.0).to_dtype(dtype).unwrap();
                 let mut out = poisoned(&[rows, cols]);
                 forward(&mut out, &x, &weight, EPS).unwrap();
                 let what = format!("rms_norm {rows} x {cols} of {scale} by {dtype}");

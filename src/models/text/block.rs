@@ -6,9 +6,9 @@ use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
 use crate::models::norm::RmsNorm;
 use crate::models::param::{Grads, VisitParam};
 use crate::models::weights::Weights;
-use crate::ops::attention::Span;
+use crate::ops::attention::{Span, Spans};
 use crate::ops::{add, attention, embedding, rope, swiglu};
-use crate::tensor::Tensor;
+use crate::tensor::{Indices, Tensor};
 
 pub(super) struct Block {
     norm1: RmsNorm,
@@ -49,7 +49,9 @@ pub(super) struct BlockSaved {
 pub(super) struct CacheTarget<'a> {
     pub(super) k: &'a mut Tensor,
     pub(super) v: &'a mut Tensor,
-    pub(super) rows: &'a [u32],
+    pub(super) rows: &'a Indices,
+    /// 0, 1, 2, ...: the token of each row.
+    pub(super) tokens: &'a Indices,
 }
 
 impl Block {
@@ -88,7 +90,7 @@ impl Block {
         &self,
         x: Tensor,
         rope: &Rope,
-        spans: &[Span],
+        spans: &Spans,
         pass: Pass,
         cache: Option<CacheTarget>,
     ) -> Result<(Tensor, BlockSaved)> {
@@ -98,14 +100,13 @@ impl Block {
         let (v, v_saved) = self.v.forward(&h1, pass)?;
         rope::forward(&mut q, &rope.cos, &rope.sin, self.attention.heads)?;
         rope::forward(&mut k, &rope.cos, &rope.sin, self.attention.kv_heads)?;
-        let mut attn = x.like(q.shape());
-        let mut lse = x.like(&[x.rows(), self.attention.heads]);
+        let mut attn = x.like(q.shape())?;
+        let mut lse = x.like_f32(&[x.rows(), self.attention.heads])?;
         match cache {
             None => attention::forward(&mut attn, Some(&mut lse), &q, &k, &v, spans, self.attention)?,
             Some(target) => {
-                let sources: Vec<u32> = (0..target.rows.len() as u32).collect();
-                embedding::splice(target.k, &k, target.rows, &sources)?;
-                embedding::splice(target.v, &v, target.rows, &sources)?;
+                embedding::splice(target.k, &k, target.rows, target.tokens)?;
+                embedding::splice(target.v, &v, target.rows, target.tokens)?;
                 attention::forward(&mut attn, None, &q, target.k, target.v, spans, self.attention)?;
             }
         }
@@ -115,7 +116,7 @@ impl Block {
         let h2 = self.norm2.forward(&x2)?;
         let (gate, gate_saved) = self.gate.forward(&h2, pass)?;
         let (up, up_saved) = self.up.forward(&h2, pass)?;
-        let mut act = x.like(up.shape());
+        let mut act = x.like(up.shape())?;
         swiglu::forward(&mut act, &gate, &up)?;
         let (mut y, down_saved) = self.down.forward(&act, pass)?;
         add::forward(&mut y, &x2)?;
@@ -134,19 +135,19 @@ impl Block {
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
         let [q_saved, k_saved, v_saved, o_saved, gate_saved, up_saved, down_saved] = &s.linears;
-        let mut dact = dy.like(s.act.shape());
+        let mut dact = dy.like(s.act.shape())?;
         self.down.backward(grads, Some(&mut dact), false, &dy, &s.act, down_saved)?;
-        let (mut dgate, mut dup) = (dy.like(s.gate.shape()), dy.like(s.up.shape()));
+        let (mut dgate, mut dup) = (dy.like(s.gate.shape())?, dy.like(s.up.shape())?);
         swiglu::backward(&mut dgate, &mut dup, &dact, &s.gate, &s.up)?;
-        let mut dh2 = dy.like(s.h2.shape());
+        let mut dh2 = dy.like(s.h2.shape())?;
         self.gate.backward(grads, Some(&mut dh2), false, &dgate, &s.h2, gate_saved)?;
         self.up.backward(grads, Some(&mut dh2), true, &dup, &s.h2, up_saved)?;
         let mut dx2 = self.norm2.backward(grads, &dh2, &s.x2)?;
         add::forward(&mut dx2, &dy)?;
 
-        let mut dattn = dy.like(s.attn.shape());
+        let mut dattn = dy.like(s.attn.shape())?;
         self.o.backward(grads, Some(&mut dattn), false, &dx2, &s.attn, o_saved)?;
-        let (mut dq, mut dk, mut dv) = (dy.like(s.q.shape()), dy.like(s.k.shape()), dy.like(s.v.shape()));
+        let (mut dq, mut dk, mut dv) = (dy.like(s.q.shape())?, dy.like(s.k.shape())?, dy.like(s.v.shape())?);
         attention::backward(
             &mut dq,
             &mut dk,
@@ -162,7 +163,7 @@ impl Block {
         )?;
         rope::backward(&mut dq, &rope.cos, &rope.sin, self.attention.heads)?;
         rope::backward(&mut dk, &rope.cos, &rope.sin, self.attention.kv_heads)?;
-        let mut dh1 = (need_dx || self.norm1.is_trained()).then(|| dy.like(s.h1.shape()));
+        let mut dh1 = (need_dx || self.norm1.is_trained()).then(|| dy.like(s.h1.shape())).transpose()?;
         self.q.backward(grads, dh1.as_mut(), false, &dq, &s.h1, q_saved)?;
         self.k.backward(grads, dh1.as_mut(), true, &dk, &s.h1, k_saved)?;
         self.v.backward(grads, dh1.as_mut(), true, &dv, &s.h1, v_saved)?;

@@ -3,6 +3,8 @@
 
 mod block;
 
+use std::sync::Arc;
+
 use block::{Block, BlockSaved, CacheTarget, Rope};
 
 use crate::error::Result;
@@ -11,9 +13,9 @@ use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
 use crate::models::norm::RmsNorm;
 use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::weights::Weights;
-use crate::ops::attention::Span;
+use crate::ops::attention::Spans;
 use crate::ops::{embedding, linear, rope};
-use crate::tensor::Tensor;
+use crate::tensor::{Indices, Tensor};
 
 const NAME: &str = "model.text_model";
 const EMBED: &str = "model.text_model.embed_tokens.weight";
@@ -33,7 +35,7 @@ pub struct Text {
 pub struct TextSaved {
     blocks: Vec<BlockSaved>,
     rope: Rope,
-    spans: Vec<Span>,
+    spans: Arc<Spans>,
 }
 
 /// Activations of `logits`.
@@ -53,8 +55,7 @@ impl KvCache {
     pub fn copy_rows(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
         for (k, v) in &mut self.layers {
             for t in [k, v] {
-                let width = t.cols();
-                t.f32s_mut()?.copy_within(from * width..(from + len) * width, to * width);
+                t.copy_rows(from, to, len)?;
             }
         }
         Ok(())
@@ -81,8 +82,8 @@ impl Text {
     }
 
     /// ids -> [T, C]
-    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let mut out = self.embed.value.like(&[ids.len(), self.embed.value.cols()]);
+    pub fn embed(&self, ids: &Indices) -> Result<Tensor> {
+        let mut out = self.embed.value.like(&[ids.len(), self.embed.value.cols()])?;
         embedding::forward(&mut out, ids, &self.embed.value)?;
         Ok(out)
     }
@@ -100,10 +101,10 @@ impl Text {
         &self,
         x: Tensor,
         positions: &[u32],
-        spans: &[Span],
+        spans: &Arc<Spans>,
         pass: Pass,
     ) -> Result<(Tensor, TextSaved)> {
-        let rope = self.rope(positions)?;
+        let rope = self.rope(positions, &x)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut x = x;
         for block in &self.blocks {
@@ -111,7 +112,7 @@ impl Text {
             x = y;
             blocks.push(saved);
         }
-        Ok((x, TextSaved { blocks, rope, spans: spans.to_vec() }))
+        Ok((x, TextSaved { blocks, rope, spans: Arc::clone(spans) }))
     }
 
     /// The same with keys and values appended to a cache: token t's go to cache row `rows[t]`; spans' k_start and k_len are cache rows.
@@ -119,22 +120,24 @@ impl Text {
         &self,
         x: Tensor,
         positions: &[u32],
-        rows: &[u32],
-        spans: &[Span],
+        rows: &Indices,
+        spans: &Spans,
         cache: &mut KvCache,
     ) -> Result<Tensor> {
-        let rope = self.rope(positions)?;
+        let rope = self.rope(positions, &x)?;
+        let tokens: Indices = (0..rows.len() as u32).collect();
         let mut x = x;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            let target = CacheTarget { k: &mut layer.0, v: &mut layer.1, rows };
+            let target = CacheTarget { k: &mut layer.0, v: &mut layer.1, rows, tokens: &tokens };
             (x, _) = block.forward(x, &rope, spans, Pass::Infer, Some(target))?;
         }
         Ok(x)
     }
 
-    pub fn cache(&self, rows: usize) -> KvCache {
+    pub fn cache(&self, rows: usize) -> Result<KvCache> {
         let zeros = |b: &Block| self.embed.value.like(&[rows, b.kv_width()]);
-        KvCache { layers: self.blocks.iter().map(|b| (zeros(b), zeros(b))).collect() }
+        let layers = self.blocks.iter().map(|b| Ok((zeros(b)?, zeros(b)?))).collect::<Result<_>>()?;
+        Ok(KvCache { layers })
     }
 
     /// x [M, C] (rows of `forward`'s result) -> logits [M, V]
@@ -146,7 +149,7 @@ impl Text {
                 (logits, Some(saved))
             }
             None => {
-                let mut logits = normed.like(&[normed.rows(), self.embed.value.rows()]);
+                let mut logits = normed.like_f32(&[normed.rows(), self.embed.value.rows()])?;
                 linear::forward(&mut logits, &normed, &self.embed.value, None)?;
                 (logits, None)
             }
@@ -156,7 +159,7 @@ impl Text {
 
     /// The gradient of `logits`' input.
     pub fn logits_backward(&self, grads: &mut Grads, dlogits: &Tensor, saved: &HeadSaved) -> Result<Tensor> {
-        let mut dnormed = dlogits.like(saved.normed.shape());
+        let mut dnormed = dlogits.like(saved.normed.shape())?;
         match (&self.head, &saved.linear) {
             (Some(head), Some(s)) => {
                 head.backward(grads, Some(&mut dnormed), false, dlogits, &saved.normed, s)?;
@@ -212,9 +215,10 @@ impl Text {
         }
     }
 
-    fn rope(&self, positions: &[u32]) -> Result<Rope> {
+    /// The rotation of each token, where x is.
+    fn rope(&self, positions: &[u32], x: &Tensor) -> Result<Rope> {
         let (cos, sin) = rope::table(positions, self.rope_theta, self.head_size)?;
-        Ok(Rope { cos, sin })
+        Ok(Rope { cos: cos.to_device(&x.device())?, sin: sin.to_device(&x.device())? })
     }
 }
 

@@ -1,0 +1,183 @@
+//! The CPU in the place of a GPU, for tests: the library that kernels/host/build.sh makes of kernels/*.cu runs every CUDA thread as a fiber.
+//! Its state is global, so all calls share one lock. MPA_HOST_KERNELS names another build of it (with a sanitizer, or with a planted fault).
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use libloading::{Library, Symbol};
+
+use super::{Arg, Driver, Launch};
+use crate::error::{Error, Result};
+
+/// Memory that the host driver claims to have.
+const MEMORY: usize = 4 << 30;
+
+static LOCK: Mutex<()> = Mutex::new(());
+
+pub(super) struct Host {
+    library: Library,
+    seed: u64,
+    /// Sizes of the blocks that are lent out, by address.
+    blocks: Mutex<HashMap<u64, usize>>,
+}
+
+/// kernels/host/host.cpp, mpa_host_launch.
+type LaunchFn = unsafe extern "C" fn(
+    name: *const c_char,
+    grid_x: u32,
+    grid_y: u32,
+    grid_z: u32,
+    block_x: u32,
+    block_y: u32,
+    block_z: u32,
+    shared: usize,
+    seed: u64,
+    args: *const *const c_void,
+    arg_bytes: *const usize,
+    n_args: usize,
+    message: *mut c_char,
+    message_bytes: usize,
+) -> i32;
+
+fn lock() -> MutexGuard<'static, ()> {
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Host {
+    pub(super) fn open(seed: u64) -> Result<Self> {
+        let path = std::env::var_os("MPA_HOST_KERNELS").map_or_else(
+            || PathBuf::from(concat!(env!("OUT_DIR"), "/libmpa_host_kernels.so")),
+            PathBuf::from,
+        );
+        // SAFETY: the library is this project's own; loading it registers its kernels and does nothing else.
+        let library = unsafe { Library::new(&path) }
+            .map_err(|e| Error::input(&path, format!("expected the library of host kernels: {e}")))?;
+        Ok(Host { library, seed, blocks: Mutex::default() })
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn in_use(&self) -> usize {
+        self.blocks().values().sum()
+    }
+
+    /// # Safety
+    /// T is the type of the function `name` in kernels/host/host.cpp.
+    unsafe fn function<T>(&self, name: &CStr) -> Result<Symbol<'_, T>> {
+        // SAFETY: the caller's contract.
+        unsafe { self.library.get(name) }
+            .map_err(|e| Error::Failure(format!("library of host kernels, {name:?}: {e}")))
+    }
+}
+
+impl Driver for Host {
+    fn name(&self) -> &str {
+        "host-executed kernels"
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Option<u64>> {
+        let _lock = lock();
+        if self.in_use() + bytes > MEMORY {
+            return Ok(None);
+        }
+        // SAFETY: void* mpa_host_alloc(size_t).
+        let alloc =
+            unsafe { self.function::<unsafe extern "C" fn(usize) -> *mut c_void>(c"mpa_host_alloc") }?;
+        // SAFETY: it may be called with any size.
+        let ptr = unsafe { alloc(bytes) } as u64;
+        if ptr == 0 {
+            return Ok(None);
+        }
+        self.blocks().insert(ptr, bytes);
+        Ok(Some(ptr))
+    }
+
+    fn free(&self, ptr: u64) {
+        let _lock = lock();
+        self.blocks().remove(&ptr);
+        // SAFETY: void mpa_host_free(void*).
+        if let Ok(free) = unsafe { self.function::<unsafe extern "C" fn(*mut c_void)>(c"mpa_host_free") } {
+            // SAFETY: from `alloc`, freed once.
+            unsafe { free(ptr as *mut c_void) };
+        }
+    }
+
+    fn reuse(&self, ptr: u64, bytes: usize, capacity: usize) {
+        let _lock = lock();
+        // SAFETY: void mpa_host_reuse(void*, size_t, size_t).
+        let reuse =
+            unsafe { self.function::<unsafe extern "C" fn(*mut c_void, usize, usize)>(c"mpa_host_reuse") };
+        if let Ok(reuse) = reuse {
+            // SAFETY: the block at `ptr` has `capacity` bytes and no other user.
+            unsafe { reuse(ptr as *mut c_void, bytes, capacity) };
+        }
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        let _lock = lock();
+        // SAFETY: `to` has room for it (the caller's buffer); nothing runs on the "device" while the lock is held.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    fn download(&self, to: &mut [u8], from: u64) -> Result<()> {
+        let _lock = lock();
+        // SAFETY: as for `upload`, the other way round.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        let _lock = lock();
+        // SAFETY: both ranges lie in live buffers and do not overlap (the caller's contract).
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+        let _lock = lock();
+        let name = CString::new(kernel).map_err(|_| Error::Failure(format!("{kernel:?} has a NUL")))?;
+        let pointers: Vec<*const c_void> = args.iter().map(|a| a.bytes.as_ptr().cast()).collect();
+        let sizes: Vec<usize> = args.iter().map(|a| a.len).collect();
+        let [x, y, z] = launch.grid.map(|n| n as u32);
+        let mut message = [0u8; 512];
+        // SAFETY: the type is that of kernels/host/host.cpp.
+        let run = unsafe { self.function::<LaunchFn>(c"mpa_host_launch") }?;
+        // SAFETY: the arrays have the lengths given and live through the call; the library checks number and sizes of the arguments.
+        let code = unsafe {
+            run(
+                name.as_ptr(),
+                x,
+                y,
+                z,
+                launch.block,
+                1,
+                1,
+                launch.shared,
+                self.seed,
+                pointers.as_ptr(),
+                sizes.as_ptr(),
+                args.len(),
+                message.as_mut_ptr().cast(),
+                message.len(),
+            )
+        };
+        if code == 0 {
+            return Ok(());
+        }
+        let text = CStr::from_bytes_until_nul(&message).map_or("no message".into(), CStr::to_string_lossy);
+        Err(Error::Failure(format!("{kernel}: {text}")))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        Ok((MEMORY - self.in_use(), MEMORY))
+    }
+}

@@ -1,0 +1,170 @@
+//! A GPU: its memory, its one stream, its kernels. All work on it is done in the order of the calls.
+//!
+//! ```text
+//! Tensor, ops --launch, copy--> Gpu --> Driver: nvidia.rs (cudarc) or host.rs (the same kernels on the CPU, for tests)
+//!                                +----> Arena: memory that is used again
+//! ```
+
+mod arena;
+#[cfg(feature = "host-kernels")]
+mod host;
+mod kernels;
+mod nvidia;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arena::Arena;
+pub use arena::{Buffer, MemoryUse};
+pub use kernels::{NO_KERNELS, kernel_count};
+pub use nvidia::count as gpu_count;
+
+use crate::error::Result;
+
+/// What a GPU can do. Pointers are addresses on the device; every call is queued behind the ones before it.
+trait Driver: Send + Sync + std::panic::RefUnwindSafe {
+    fn name(&self) -> &str;
+    /// `None`: out of memory.
+    fn alloc(&self, bytes: usize) -> Result<Option<u64>>;
+    fn free(&self, ptr: u64);
+    /// The first `bytes` of the block of `capacity` bytes at `ptr` are about to be used, what they held is not: a test's driver spoils them.
+    fn reuse(&self, _ptr: u64, _bytes: usize, _capacity: usize) {}
+    /// `from` may be dropped when this returns.
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
+    /// Waits for the bytes.
+    fn download(&self, to: &mut [u8], from: u64) -> Result<()>;
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+    fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
+    /// Waits until all is done.
+    fn synchronize(&self) -> Result<()>;
+    /// Free and total bytes.
+    fn memory(&self) -> Result<(usize, usize)>;
+}
+
+pub struct Gpu {
+    driver: Box<dyn Driver>,
+    arena: Mutex<Arena>,
+}
+
+/// An address on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ptr(pub u64);
+
+impl Ptr {
+    /// For an argument that a kernel may be given none of.
+    pub const NULL: Ptr = Ptr(0);
+}
+
+/// How many blocks of how many threads, and bytes of dynamic shared memory a block.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    pub grid: [usize; 3],
+    pub block: u32,
+    pub shared: usize,
+}
+
+/// One argument of a kernel, as its bytes.
+#[derive(Clone, Copy)]
+pub struct Arg {
+    bytes: [u8; 8],
+    len: usize,
+}
+
+impl Arg {
+    fn new(bytes: &[u8]) -> Arg {
+        let mut arg = Arg { bytes: [0; 8], len: bytes.len() };
+        arg.bytes[..bytes.len()].copy_from_slice(bytes);
+        arg
+    }
+}
+
+impl From<Ptr> for Arg {
+    fn from(ptr: Ptr) -> Arg {
+        Arg::new(&ptr.0.to_ne_bytes())
+    }
+}
+
+impl From<i32> for Arg {
+    fn from(value: i32) -> Arg {
+        Arg::new(&value.to_ne_bytes())
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Arg {
+        Arg::new(&value.to_ne_bytes())
+    }
+}
+
+impl From<u64> for Arg {
+    fn from(value: u64) -> Arg {
+        Arg::new(&value.to_ne_bytes())
+    }
+}
+
+impl Gpu {
+    /// The NVIDIA GPU with this ordinal.
+    pub fn open(ordinal: usize) -> Result<Arc<Gpu>> {
+        Ok(Gpu::with(Box::new(nvidia::Nvidia::open(ordinal)?)))
+    }
+
+    /// The CPU in the place of a GPU; `seed` decides in which order it runs warps and lanes.
+    #[cfg(feature = "host-kernels")]
+    pub fn host(seed: u64) -> Result<Arc<Gpu>> {
+        Ok(Gpu::with(Box::new(host::Host::open(seed)?)))
+    }
+
+    fn with(driver: Box<dyn Driver>) -> Arc<Gpu> {
+        Arc::new(Gpu { driver, arena: Mutex::default() })
+    }
+
+    pub fn name(&self) -> &str {
+        self.driver.name()
+    }
+
+    /// Queues a kernel of kernels/*.cu. `args` are its parameters in order, with their exact types. A grid without blocks is no work.
+    pub fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        self.driver.launch(kernel, launch, args)
+    }
+
+    /// Memory for `bytes`, holding anything.
+    pub fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
+        Buffer::new(self, bytes)
+    }
+
+    pub fn upload(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
+        let buffer = self.alloc(bytes.len())?;
+        self.driver.upload(buffer.ptr().0, bytes)?;
+        Ok(buffer)
+    }
+
+    /// Waits for all work on `buffer`, then reads `to.len()` bytes of it.
+    pub fn download(&self, to: &mut [u8], buffer: &Buffer) -> Result<()> {
+        self.driver.download(to, buffer.ptr().0)
+    }
+
+    /// Copies on the device; the ranges must not overlap.
+    pub(super) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 { Ok(()) } else { self.driver.copy(to, from, bytes) }
+    }
+
+    pub fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize()
+    }
+
+    /// Free and total bytes of the device.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.driver.memory()
+    }
+
+    pub fn memory_use(&self) -> MemoryUse {
+        self.arena().usage()
+    }
+
+    fn arena(&self) -> MutexGuard<'_, Arena> {
+        // The arena is consistent between its own calls, also when a thread that held it panicked.
+        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

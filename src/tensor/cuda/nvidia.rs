@@ -1,0 +1,193 @@
+//! NVIDIA's driver, through cudarc, which finds libcuda when the program runs: this binary also starts where there is none.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+
+use super::kernels::{MODULES, NO_KERNELS};
+use super::{Arg, Driver, Launch};
+use crate::error::{Error, Result};
+
+/// The oldest GPUs that the kernels run on (mma.sync with bf16, cp.async).
+const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+/// Dynamic shared memory that a kernel may use without being allowed more.
+const SHARED_DEFAULT: usize = 48 << 10;
+
+pub(super) struct Nvidia {
+    name: String,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    functions: HashMap<&'static str, sys::CUfunction>,
+    /// Dynamic shared memory that a function has been allowed, where it is more than the default.
+    allowed: Mutex<HashMap<&'static str, usize>>,
+}
+
+// SAFETY: function handles are addresses that the driver may be given from any thread; they live as long as the context.
+unsafe impl Send for Nvidia {}
+// SAFETY: as above; what changes is behind a lock.
+unsafe impl Sync for Nvidia {}
+
+fn fail(what: &str, error: DriverError) -> Error {
+    Error::Failure(format!("CUDA, {what}: {error}"))
+}
+
+/// How many GPUs the driver shows, or why there are none.
+pub fn count() -> Result<usize, String> {
+    // SAFETY: it only tries to load the library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err("there is no NVIDIA driver (libcuda.so)".into());
+    }
+    result::init().map_err(|e| format!("the NVIDIA driver does not start: {e}"))?;
+    let count = CudaContext::device_count().map_err(|e| format!("the NVIDIA driver shows no GPUs: {e}"))?;
+    if count == 0 { Err("the NVIDIA driver shows no GPU".into()) } else { Ok(count as usize) }
+}
+
+impl Nvidia {
+    pub(super) fn open(ordinal: usize) -> Result<Self> {
+        if let Some(why) = NO_KERNELS {
+            return Err(Error::Usage(format!("no CUDA: this binary was built without kernels, since {why}")));
+        }
+        let count = count().map_err(|why| Error::Usage(format!("no CUDA: {why}")))?;
+        if ordinal >= count {
+            return Err(Error::Usage(format!("--device {ordinal}: expected 0 to {}", count - 1)));
+        }
+        let context = CudaContext::new(ordinal).map_err(|e| fail("context", e))?;
+        let capability = context.compute_capability().map_err(|e| fail("compute capability", e))?;
+        let name = context.name().map_err(|e| fail("name", e))?;
+        if capability < LEAST_CAPABILITY {
+            let (major, minor) = capability;
+            return Err(Error::Usage(format!(
+                "{name}: expected compute capability 8.0 or more, got {major}.{minor}"
+            )));
+        }
+        let stream = context.new_stream().map_err(|e| fail("stream", e))?;
+        let functions = functions()?;
+        Ok(Nvidia { name, context, stream, functions, allowed: Mutex::default() })
+    }
+
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| fail("context", e))
+    }
+
+    /// Lets a function use more than the default of dynamic shared memory.
+    fn allow_shared(&self, name: &'static str, function: sys::CUfunction, bytes: usize) -> Result<()> {
+        if bytes <= SHARED_DEFAULT {
+            return Ok(());
+        }
+        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = allowed.entry(name).or_insert(SHARED_DEFAULT);
+        if bytes > *most {
+            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: `function` belongs to a module that is never unloaded.
+            unsafe { result::function::set_function_attribute(function, attribute, bytes as i32) }
+                .map_err(|e| fail(&format!("{name} with {bytes} bytes of shared memory"), e))?;
+            *most = bytes;
+        }
+        Ok(())
+    }
+}
+
+/// Loads all modules into the current context. They stay as long as it does.
+fn functions() -> Result<HashMap<&'static str, sys::CUfunction>> {
+    let mut functions = HashMap::new();
+    for module in MODULES {
+        // SAFETY: the image is a whole fatbin that nvcc wrote, in memory for the life of the program.
+        let loaded = unsafe { result::module::load_data(module.fatbin.as_ptr().cast::<c_void>()) }
+            .map_err(|e| fail(&format!("kernels/{}.cu", module.stem), e))?;
+        for &symbol in module.symbols {
+            let name = CString::new(symbol).map_err(|_| Error::Failure(format!("{symbol:?} has a NUL")))?;
+            // SAFETY: the module was loaded above and is never unloaded.
+            let function =
+                unsafe { result::module::get_function(loaded, name) }.map_err(|e| fail(symbol, e))?;
+            functions.insert(symbol, function);
+        }
+    }
+    Ok(functions)
+}
+
+impl Driver for Nvidia {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Option<u64>> {
+        self.bind()?;
+        // SAFETY: the address is used within `bytes` and freed once, by the arena.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(ptr) => Ok(Some(ptr)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
+            Err(e) => Err(fail("memory", e)),
+        }
+    }
+
+    fn free(&self, ptr: u64) {
+        if self.bind().is_ok() {
+            // SAFETY: from `alloc`, not freed before, and nothing queued uses it: the arena has waited. A failure leaks, which does no harm.
+            let _ = unsafe { result::free_sync(ptr) };
+        }
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: `to` has room for it (the caller's buffer). The driver has copied pageable memory out when the call returns.
+        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(|e| fail("upload", e))
+    }
+
+    fn download(&self, to: &mut [u8], from: u64) -> Result<()> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: `from` has that many bytes (the caller's buffer); `to` is borrowed until the wait below is over.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }
+            .map_err(|e| fail("download", e))?;
+        self.synchronize()
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: both ranges lie in live buffers and do not overlap (the caller's contract).
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(|e| fail("copy", e))
+    }
+
+    fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+        let Some((&name, &function)) = self.functions.get_key_value(kernel) else {
+            return Err(Error::Failure(format!("this binary has no kernel {kernel}")));
+        };
+        self.bind()?;
+        self.allow_shared(name, function, launch.shared)?;
+        let mut args = args.to_vec();
+        let mut params: Vec<*mut c_void> = args.iter_mut().map(|a| a.bytes.as_mut_ptr().cast()).collect();
+        let [x, y, z] = launch.grid.map(|n| n as u32);
+        // SAFETY: types: the launcher in ops gives the kernel's parameters in order, which the same call through the host driver checks in
+        // number and size. Bounds and aliasing: the launcher has checked shapes; outputs are `&mut`. The driver copies the arguments.
+        unsafe {
+            let stream = self.stream.cu_stream();
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.block, 1, 1),
+                launch.shared as u32,
+                stream,
+                &mut params,
+            )
+        }
+        .map_err(|e| fail(&format!("{name} with {launch:?}"), e))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        self.stream.synchronize().map_err(|e| fail("waiting", e))
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(|e| fail("memory", e))
+    }
+}

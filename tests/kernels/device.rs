@@ -1,0 +1,47 @@
+//! Devices that run kernels on this CPU, and tensors on them.
+
+use std::fmt;
+
+use mpa::tensor::{DType, Device, Gpu, Tensor};
+
+use crate::common::{Rng, Tolerance, f32_sum};
+
+/// The types that kernels are made for.
+pub const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
+
+/// Runs `test` with several orders of warps and lanes: a missing barrier shows in some of them. Odd seeds let a warp run ahead of the others,
+/// even ones step them together.
+pub fn on_each_device(test: impl Fn(&Device)) {
+    for seed in [1, 2, 3] {
+        test(&Device::Cuda(Gpu::host(seed).unwrap()));
+    }
+}
+
+/// Uniform in [-scale, scale), rounded to `dtype`, on `device`.
+pub fn random(rng: &mut Rng, device: &Device, dtype: DType, shape: &[usize], scale: f32) -> Tensor {
+    rng.tensor(shape, scale).to_dtype(dtype).unwrap().to_device(device).unwrap()
+}
+
+/// An output: full of NaN, as all fresh memory of a host device is.
+pub fn output(like: &Tensor, shape: &[usize]) -> Tensor {
+    like.like(shape).unwrap()
+}
+
+/// What a device holds, as f32 in main memory.
+pub fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_f32().unwrap().f32s().unwrap().to_vec()
+}
+
+/// An f32 sum of `n` terms of size about `size`, then rounded once to `dtype`: bf16 keeps 8 bits, so that rounding is off by up to 2^-8 of the value.
+pub fn rounded_sum(dtype: DType, n: usize, size: f64) -> Tolerance {
+    let sum = f32_sum(n);
+    match dtype {
+        DType::Bf16 => Tolerance { abs: sum.abs * size, rel: 2f64.powi(-8) + sum.rel },
+        _ => Tolerance { abs: sum.abs * size, rel: sum.rel },
+    }
+}
+
+/// A name for messages.
+pub fn what(parts: &[&dyn fmt::Display]) -> String {
+    parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,9 @@
+//! Every kernel of kernels/*.cu against float64, run on the CPU (kernels/host) through the launchers that the GPU gets. One file per op.
+//!
+//! MPA_HOST_KERNELS=/path/to.so runs another build of the kernels: under a sanitizer, or with a planted fault (scripts/).
+
+#[path = "../common/mod.rs"]
+mod common;
+mod device;
+
+mod rms_norm;
