@@ -1,12 +1,13 @@
 //! What the command line accepts.
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::mpa::config;
 use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
+use crate::tensor::Backend;
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
 #[derive(Parser)]
@@ -14,6 +15,8 @@ use crate::mpa::select::Rule;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    #[command(flatten)]
+    pub compute: Compute,
     /// Print one JSON object on stdout
     #[arg(long, global = true, display_order = 100)]
     pub json: bool,
@@ -23,6 +26,26 @@ pub struct Cli {
     /// Show no progress on stderr
     #[arg(short, long, global = true, display_order = 102, conflicts_with = "verbose")]
     pub quiet: bool,
+}
+
+/// Where models run.
+#[derive(Args)]
+pub struct Compute {
+    /// Where models answer; training is done on the CPU
+    #[arg(long, global = true, value_enum, default_value_t = Backend::Auto, display_order = 97)]
+    pub backend: Backend,
+    /// Which GPU, from 0
+    #[arg(long, global = true, value_name = "N", default_value_t = 0, display_order = 98)]
+    pub device: usize,
+    /// What a GPU stores weights and activations as (a CPU computes in f32)
+    #[arg(long, global = true, value_enum, default_value_t = GpuType::Bf16, display_order = 99)]
+    pub dtype: GpuType,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GpuType {
+    Bf16,
+    F32,
 }
 
 #[derive(Subcommand)]

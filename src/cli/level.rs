@@ -5,12 +5,12 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::models::hub;
-use crate::mpa::engine::{Job, Native};
+use crate::mpa::engine::Job;
 use crate::mpa::level;
 use crate::mpa::predict;
 use crate::mpa::progress::Progress;
 
-use super::{Output, args, guard};
+use super::{Output, args, compute, guard};
 
 #[derive(Serialize)]
 struct Settings<'a> {
@@ -23,7 +23,8 @@ struct Settings<'a> {
     settings: &'a level::Settings,
 }
 
-pub fn run(args: &args::Level, progress: &Progress) -> Result<Output> {
+pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> Result<Output> {
+    let engine = compute::cpu_only(compute, "training")?;
     args.settings.check().map_err(|bad| bad.usage())?;
     let ask = predict::Options { prompt: args.prompt.clone(), max_new_tokens: 1 };
     ask.check().map_err(|bad| bad.usage())?;
@@ -47,7 +48,7 @@ pub fn run(args: &args::Level, progress: &Progress) -> Result<Output> {
     let (trainable, options) = (args.settings.trainable(), args.settings.train(args.seed));
     let job =
         Job { model: &model, samples: &samples, trainable: &trainable, options: &options, out: &args.out };
-    let report = level::run("level", &Native, job, progress)?;
+    let report = level::run("level", &engine, job, progress)?;
     let (first, last) = (report.first_loss, report.last_loss);
     let json =
         json!({"samples": samples.len(), "steps": report.steps, "first_loss": first, "last_loss": last});

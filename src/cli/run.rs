@@ -2,10 +2,11 @@ use crate::error::Result;
 use crate::mpa::progress::{Progress, span};
 use crate::mpa::run::{self, Outcome};
 
-use super::{Output, args};
+use super::{Output, args, compute};
 
-pub fn run(args: &args::Run, progress: &Progress) -> Result<Output> {
-    let outcome = run::run(&args.config, args.out.as_deref(), progress)?;
+pub fn run(args: &args::Run, compute: &args::Compute, progress: &Progress) -> Result<Output> {
+    let outcome =
+        run::run(&compute::native(compute, progress)?, &args.config, args.out.as_deref(), progress)?;
     Output::new(&outcome, text(&outcome))
 }
 

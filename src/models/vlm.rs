@@ -9,13 +9,13 @@ use crate::models::connector::Connector;
 use crate::models::hub;
 use crate::models::image::{ImageProcessor, Tiles};
 use crate::models::linear::{Pass, VisitLinear};
-use crate::models::param::VisitParam;
+use crate::models::param::{Param, VisitParam};
 use crate::models::prompt::{Message, Prompter};
 use crate::models::text::Text;
 use crate::models::vision::Vision;
 use crate::models::weights::{self, Weights};
 use crate::ops::embedding;
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::{DType, Device, Indices, Tensor};
 
 /// Patches that go through the vision tower in one pass: bounds the memory of its activations.
 const PATCHES_PER_PASS: usize = 16 * 1024;
@@ -53,6 +53,29 @@ impl Vlm {
             adapter::load(&mut vlm, adapter)?;
         }
         Ok(vlm)
+    }
+
+    /// The model with all weights on `device`; on a GPU they are stored as `dtype`, in main memory they stay as they are.
+    pub fn to_device(mut self, device: &Device, dtype: DType) -> Result<Vlm> {
+        if *device == Device::Cpu {
+            return Ok(self);
+        }
+        let mut outcome = Ok(());
+        let mut place = |param: &mut Param| {
+            if outcome.is_ok() {
+                outcome =
+                    param.value.to_dtype(dtype).and_then(|t| t.to_device(device)).map(|t| param.value = t);
+            }
+        };
+        self.visit(&mut |_, param| place(param));
+        self.visit_linears(&mut |_, linear| {
+            if let Some(lora) = &mut linear.lora {
+                place(&mut lora.a);
+                place(&mut lora.b);
+            }
+        });
+        outcome?;
+        Ok(self)
     }
 
     /// Token ids of a conversation whose pictures have these grids (`Tiles::grid`).

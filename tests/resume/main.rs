@@ -9,10 +9,10 @@ use fake::{Fake, input, plant, tree};
 use mpa::data::records;
 use mpa::error::Error;
 use mpa::mpa::progress::Progress;
-use mpa::mpa::run::{Outcome, run_with};
+use mpa::mpa::run::{Outcome, run};
 
 fn go(engine: &Fake, config: &Path, out: Option<&Path>) -> mpa::error::Result<Outcome> {
-    run_with(engine, config, out, &Progress::silent())
+    run(engine, config, out, &Progress::silent())
 }
 
 /// A folder in memory where the system has one: thousands of runs wait for the disk otherwise.
