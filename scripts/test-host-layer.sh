@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Self-test of the CPU execution layer (kernels/host): primitives against plain loops, and planted bugs that each build has to notice.
-# Builds plain, with AddressSanitizer + UBSan, with ThreadSanitizer. Usage: scripts/test-host-layer.sh [plain|asan|tsan]...
+# Builds plain, with AddressSanitizer + UBSan, with ThreadSanitizer; and for the device where nvcc is (scripts/setup-nvcc.sh), without spills.
+# Usage: scripts/test-host-layer.sh [plain|asan|tsan|device]...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -75,9 +76,25 @@ test_build() {  # name, expectations, flags
     ((missed == 0))
 }
 
+test_device() {  # the same sources as real kernels
+    local nvcc=.cuda/nvidia/cu13/bin/nvcc arch file
+    [[ -x $nvcc ]] || { echo "device: skipped, no $nvcc"; return 0; }
+    for arch in sm_80 sm_89 sm_90a; do
+        for file in $host/selftest/*.cu; do
+            "$nvcc" -std=c++17 -O3 -cubin -arch=$arch -Xptxas -v -o "$out/device.cubin" "$file" >"$out/device.log" 2>&1 ||
+                { cat "$out/device.log"; return 1; }
+            if grep "bytes spill" "$out/device.log" | grep -v " 0 bytes spill stores, 0 bytes spill loads"; then
+                echo "device: $file spills registers on $arch"
+                return 1
+            fi
+        done
+    done
+    echo "device: compiled for sm_80, sm_89, sm_90a, no spills"
+}
+
 export ASAN_OPTIONS=abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=0 TSAN_OPTIONS=halt_on_error=1
 builds=("$@")
-((${#builds[@]})) || builds=(plain asan tsan)
+((${#builds[@]})) || builds=(plain asan tsan device)
 # The tests themselves are built once: the sanitizers have to look at kernels and layer only.
 compile "$out/tests" $host/selftest/{main,test_*}.cpp -- -O1
 failed=0
@@ -86,6 +103,7 @@ for build in "${builds[@]}"; do
     plain) test_build plain "$plain" -O2 || failed=1 ;;
     asan) test_build asan "$asan" -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined || failed=1 ;;
     tsan) test_build tsan "$tsan" -O1 -fsanitize=thread || failed=1 ;;
+    device) test_device || failed=1 ;;
     *) echo "unknown build $build" >&2; exit 2 ;;
     esac
 done

@@ -1,4 +1,6 @@
 // Launches that must be refused, each with a message that says why.
+#include <thread>
+
 #include "check.h"
 
 namespace {
@@ -7,9 +9,27 @@ void refused(const std::string& message, const char* because) {
   check(message.find(because) != std::string::npos, std::string("refusal should say '") + because + "', says '" + message + "'");
 }
 
+// Rust runs tests on threads of its own: the fibers of one must work for the next.
+void from_two_threads() {
+  auto launches = [](std::string& wrong) {
+    Device<float> x(64), out(3);
+    for (int i = 0; i < 64; i++) x[i] = 2.0f;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+      std::string message = launch("selftest_reduce", {1, 64, 128}, seed, out.get(), x.get());
+      if (!message.empty() || out[0] != 128 || out[1] != 2 || out[2] != 64) wrong = "two threads that launch: " + message;
+    }
+  };
+  std::string wrong[2];
+  std::thread one(launches, std::ref(wrong[0])), two(launches, std::ref(wrong[1]));
+  one.join();
+  two.join();
+  for (auto& message : wrong) check(message.empty(), message);
+}
+
 }  // namespace
 
 void test_launch() {
+  from_two_threads();
   Device<float> out(512);
   auto launch_speed = [&](Shape shape) { return launch("selftest_speed", shape, 1, out.get(), 1); };
   refused(launch("no_such_kernel", {1, 32}, 1, 0), "no kernel no_such_kernel");
