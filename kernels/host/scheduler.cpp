@@ -11,7 +11,9 @@ Machine machine;
 namespace {
 
 std::string name_of(Location at) { return std::string(at.file_name()) + ":" + std::to_string(at.line()); }
-bool same_line(Location a, Location b) { return a.line() == b.line() && !strcmp(a.file_name(), b.file_name()); }
+bool same_line(Location a, Location b) {
+  return a.line() == b.line() && (a.file_name() == b.file_name() || !strcmp(a.file_name(), b.file_name()));
+}
 std::string name_of(uint3 i) { return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")"; }
 std::string where() { return std::string("kernel ") + machine.kernel_name + ", block " + name_of(blockIdx); }
 
