@@ -27,6 +27,7 @@ pub fn run(args: &args::Generate, compute: &args::Compute, progress: &Progress) 
     let request = Request {
         messages: answer::turn(images.len(), &args.prompt),
         images,
+        tiles: Vec::new(),
         max_new_tokens: args.max_new_tokens,
         sampling: Sampling { temperature: args.temperature, top_p: args.top_p },
         samples: 1,

@@ -1,8 +1,10 @@
 //! Autoregressive decoding of a ragged batch. What a request yields does not depend on what else is in the batch.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::models::image::{Rgb, Tiles};
@@ -25,6 +27,8 @@ pub struct Request {
     pub messages: Vec<Message>,
     /// One for each `Content::Image`, in order. The same `Arc` in several requests of a batch goes through the vision tower once.
     pub images: Vec<Arc<Rgb>>,
+    /// The same as tiles, or empty: see `Vlm::prepare`.
+    pub tiles: Vec<Arc<Tiles>>,
     pub max_new_tokens: usize,
     pub sampling: Sampling,
     /// Completions wanted; their prompt is computed once.
@@ -59,13 +63,23 @@ struct Draft {
 }
 
 impl Vlm {
+    /// Cuts the pictures of a batch into tiles ahead of `generate`, which does it otherwise: on another thread, while an earlier batch is
+    /// being answered.
+    pub fn prepare(&self, requests: &mut [Request]) -> Result<()> {
+        let (tiles, index) = self.unique_tiles(requests)?;
+        for (request, pictures) in requests.iter_mut().zip(index) {
+            request.tiles = pictures.into_iter().map(|i| Arc::clone(&tiles[i])).collect();
+        }
+        Ok(())
+    }
+
     /// Completions of a batch, `samples` of them a request, in the order of the requests.
     pub fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
         if requests.iter().any(|r| r.samples == 0) {
             return Err(Error::Usage("a request for 0 samples, expected 1 or more".into()));
         }
         let (tiles, index) = self.unique_tiles(requests)?;
-        let features = self.features(&tiles.iter().collect::<Vec<_>>())?;
+        let features = self.features(&tiles.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
         let mut prepared = Vec::with_capacity(requests.len());
         for (request, pictures) in requests.iter().zip(&index) {
             let grids: Vec<_> = pictures.iter().map(|&i| (tiles[i].rows, tiles[i].cols)).collect();
@@ -96,20 +110,24 @@ impl Vlm {
     }
 
     /// Tiles of each different picture, and which of them each request has.
-    fn unique_tiles(&self, requests: &[Request]) -> Result<(Vec<Tiles>, Vec<Vec<usize>>)> {
-        let mut seen: Vec<&Arc<Rgb>> = Vec::new();
-        let mut place = std::collections::HashMap::new();
+    fn unique_tiles(&self, requests: &[Request]) -> Result<(Vec<Arc<Tiles>>, Vec<Vec<usize>>)> {
+        let mut seen: Vec<(&Arc<Rgb>, Option<&Arc<Tiles>>)> = Vec::new();
+        let mut place = HashMap::new();
         let mut index = Vec::with_capacity(requests.len());
         for request in requests {
-            let one = request.images.iter().map(|image| {
+            let one = request.images.iter().enumerate().map(|(i, image)| {
                 *place.entry(Arc::as_ptr(image)).or_insert_with(|| {
-                    seen.push(image);
+                    seen.push((image, request.tiles.get(i)));
                     seen.len() - 1
                 })
             });
             index.push(one.collect());
         }
-        let tiles = seen.iter().map(|image| self.images.process(image)).collect::<Result<_>>()?;
+        let cut = |(image, tiles): (&Arc<Rgb>, Option<&Arc<Tiles>>)| match tiles {
+            Some(tiles) => Ok(Arc::clone(tiles)),
+            None => self.images.process(image).map(Arc::new),
+        };
+        let tiles = seen.into_par_iter().map(cut).collect::<Result<_>>()?;
         Ok((tiles, index))
     }
 

@@ -193,6 +193,7 @@ fn load_and_answer(configs: &[(&str, &[u8])]) {
     let request = Request {
         messages: vec![Message::new("user", vec![Content::Image, Content::Text("What?".to_string())])],
         images: vec![picture],
+        tiles: vec![],
         max_new_tokens: 2,
         sampling: Sampling { temperature: 0.0, top_p: 1.0 },
         samples: 1,

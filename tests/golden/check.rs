@@ -182,6 +182,7 @@ pub fn generation(golden: &Golden) {
             requests.push(Request {
                 messages: row.messages,
                 images: row.images,
+                tiles: vec![],
                 max_new_tokens: width,
                 sampling: Sampling { temperature: 0.0, top_p: 1.0 },
                 samples: 1,
