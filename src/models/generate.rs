@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::models::decode::{Decoder, Step};
 use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::Message;
 use crate::models::text::KvCache;
@@ -214,6 +215,7 @@ impl Vlm {
 struct Session<'a> {
     vlm: &'a Vlm,
     cache: KvCache,
+    decoder: Decoder,
     sequences: Vec<Rows>,
     copies: Vec<usize>,
 }
@@ -235,7 +237,13 @@ impl<'a> Session<'a> {
                 start += prompt.ids.len() + prompt.max_new_tokens;
             }
         }
-        Ok(Session { vlm, cache: vlm.text.cache(start)?, sequences, copies: copies.to_vec() })
+        Ok(Session {
+            vlm,
+            cache: vlm.text.cache(start)?,
+            decoder: Decoder::default(),
+            sequences,
+            copies: copies.to_vec(),
+        })
     }
 
     /// Runs all prompts; logits of each one's last token, [prompts, V].
@@ -293,18 +301,15 @@ impl<'a> Session<'a> {
 
     /// Appends one token to each of `sequences`; logits after it, [sequences, V].
     fn step(&mut self, sequences: &[usize], tokens: &[u32]) -> Result<Tensor> {
-        let (mut positions, mut rows, mut spans) = (vec![], vec![], vec![]);
+        let mut step = Step { ids: tokens.to_vec(), ..Step::default() };
         for (i, &s) in sequences.iter().enumerate() {
             let sequence = &mut self.sequences[s];
-            positions.push(sequence.len as u32);
-            rows.push((sequence.start + sequence.len) as u32);
+            step.positions.push(sequence.len as u32);
+            step.rows.push((sequence.start + sequence.len) as u32);
             sequence.len += 1;
-            spans.push(Span { q_start: i, q_len: 1, k_start: sequence.start, k_len: sequence.len });
+            step.spans.push(Span { q_start: i, q_len: 1, k_start: sequence.start, k_len: sequence.len });
         }
-        let x = self.vlm.text.embed(&tokens.into())?;
-        let x = self.vlm.text.forward_cached(x, &positions, &rows.into(), &spans.into(), &mut self.cache)?;
-        let all: Indices = (0..tokens.len() as u32).collect();
-        self.logits_of(&x, &all)
+        self.decoder.step(&self.vlm.text, step, &mut self.cache)
     }
 
     fn logits_of(&self, x: &Tensor, rows: &Indices) -> Result<Tensor> {

@@ -19,6 +19,8 @@ const ROWS: usize = 192;
 const KEYS: usize = 128;
 /// Rows up to which scores are tiles of dot products (matmul/dot.rs): gemm would spend its time on bringing the keys into its own layout.
 const FEW: usize = 16;
+/// Keys of one piece of a decode step on a GPU (kernels/attention_decode.cuh).
+const SPLIT: usize = 256;
 /// Rows of scores are filled up to a multiple of this, so that vector instructions do all the work.
 const LANES: usize = 16;
 
@@ -47,6 +49,11 @@ impl Upload for Span {
         }
         Ok(raw)
     }
+}
+
+/// Keys up to which launches for a decode step over spans of at most `keys` serve a later step as well.
+pub fn decode_reach(keys: usize) -> usize {
+    keys.next_multiple_of(SPLIT)
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -24,7 +24,7 @@ pub(super) struct Block {
 }
 
 /// Rotation of each token of a pass, [T, HS/2].
-pub(super) struct Rope {
+pub(in crate::models) struct Rope {
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,
 }
