@@ -6,4 +6,5 @@
 mod common;
 mod device;
 
+mod layer_norm;
 mod rms_norm;

@@ -111,9 +111,8 @@ impl Block {
             }
         }
         let (mut x2, o_saved) = self.o.forward(&attn, pass)?;
-        add::forward(&mut x2, &x)?;
+        let h2 = self.norm2.forward_residual(&mut x2, &x)?;
 
-        let h2 = self.norm2.forward(&x2)?;
         let (gate, gate_saved) = self.gate.forward(&h2, pass)?;
         let (up, up_saved) = self.up.forward(&h2, pass)?;
         let mut act = x.like(up.shape())?;
