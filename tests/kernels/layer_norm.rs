@@ -105,5 +105,8 @@ fn mixed_types_and_devices_are_refused() {
         assert_op_error(refused(&fit, &narrow), "layer_norm", "all f32 or all bf16");
         assert_op_error(refused(&narrow, &fit), "layer_norm", "all f32 or all bf16");
         assert_op_error(refused(&fit, &here), "tensor", "host-executed");
+        let residual = random(&mut rng, device, DTYPES[1], &[2, 8], 1.0);
+        let result = forward_residual(&mut output(&x, &[2, 8]), &mut x.clone(), &residual, &fit, &fit, EPS);
+        assert_op_error(result, "layer_norm", "all f32 or all bf16");
     });
 }
