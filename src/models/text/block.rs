@@ -98,8 +98,8 @@ impl Block {
         let (mut q, q_saved) = self.q.forward(&h1, pass)?;
         let (mut k, k_saved) = self.k.forward(&h1, pass)?;
         let (v, v_saved) = self.v.forward(&h1, pass)?;
-        rope::forward(&mut q, &rope.cos, &rope.sin, self.attention.heads)?;
-        rope::forward(&mut k, &rope.cos, &rope.sin, self.attention.kv_heads)?;
+        let heads = [self.attention.heads, self.attention.kv_heads];
+        rope::forward_pair(&mut q, &mut k, &rope.cos, &rope.sin, heads)?;
         let mut attn = x.like(q.shape())?;
         let mut lse = x.like_f32(&[x.rows(), self.attention.heads])?;
         match cache {
