@@ -63,7 +63,8 @@ pub struct Demo {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Other pictures, other questions, other samples
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    // TOML, in which the seed is kept, has no larger numbers.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 
