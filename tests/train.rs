@@ -202,6 +202,20 @@ fn resume_after_a_kill_gives_the_same_bytes() {
 }
 
 #[test]
+fn what_a_run_wrote_is_a_plain_checkpoint_to_the_next() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let full = Trainable::Full(vec![Tower::Connector]);
+    let run = |model: &Path, count, out: &Path| {
+        level(model, &samples(count), &full, &options(), out, &mut |_, _, _, _| {}).unwrap();
+    };
+    run(&model(), 7, first.path());
+    run(first.path(), 6, second.path());
+    run(first.path(), 6, second.path());
+    let names = |folder: &Path| files(folder).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(names(first.path()), names(second.path()));
+}
+
+#[test]
 fn a_folder_of_another_run_is_refused() {
     let out = tempfile::tempdir().unwrap();
     assert!(train(out.path(), &lora(0.0), usize::MAX));

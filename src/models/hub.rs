@@ -8,8 +8,8 @@ use hf_hub::{Cache, Repo};
 use super::weights::{INDEX, SINGLE, read_index};
 use crate::error::{Error, Result};
 
-/// Files of a checkpoint that are read, besides the weights.
-const SMALL_FILES: [&str; 8] = [
+/// Files of a checkpoint besides the weights: those that are read here, then those that transformers may want beside them.
+pub const SETTINGS: [&str; 10] = [
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -18,6 +18,8 @@ const SMALL_FILES: [&str; 8] = [
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
 ];
 
 /// The folder of `model`: itself if it is one, else the hub's snapshot. A whole snapshot in the cache is taken without asking the
@@ -97,7 +99,7 @@ fn download(model: &str) -> Result<PathBuf> {
     let published: BTreeSet<&str> = listing.siblings.iter().map(|file| file.rfilename.as_str()).collect();
     let config = get(model, &repo, "config.json")?;
     let folder = config.parent().unwrap_or(Path::new(".")).to_path_buf();
-    for name in SMALL_FILES.iter().filter(|name| published.contains(*name)) {
+    for name in SETTINGS.iter().filter(|name| published.contains(*name)) {
         get(model, &repo, name)?;
     }
     if published.contains(SINGLE) {
