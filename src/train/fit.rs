@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::files;
 use crate::error::{Error, Result};
 pub use crate::models::adapter::LoraOptions;
 use crate::models::vlm::Vlm;
@@ -245,7 +246,7 @@ fn start(samples: &[Sample], trainable: &Trainable, options: &TrainOptions, out:
             &path,
             "this folder holds a run with other settings or data; choose another --out",
         )),
-        Err(_) => fs::write(&path, text).map_err(|e| Error::io(&path, e)),
+        Err(_) => files::write(&path, text.as_bytes()),
     }
 }
 
@@ -256,9 +257,13 @@ fn cut_log(path: &Path, steps: usize) -> Result<File> {
     if text[..kept].lines().count() < steps || (kept > 0 && !text[..kept].ends_with('\n')) {
         return Err(Error::input(path, format!("expected {steps} whole lines to go on from the checkpoint")));
     }
-    let mut file = File::create(path).map_err(|e| Error::io(path, e))?;
-    file.write_all(&text.as_bytes()[..kept]).map_err(|e| Error::io(path, e))?;
-    Ok(file)
+    // Cut, not written anew: a kill in between must not lose lines that the checkpoint counts on.
+    let open = || {
+        let file = File::options().append(true).create(true).open(path)?;
+        file.set_len(kept as u64)?;
+        Ok(file)
+    };
+    open().map_err(|e| Error::io(path, e))
 }
 
 /// Empty if there is none.
