@@ -9,6 +9,7 @@ use common::{Rng, Tolerance, assert_close};
 use mpa::models::image::Rgb;
 use mpa::models::vlm::Vlm;
 use mpa::tensor::Tensor;
+use mpa::train::batch::Kept;
 use mpa::train::fit::{LoraOptions, Picture, Sample, Tower, TrainOptions, Trainable, Trainer, level};
 
 fn model() -> PathBuf {
@@ -54,7 +55,23 @@ fn lora(dropout: f32) -> Trainable {
 
 fn prepared(trainer: &Trainer, samples: &[Sample]) -> Vec<Arc<mpa::train::batch::Prepared>> {
     let samples: Vec<&Sample> = samples.iter().collect();
-    trainer.prepare(&samples).unwrap().into_iter().map(Arc::new).collect()
+    trainer.prepare(&samples, &mut Kept::default()).unwrap().into_iter().map(Arc::new).collect()
+}
+
+#[test]
+fn a_picture_goes_through_a_frozen_vision_side_once() {
+    let targets = ["q_proj".to_string()].to_vec();
+    let text = LoraOptions { targets: vec![r".*text_model.*q_proj".to_string()], ..LoraOptions::default() };
+    let all = LoraOptions { targets, ..LoraOptions::default() };
+    let samples = samples(4); // of two pictures: 0, 1, none, 1
+    for (options_of, frozen) in [(text, true), (all, false)] {
+        let trainer = Trainer::new(vlm(), Trainable::Lora(options_of), options()).unwrap();
+        let mut kept = Kept::default();
+        let first = trainer.prepare(&[&samples[1]], &mut kept).unwrap();
+        let then = trainer.prepare(&[&samples[0], &samples[3]], &mut kept).unwrap();
+        assert_eq!(Arc::ptr_eq(&first[0].pictures[0], &then[1].pictures[0]), frozen);
+        assert!(!Arc::ptr_eq(&then[0].pictures[0], &then[1].pictures[0]));
+    }
 }
 
 /// The loss at weights moved by `h` along `direction`, less the loss without: what the gradient must predict.
