@@ -70,7 +70,7 @@ fn help_and_version_go_to_stdout_and_every_command_has_help() {
     assert_eq!(help.status.code(), Some(0));
     let help = text(&help.stdout);
     for command in
-        ["run", "annotate", "predict", "select", "level", "evaluate", "generate", "merge", "doctor"]
+        ["demo", "run", "annotate", "predict", "select", "level", "evaluate", "generate", "merge", "doctor"]
     {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         let output = mpa(here, &[command, "--help"]);
@@ -142,8 +142,8 @@ fn mistakes_in_arguments_end_with_2() {
             "`rank`: expected at least 1, got 0",
         ),
         (
-            &["level", "--model", &model, "--data", "q.jsonl", "--out", "o", "--rehearsal", "q.jsonl"],
-            "--rehearsal-fraction",
+            &["level", "--model", &model, "--data", "q.jsonl", "--out", "o", "--rehearsal", "0.5"],
+            "q.rehearsal.jsonl: No such file",
         ),
         (&["select", "--teacher", "q.jsonl", "--student", "q.jsonl", "--out", "q.jsonl"], "named twice"),
         (
@@ -326,6 +326,7 @@ fn select_prints_its_counts_as_one_object() {
                                   "rejected": {"teacher_inconsistent": 1}});
     assert_eq!(json(at, &select), want);
     assert_eq!(fs::read_to_string(at.join("p.jsonl")).unwrap().lines().count(), 1);
+    assert_eq!(fs::read_to_string(at.join("p.rehearsal.jsonl")).unwrap(), "", "both sets are written");
     let people = mpa(at, &select);
     assert!(text(&people.stdout).contains("kept 1"), "{people:?}");
 }

@@ -16,7 +16,7 @@ use super::{Output, args, guard};
 struct Settings<'a> {
     model: &'a str,
     data: &'a Path,
-    rehearsal_file: Option<&'a Path>,
+    rehearsal_data: Option<&'a Path>,
     prompt: &'a str,
     seed: u64,
     #[serde(flatten)]
@@ -31,13 +31,15 @@ pub fn run(args: &args::Level, progress: &Progress) -> Result<Output> {
     if parity.is_empty() {
         return Err(Error::input(&args.data, "has no samples to level on"));
     }
-    let rehearsal = args.rehearsal.as_deref().map(level::examples).transpose()?.unwrap_or_default();
-    let samples = level::mix(parity, &rehearsal, args.settings.rehearsal, args.seed);
+    let beside = || args.rehearsal_data.clone().unwrap_or_else(|| level::rehearsal_beside(&args.data));
+    let rehearsal = (args.settings.rehearsal > 0.0).then(beside);
+    let others = rehearsal.as_deref().map(level::examples).transpose()?.unwrap_or_default();
+    let samples = level::mix(parity, &others, args.settings.rehearsal, args.seed);
     let model = hub::resolve(&args.model)?;
     let settings = Settings {
         model: &args.model,
         data: &args.data,
-        rehearsal_file: args.rehearsal.as_deref(),
+        rehearsal_data: rehearsal.as_deref(),
         prompt: &args.prompt,
         seed: args.seed,
         settings: &args.settings,

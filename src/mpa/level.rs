@@ -45,7 +45,7 @@ pub struct Settings {
     #[arg(skip = vec![Arm::Leveled])]
     pub arms: Vec<Arm>,
     /// Rehearsal samples mixed in, as a fraction of the parity set's size; 0 is the paper's method
-    #[arg(long = "rehearsal-fraction", value_name = "F", default_value_t = 0.0, requires = "rehearsal_file")]
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
     pub rehearsal: f64,
     /// Rank of the adapters
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -234,6 +234,11 @@ pub fn examples(data: &Path) -> Result<Vec<Example>> {
         })
     };
     records::read(data)?.into_iter().filter(|record| record.rejected.is_none()).map(example).collect()
+}
+
+/// Where the rehearsal samples of a parity set lie, unless said otherwise: parity.jsonl, parity.rehearsal.jsonl.
+pub fn rehearsal_beside(parity: &Path) -> PathBuf {
+    parity.with_extension("rehearsal.jsonl")
 }
 
 /// A random subset of `size`, in the order of the examples; `salt` tells subsets of one seed apart.
