@@ -222,12 +222,27 @@ fn level_evaluate_merge_and_generate_agree() {
     let folder = questions(4);
     let (at, model) = (folder.path(), model());
     let level = [
-        "level", "--model", &model, "--data", "q.jsonl", "--out", "adapter", "--steps", "3", "--batch", "2",
-        "--rank", "2",
+        "level",
+        "--model",
+        &model,
+        "--data",
+        "data.jsonl",
+        "--out",
+        "adapter",
+        "--steps",
+        "3",
+        "--batch",
+        "2",
+        "--rank",
+        "2",
     ];
+    let broken = "{\"image\":\"q.jsonl\",\"question\":\"?\",\"answer\":\"a\"}\n";
+    let data = fs::read_to_string(at.join("q.jsonl")).unwrap() + broken;
+    write(at, "data.jsonl", &data);
     let level = [&level[..], &["--lr", "0.05", "--targets", "q_proj,down_proj"]].concat();
     let report = json(at, &level);
     assert_eq!((&report["steps"], &report["samples"]), (&3.into(), &4.into()));
+    assert_eq!(report["unreadable"], 1);
     assert!(report["last_loss"].as_f64().unwrap() < report["first_loss"].as_f64().unwrap(), "{report}");
     assert_eq!(fs::read_to_string(at.join("adapter/loss.jsonl")).unwrap().lines().count(), 3);
     let before = fs::read(at.join("adapter/adapter_model.safetensors")).unwrap();

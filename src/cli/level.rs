@@ -27,14 +27,17 @@ pub fn run(args: &args::Level, progress: &Progress) -> Result<Output> {
     args.settings.check().map_err(|bad| bad.usage())?;
     let ask = predict::Options { prompt: args.prompt.clone(), max_new_tokens: 1 };
     ask.check().map_err(|bad| bad.usage())?;
-    let parity = level::examples(&args.data)?;
+    let all = level::examples(&args.data)?;
+    let count = all.len();
+    let parity = level::readable(all, progress);
+    let unreadable = count - parity.len();
     if parity.is_empty() {
         return Err(Error::input(&args.data, "has no samples to level on"));
     }
     let beside = || args.rehearsal_data.clone().unwrap_or_else(|| level::rehearsal_beside(&args.data));
     let rehearsal = (args.settings.rehearsal > 0.0).then(beside);
     let others = rehearsal.as_deref().map(level::examples).transpose()?.unwrap_or_default();
-    let samples = level::mix(parity, &others, args.settings.rehearsal, args.seed);
+    let samples = level::mix(parity, &level::readable(others, progress), args.settings.rehearsal, args.seed);
     let model = hub::resolve(&args.model)?;
     let settings = Settings {
         model: &args.model,
@@ -51,10 +54,10 @@ pub fn run(args: &args::Level, progress: &Progress) -> Result<Output> {
         Job { model: &model, samples: &samples, trainable: &trainable, options: &options, out: &args.out };
     let report = level::run("level", &Native, job, progress)?;
     let (first, last) = (report.first_loss, report.last_loss);
-    let json =
-        json!({"samples": samples.len(), "steps": report.steps, "first_loss": first, "last_loss": last});
+    let json = json!({"samples": samples.len(), "unreadable": unreadable, "steps": report.steps,
+                      "first_loss": first, "last_loss": last});
     let text = format!(
-        "{} steps on {} samples, loss {first:.4} to {last:.4}: {}",
+        "{} steps on {} samples ({unreadable} unreadable), loss {first:.4} to {last:.4}: {}",
         report.steps,
         samples.len(),
         args.out.display()

@@ -1,8 +1,11 @@
 //! The Parity Leveler: trains the student on what it lacks.
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::data::images;
 use crate::data::records::{self, Record};
 use crate::error::Result;
 use crate::mpa::config::Bad;
@@ -234,6 +237,21 @@ pub fn examples(data: &Path) -> Result<Vec<Example>> {
         })
     };
     records::read(data)?.into_iter().filter(|record| record.rejected.is_none()).map(example).collect()
+}
+
+/// Leaves out the examples whose picture cannot be read, and names them; for data that no stage of this program has been through.
+pub fn readable(mut examples: Vec<Example>, progress: &Progress) -> Vec<Example> {
+    let pictures: BTreeSet<&Path> = examples.iter().filter_map(|example| example.image.as_deref()).collect();
+    let failure = |path: &&Path| Some((path.to_path_buf(), images::try_read(path).err()?));
+    let bad: HashMap<PathBuf, String> = pictures.par_iter().filter_map(failure).collect();
+    examples.retain(|example| {
+        let reason = example.image.as_ref().and_then(|path| bad.get(path));
+        if let Some(reason) = reason {
+            progress.warn(&format!("skipped {:?}: {reason}", example.id));
+        }
+        reason.is_none()
+    });
+    examples
 }
 
 /// Where the rehearsal samples of a parity set lie, unless said otherwise: parity.jsonl, parity.rehearsal.jsonl.
