@@ -79,7 +79,9 @@ fn cached(model: &str) -> Option<PathBuf> {
     let has = |name: &str| folder.join(name).exists();
     let template = has("chat_template.jinja") || has("chat_template.json") || has("tokenizer_config.json");
     let weights = has(SINGLE) || shards(&folder).is_ok_and(|names| names.iter().all(|name| has(name)));
-    (has("tokenizer.json") && has("preprocessor_config.json") && template && weights).then_some(folder)
+    // transformers 5 may keep the picture settings in processor_config.json.
+    let pictures = has("preprocessor_config.json") || has("processor_config.json");
+    (has("tokenizer.json") && pictures && template && weights).then_some(folder)
 }
 
 /// Files that the index of a folder names.
