@@ -8,6 +8,7 @@ use std::sync::Arc;
 use common::{Rng, Tolerance, assert_close};
 use mpa::models::image::Rgb;
 use mpa::models::vlm::Vlm;
+use mpa::models::weights::Weights;
 use mpa::tensor::Tensor;
 use mpa::train::batch::Kept;
 use mpa::train::fit::{LoraOptions, Picture, Sample, Tower, TrainOptions, Trainable, Trainer, level};
@@ -297,6 +298,18 @@ fn adapters_written_by_others_are_read() {
         text.replace("\"rank_pattern\": {}", "\"rank_pattern\": {\"layers.0.self_attn.q_proj\": 4}");
     assert_ne!(patched, text);
     std::fs::write(&config, &patched).unwrap();
+    adapter::load(&mut vlm(), out.path()).unwrap();
+
+    // A plain state dict has the adapter's name in its keys.
+    let path = out.path().join("adapter_model.safetensors");
+    let mut file = Weights::open_file(&path).unwrap();
+    let renamed: Vec<(String, Tensor)> = file
+        .names()
+        .into_iter()
+        .map(|name| (name.replace(".weight", ".default.weight"), file.take_any(&name).unwrap()))
+        .collect();
+    let renamed: Vec<(String, &Tensor)> = renamed.iter().map(|(name, t)| (name.clone(), t)).collect();
+    mpa::models::weights::save(&path, &renamed).unwrap();
     adapter::load(&mut vlm(), out.path()).unwrap();
 
     for (from, to, key) in [
