@@ -20,6 +20,7 @@ use crate::tensor::Tensor;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// What peft puts before the module names, which for this family are the same in transformers 4 and 5.
 const PREFIX: &str = "base_model.model.";
 
 /// What a new adapter is like.
