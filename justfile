@@ -7,7 +7,7 @@ default:
 ci:
     bash .ci/run
 
-# The loop on two tiny models, 3 minutes
+# The loop on two tiny models, about a minute
 demo *args:
     cargo run --release -- demo {{args}}
 

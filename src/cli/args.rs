@@ -74,7 +74,7 @@ Exit codes: 0, 1 for a failure, 2 for a mistake in the arguments or in a file.";
 
 /// Watch the whole loop level a tiny student with a tiny teacher, on pictures drawn for it
 ///
-/// Both models are in this binary; it takes a few minutes. With --out, DIR/report.html shows what came of it and `mpa run DIR/config.toml
+/// Both models are in this binary; it takes about a minute. With --out, DIR/report.html shows what came of it and `mpa run DIR/config.toml
 /// --out OTHER` repeats it.
 #[derive(Args)]
 #[command(after_help = "\
@@ -86,7 +86,8 @@ pub struct Demo {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Other pictures, other questions, other samples
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    // TOML, in which the seed is kept, has no larger numbers.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 
@@ -205,7 +206,7 @@ pub struct Predict {
 #[derive(Args)]
 #[command(after_help = "\
 Example:
-  mpa select --teacher teacher.jsonl --student student.jsonl --rule contains --out parity.jsonl --rehearsal rehearsal.jsonl")]
+  mpa select --teacher teacher.jsonl --student student.jsonl --rule contains --out parity.jsonl")]
 pub struct Select {
     /// The teacher's predictions
     #[arg(long, value_name = "FILE")]
@@ -219,7 +220,7 @@ pub struct Select {
     /// Where the parity set goes: teacher right, student wrong (JSONL)
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Where the samples go that both have right
+    /// Where the samples go that both have right [default: beside --out, parity.rehearsal.jsonl for parity.jsonl]
     #[arg(long, value_name = "FILE")]
     pub rehearsal: Option<PathBuf>,
     /// Where the samples go that the teacher contradicts
@@ -234,7 +235,7 @@ pub struct Select {
 #[command(after_help = "\
 Examples:
   mpa level --model student --data parity.jsonl --out leveled
-  mpa level --model student --data parity.jsonl --rehearsal rehearsal.jsonl --rehearsal-fraction 0.5 --rank 32 --epochs 3 --out leveled")]
+  mpa level --model student --data parity.jsonl --rehearsal 0.5 --rank 32 --epochs 3 --out leveled")]
 pub struct Level {
     /// Checkpoint folder or hub id
     #[arg(long, value_name = "MODEL")]
@@ -242,9 +243,9 @@ pub struct Level {
     /// JSONL with `question`, `answer` and mostly `image`
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
-    /// Samples that the student has right, some of which are mixed in against forgetting
-    #[arg(id = "rehearsal_file", long = "rehearsal", value_name = "FILE", requires = "rehearsal")]
-    pub rehearsal: Option<PathBuf>,
+    /// Samples that the student has right, for --rehearsal [default: beside --data, as `select` writes them]
+    #[arg(long, value_name = "FILE")]
+    pub rehearsal_data: Option<PathBuf>,
     /// Where the adapter and loss.jsonl go
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
