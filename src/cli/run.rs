@@ -1,6 +1,7 @@
 use crate::error::Result;
 use crate::mpa::progress::{Progress, span};
 use crate::mpa::run::{self, Outcome};
+use crate::tensor::Device;
 
 use super::{Output, args, compute};
 
