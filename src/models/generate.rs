@@ -14,7 +14,7 @@ use crate::models::text::KvCache;
 use crate::models::vlm::{Prompt, Vlm};
 use crate::ops::attention::Span;
 use crate::ops::embedding;
-use crate::ops::sample::{self, Sampling};
+use crate::ops::sample::{self, Draw, Sampling};
 use crate::random;
 use crate::tensor::{Indices, Tensor};
 
@@ -157,13 +157,13 @@ impl Vlm {
         }
         // Rows of `logits` belong to drafts[active[row]]; at first all samples of a request read its one row.
         let mut active: Vec<usize> = (0..drafts.len()).collect();
-        let mut rows: Vec<usize> = drafts.iter().map(|d| d.request).collect();
+        let mut rows: Vec<u32> = drafts.iter().map(|d| d.request as u32).collect();
         let mut logits = first;
         loop {
-            for (&d, &row) in active.iter().zip(&rows) {
-                let draft = &mut drafts[d];
-                self.extend(draft, &requests[draft.request], &prepared[draft.request], &logits, row)?;
-            }
+            // Drafts that want no token at all are active the first time only.
+            let wanting = |&(&d, _): &(&usize, &u32)| prepared[drafts[d].request].max_new_tokens > 0;
+            let (some, their_rows): (Vec<usize>, Vec<u32>) = active.iter().zip(&rows).filter(wanting).unzip();
+            self.extend(&mut drafts, &some, requests, &logits, &their_rows.into())?;
             active.retain(|&d| {
                 !drafts[d].ended && drafts[d].ids.len() < prepared[drafts[d].request].max_new_tokens
             });
@@ -174,29 +174,32 @@ impl Vlm {
             let tokens: Vec<u32> = active.iter().map(last).collect();
             let sequences: Vec<usize> = active.iter().map(|&d| drafts[d].sequence).collect();
             logits = session.step(&sequences, &tokens)?;
-            rows = (0..active.len()).collect();
+            rows = (0..active.len() as u32).collect();
         }
         self.finish(requests, drafts)
     }
 
-    /// Chooses the draft's next token from its row of logits.
+    /// Chooses the next token of each draft named by `active`, the i-th from row `rows[i]` of the logits.
     fn extend(
         &self,
-        draft: &mut Draft,
-        request: &Request,
-        prepared: &Prepared,
+        drafts: &mut [Draft],
+        active: &[usize],
+        requests: &[Request],
         logits: &Tensor,
-        row: usize,
+        rows: &Indices,
     ) -> Result<()> {
-        if prepared.max_new_tokens == 0 {
-            return Ok(());
-        }
-        let width = logits.cols();
-        let row = &logits.f32s()?[row * width..(row + 1) * width];
-        let token = sample::draw(row, request.sampling, random::uniform(&mut draft.rng))?;
-        draft.ended = self.config.eos_token_ids.contains(&token);
-        if !draft.ended {
-            draft.ids.push(token);
+        let draw = |&d: &usize| {
+            let draft = &mut drafts[d];
+            Draw { sampling: requests[draft.request].sampling, uniform: random::uniform(&mut draft.rng) }
+        };
+        let draws: Vec<Draw> = active.iter().map(draw).collect();
+        let tokens = sample::draw_rows(logits, rows, &draws)?;
+        for (&d, token) in active.iter().zip(tokens) {
+            let draft = &mut drafts[d];
+            draft.ended = self.config.eos_token_ids.contains(&token);
+            if !draft.ended {
+                draft.ids.push(token);
+            }
         }
         Ok(())
     }

@@ -6,4 +6,12 @@
 mod common;
 mod device;
 
+mod add;
+mod embedding;
+mod gelu;
+mod layer_norm;
+mod pixel_shuffle;
 mod rms_norm;
+mod rope;
+mod sample;
+mod swiglu;
