@@ -195,6 +195,12 @@ impl Gpu {
         self.driver.between(from, to)
     }
 
+    /// Bytes that can still be had, from the device or from what the arena keeps.
+    pub fn free_memory(&self) -> Result<usize> {
+        let usage = self.memory_use();
+        Ok(self.driver.memory()?.0 + usage.reserved - usage.in_use)
+    }
+
     /// Free and total bytes of the device.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.driver.memory()
