@@ -6,4 +6,5 @@
 mod common;
 mod device;
 
+mod attention;
 mod rms_norm;
