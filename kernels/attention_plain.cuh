@@ -1,14 +1,14 @@
 // f32 with no tensor cores, where exactness counts: checkpoints in f32, golden tests. Any head size up to 256.
 //
-// A block: 32 queries of one head of one span, four warps of 8. Four lanes share a query: of each 32 keys each takes the scores of 8 (whole
-// products), and of the output every fourth group of four columns. K and V come through L1, where the 8 queries of a warp ask for the same.
+// A block: 32 queries of one head of one span, four warps of 8. Four lanes share a query: of a tile of keys each takes the scores of a quarter
+// (whole products), and of the output every fourth group of four columns. K and V come through L1, where the 8 queries of a warp ask for the same.
 #pragma once
 #include "attention_span.cuh"
 
 namespace plain {
 
-constexpr int WARP_QUERIES = 8, QUERIES = 32, KEYS = 32;
-constexpr int PITCH = KEYS + 1;  // of a query's weights in shared memory: eight queries in different banks
+constexpr int WARP_QUERIES = 8, QUERIES = 32;
+constexpr int PITCH = 33;  // of a query's weights in shared memory: eight queries in different banks
 
 // row[c .. c + 4), zeros past its end. wide: rows are a multiple of four and aligned.
 __device__ __forceinline__ Pack<float, 4> load4(const float* row, int c, int head_size, bool wide) {
@@ -20,29 +20,31 @@ __device__ __forceinline__ Pack<float, 4> load4(const float* row, int c, int hea
 
 // Scores of this lane's keys start + 4 j + quad, times scale; -inf for those that the query does not see (and of the last one for those
 // that are not there).
-__device__ __forceinline__ void scores(float (&s)[KEYS / 4], const float* q, const float* k, int64_t stride, int start, int seen, int k_len,
+template <int N>
+__device__ __forceinline__ void scores(float (&s)[N], const float* q, const float* k, int64_t stride, int start, int seen, int k_len,
                                        int head_size, bool wide, float scale) {
 #pragma unroll 1
   for (int c = 0; c < head_size; c += 4) {
     const Pack<float, 4> a = load4(q, c, head_size, wide);
 #pragma unroll
-    for (int j = 0; j < KEYS / 4; j++) {
+    for (int j = 0; j < N; j++) {
       const Pack<float, 4> b = load4(k + min(start + 4 * j + lane_id() % 4, k_len - 1) * stride, c, head_size, wide);
       for (int i = 0; i < 4; i++) s[j] += a[i] * b[i];
     }
   }
 #pragma unroll
-  for (int j = 0; j < KEYS / 4; j++) s[j] = start + 4 * j + lane_id() % 4 < seen ? s[j] * scale : -INFINITY;
+  for (int j = 0; j < N; j++) s[j] = start + 4 * j + lane_id() % 4 < seen ? s[j] * scale : -INFINITY;
 }
 
 // HS: the largest head size. weights: of this lane's query, in shared memory.
 template <int HS>
-__device__ __forceinline__ void attention(float* out, float* lse, const float* q, const float* k, const float* v, const int4* spans, int tiles,
-                                          int heads, int kv_heads, int head_size, float scale, int causal) {
+__device__ __forceinline__ void attention(float* out, float* lse, const float* q, const float* k, const float* v, const int4* spans, int least,
+                                          int tiles, int heads, int kv_heads, int head_size, float scale, int causal) {
+  constexpr int KEYS = HS > 128 ? 16 : 32;  // more would not fit the registers
   const int head = blockIdx.y, quad = lane_id() % 4;
   const int first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * QUERIES + warp_id() * WARP_QUERIES;
   const Span span(spans[blockIdx.x / tiles], causal);
-  if (first >= span.q_len) return;
+  if (span.q_len < least || first >= span.q_len) return;  // another kernel's, or nothing to do
   const int own = first + lane_id() / 4, query = min(own, span.q_len - 1);  // lanes past the end work along
   const bool wide = head_size % 4 == 0;
   const int64_t stride = static_cast<int64_t>(kv_heads) * head_size;

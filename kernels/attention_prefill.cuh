@@ -7,10 +7,12 @@
 #include "attention_span.cuh"
 #include "mma.cuh"
 
+namespace prefill {
+
 // Sizes for head size HS. Rows in shared memory are WIDTH elements, a multiple of 16 (the depth of a product), in chunks of 16 bytes. The
 // chunks of a row are permuted so that the same chunk of eight rows running lies in eight different groups of four banks.
 template <int HS>
-struct Prefill {
+struct Tile {
   static constexpr int THREADS = 128, WARP_QUERIES = 32, QUERIES = 128;
   static constexpr int KEYS = HS > 96 ? 32 : 64;  // at 128, 64 keys would take 96 KiB: one block on an sm_80
   static constexpr int WIDTH = (HS + 15) / 16 * 16, CHUNKS = WIDTH / 8;
@@ -25,7 +27,7 @@ struct Prefill {
 // Rows of a head into shared memory: `rows` of them are there, columns from head_size on are zero, and so are further rows.
 template <int HS, int ROWS>
 __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int64_t stride, int rows, int head_size) {
-  using P = Prefill<HS>;
+  using P = Tile<HS>;
 #pragma unroll 1  // unrolled, its addresses would take the registers that the sums need
   for (int i = threadIdx.x; i < ROWS * P::CHUNKS; i += P::THREADS) {
     const int row = i / P::CHUNKS, chunk = i % P::CHUNKS;
@@ -44,8 +46,8 @@ struct Sums {
 
 // s = Q K^T for the warp's 32 queries.
 template <int HS>
-__device__ __forceinline__ void scores(float (&s)[2][Prefill<HS>::KEYS / 8][4], const bf16* q, const bf16* k) {
-  using P = Prefill<HS>;
+__device__ __forceinline__ void scores(float (&s)[2][Tile<HS>::KEYS / 8][4], const bf16* q, const bf16* k) {
+  using P = Tile<HS>;
   const int lane = lane_id(), first = warp_id() * P::WARP_QUERIES;
 #pragma unroll
   for (int depth = 0; depth < P::WIDTH / 16; depth++) {
@@ -67,8 +69,8 @@ __device__ __forceinline__ void scores(float (&s)[2][Prefill<HS>::KEYS / 8][4], 
 
 // Scores become weights relative to the largest so far; the sums come down to it.
 template <int HS>
-__device__ __forceinline__ void soften(Sums<HS>& sums, float (&s)[2][Prefill<HS>::KEYS / 8][4], float scale) {
-  constexpr int N = Prefill<HS>::KEYS / 8;
+__device__ __forceinline__ void soften(Sums<HS>& sums, float (&s)[2][Tile<HS>::KEYS / 8][4], float scale) {
+  constexpr int N = Tile<HS>::KEYS / 8;
 #pragma unroll
   for (int t = 0; t < 2; t++) {
 #pragma unroll
@@ -102,8 +104,8 @@ __device__ __forceinline__ void soften(Sums<HS>& sums, float (&s)[2][Prefill<HS>
 
 // out += P V, with P rounded to bf16.
 template <int HS>
-__device__ __forceinline__ void add_values(Sums<HS>& sums, const float (&s)[2][Prefill<HS>::KEYS / 8][4], const bf16* v) {
-  using P = Prefill<HS>;
+__device__ __forceinline__ void add_values(Sums<HS>& sums, const float (&s)[2][Tile<HS>::KEYS / 8][4], const bf16* v) {
+  using P = Tile<HS>;
   const int lane = lane_id();
 #pragma unroll
   for (int depth = 0; depth < P::KEYS / 16; depth++) {
@@ -164,13 +166,13 @@ __device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* ls
 }
 
 template <int HS>
-__device__ __forceinline__ void attention_prefill(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const int4* spans, int tiles,
-                                                  int heads, int kv_heads, int head_size, float scale, int causal) {
-  using P = Prefill<HS>;
+__device__ __forceinline__ void attention(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const int4* spans, int least,
+                                          int tiles, int heads, int kv_heads, int head_size, float scale, int causal) {
+  using P = Tile<HS>;
   // With a causal mask the last tiles have the most keys: they go first.
   const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * P::QUERIES;
   const Span span(spans[blockIdx.x / tiles], causal);
-  if (first >= span.q_len) return;
+  if (span.q_len < least || first >= span.q_len) return;  // another kernel's, or nothing to do
   const int64_t stride = static_cast<int64_t>(kv_heads) * head_size, q_stride = static_cast<int64_t>(heads) * head_size;
   q += (span.q_start + first) * q_stride + head * head_size;
   k += span.k_start * stride + head / (heads / kv_heads) * head_size;
@@ -220,3 +222,5 @@ __device__ __forceinline__ void attention_prefill(bf16* out, float* lse, const b
   }
   store<HS>(sums, out + head * head_size, lse == nullptr ? lse : lse + head, span, mine, heads, head_size);
 }
+
+}  // namespace prefill
