@@ -7,6 +7,7 @@ mod common;
 mod device;
 
 mod add;
+mod attention;
 mod embedding;
 mod gelu;
 mod layer_norm;
