@@ -25,6 +25,8 @@ if [ -n "$library" ] && [ ${#modes[@]} -ne 1 ]; then
 fi
 out=${CARGO_TARGET_DIR:-target}/kernel-tests
 mkdir -p "$out"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 if [ -z "$tests" ]; then
     # The path is in cargo's last words: "Executable tests/kernels/main.rs (target/release/deps/kernels-...)".
@@ -40,19 +42,17 @@ run() { # mode, library: its exit code is the tests'
     case $1 in
     asan) variables+=(LD_PRELOAD="$("$cxx" -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1) ;;
     tsan)
-        local suppressions=$out/tsan-suppressions-$$
-        echo "called_from_lib:$(basename "$tests")" >"$suppressions"
-        variables+=(LD_PRELOAD="$("$cxx" -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1:suppressions=$(realpath "$suppressions")")
+        echo "called_from_lib:$(basename "$tests")" >"$scratch/suppressions"
+        variables+=(LD_PRELOAD="$("$cxx" -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1:suppressions=$scratch/suppressions")
         # gcc's ThreadSanitizer cannot place its shadow where a kernel places libraries at very random addresses.
         if setarch "$(uname -m)" -R true 2>/dev/null; then wrapper=(setarch "$(uname -m)" -R); fi
         ;;
     esac
     local code=0
-    "${wrapper[@]}" env "${variables[@]}" "$(realpath "$tests")" ${filter:+"$filter"} >"$out/$1-$$.log" 2>&1 || code=$?
-    cat "$out/$1-$$.log"
+    "${wrapper[@]}" env "${variables[@]}" "$(realpath "$tests")" ${filter:+"$filter"} >"$scratch/log" 2>&1 || code=$?
+    cat "$scratch/log"
     # A filter that fits nothing would pass.
-    if [ $code = 0 ] && ! grep -Eq '^running [1-9]' "$out/$1-$$.log"; then code=3; fi
-    rm -f "$out/$1-$$.log" "$out/tsan-suppressions-$$"
+    if [ $code = 0 ] && ! grep -Eq '^running [1-9]' "$scratch/log"; then code=3; fi
     return $code
 }
 

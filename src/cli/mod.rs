@@ -70,7 +70,7 @@ fn dispatch(command: Command, progress: &Progress) -> Result<Output> {
         Command::Evaluate(args) => evaluate::run(&args, progress),
         Command::Generate(args) => generate::run(&args),
         Command::Merge(args) => merge::run(&args),
-        Command::Doctor => doctor::run(),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }
 

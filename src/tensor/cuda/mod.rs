@@ -10,13 +10,15 @@ mod arena;
 mod host;
 mod kernels;
 mod nvidia;
+mod resources;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arena::Arena;
 pub use arena::{Buffer, MemoryUse};
-pub use kernels::{NO_KERNELS, kernel_count};
-pub use nvidia::count as gpu_count;
+pub use kernels::{NO_KERNELS, NVCC, kernel_count};
+pub use nvidia::{GpuFacts, count as gpu_count, gpus, libraries as cuda_libraries};
+pub use resources::{KernelResources, kernel_resources, resources_table};
 
 use crate::error::Result;
 
