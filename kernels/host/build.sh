@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the library that runs kernels/*.cu on the CPU: build.sh [--kernels FOLDER] [--only STEM] plain|asan|tsan OUT.so
-# Objects are kept in OUT.so.d and made again when a source or a header changes.
+# Objects are kept in OUT.so.d and made again when a source or a header changes; they hold no path of this machine's.
 # scripts/mutate-kernels: --kernels takes a changed copy of kernels/; --only compiles FOLDER/STEM.cu and links it with the objects that are there.
 set -euo pipefail
 host=$(cd "$(dirname "$0")" && pwd)
@@ -31,7 +31,7 @@ mkdir -p "$objects"
 # is a module of its own, here a namespace.
 registration() {
     local kernel=$1
-    printf '#include "common.cuh"\n#include "mma.cuh"\nnamespace {\n#include "%s"\n' "$kernel"
+    printf '#include "common.cuh"\n#include "mma.cuh"\nnamespace {\n#include "%s"\n' "$(basename "$kernel")"
     tr '\n' ' ' <"$kernel" | sed -nE 's/extern "C" __global__ void __launch_bounds__\(([0-9]+)[^)]*\) +([A-Za-z0-9_]+)/\n@ \2 \1\n/gp' |
         awk '$1 == "@" { printf "const bool registered_%s = host::add(\"%s\", &%s, %s);\n", $2, $2, $2, $3 }'
     echo "}  // namespace"
@@ -39,7 +39,7 @@ registration() {
 
 compile() { # source, object, what it depends on
     local source=$1 object=$2 key
-    key=$(cat "$source" "${3:-$source}" "$kernels"/*.cuh "$host"/*.h | cksum; echo "${flags[*]} $cxx")
+    key=$(cat "$source" "${3:-$source}" "$kernels"/*.cuh "$host"/*.h | cksum; echo "${flags[*]//$kernels/kernels} $cxx")
     if [ -f "$object" ] && [ "$(cat "$object.key" 2>/dev/null)" = "$key" ]; then return; fi
     "$cxx" "${flags[@]}" ${3:+-include "$host/cuda_host.h"} -c "$source" -o "$object"
     echo "$key" >"$object.key"
@@ -57,7 +57,7 @@ start() { # the same, beside as many others as there are processors
 for source in "$host"/*.cpp; do start "$source" "$objects/host-$(basename "$source" .cpp).o"; done
 for kernel in "$kernels"/*.cu; do
     stem=$(basename "$kernel" .cu)
-    registration "$kernel" >"$objects/$stem.cpp"
+    [ -n "$only" ] || registration "$kernel" >"$objects/$stem.cpp"
     start "$objects/$stem.cpp" "$objects/$stem.o" "$kernel"
 done
 for pid in "${pids[@]}"; do wait "$pid"; done
