@@ -350,8 +350,33 @@ fn select_prints_its_counts_as_one_object() {
 fn doctor_reports_this_machine() {
     let report = json(Path::new("."), &["doctor"]);
     assert!(report["threads"].as_u64().unwrap() >= 1);
-    assert_eq!(report["devices"], serde_json::json!(["cpu"]));
-    assert!(report["cuda"]["why"].as_str().unwrap().contains("no CUDA kernels"));
+    assert_eq!(report["devices"][0], "cpu");
+    // Whatever this machine lacks is said, in both forms.
+    let cuda = &report["cuda"];
+    let there = [cuda["kernels"] != 0, cuda["gpus"] != serde_json::json!([]), cuda["cublaslt"] == true];
+    let missing: Vec<&str> =
+        cuda["missing"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
+    for (there, what) in there.into_iter().zip(["kernels: ", "a GPU: ", "cuBLASLt: "]) {
+        assert_eq!(missing.iter().any(|m| m.starts_with(what)), !there, "{what}: {report}");
+    }
+    let people = text(&mpa(Path::new("."), &["doctor"]).stdout);
+    for line in missing {
+        assert!(people.contains(&format!("\nmissing   {line}\n")), "{people}");
+    }
+}
+
+#[test]
+fn doctor_lists_the_kernels_or_says_why_there_are_none() {
+    let here = Path::new(".");
+    if json(here, &["doctor"])["cuda"]["kernels"] == 0 {
+        assert!(fails(here, 2, &["doctor", "--kernels"]).contains("without CUDA kernels"));
+        return;
+    }
+    let report = json(here, &["doctor", "--kernels"]);
+    let table = text(&mpa(here, &["doctor", "--kernels"]).stdout);
+    let rows = report["kernels"].as_array().unwrap();
+    assert_eq!(table.lines().count(), rows.len() + 2, "{table}");
+    assert!(rows.iter().all(|row| row["registers"].as_u64().unwrap() > 0), "{table}");
 }
 
 #[test]

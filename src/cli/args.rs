@@ -59,8 +59,7 @@ pub enum Command {
     Evaluate(Evaluate),
     Generate(Generate),
     Merge(Merge),
-    /// Show what this machine and this binary have to offer: threads, SIMD, memory, devices
-    Doctor,
+    Doctor(Doctor),
 }
 
 const GENERAL: &str = "\
@@ -331,6 +330,14 @@ pub struct Merge {
     /// Where the checkpoint goes; a new or empty folder
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+}
+
+/// Show what this machine and this binary have to offer: threads, SIMD, memory, GPUs, kernels
+#[derive(Args)]
+pub struct Doctor {
+    /// Print what each CUDA kernel takes on each architecture, tab-separated: registers, shared memory, spills, occupancy
+    #[arg(long)]
+    pub kernels: bool,
 }
 
 fn positive(text: &str) -> Result<usize, String> {

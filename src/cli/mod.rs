@@ -71,7 +71,7 @@ fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<
         Command::Evaluate(args) => evaluate::run(&args, compute, progress),
         Command::Generate(args) => generate::run(&args, compute, progress),
         Command::Merge(args) => merge::run(&args),
-        Command::Doctor => doctor::run(),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }
 

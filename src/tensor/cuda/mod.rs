@@ -12,6 +12,7 @@ mod graph;
 mod host;
 mod kernels;
 mod nvidia;
+mod resources;
 mod ring;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,8 +21,9 @@ use std::time::Instant;
 use arena::Arena;
 pub use arena::{Buffer, MemoryUse};
 pub use graph::Graph;
-pub use kernels::{NO_KERNELS, kernel_count};
-pub use nvidia::count as gpu_count;
+pub use kernels::{NO_KERNELS, NVCC, kernel_count};
+pub use nvidia::{GpuFacts, count as gpu_count, gpus, libraries as cuda_libraries};
+pub use resources::{KernelResources, kernel_resources, resources_table};
 
 use cudarc::driver::CudaEvent;
 
