@@ -8,7 +8,7 @@ use crate::common::{Rng, assert_op_error};
 use crate::device::{on_each_device, random};
 
 /// Vocabularies: one, less than a warp, around a block's threads, around its threads' packs, aligned rows and others.
-const WIDTHS: [usize; 8] = [1, 4, 97, 1000, 1025, 4096, 4099, 9004];
+const WIDTHS: [usize; 8] = [1, 4, 97, 512, 1025, 2048, 4099, 9004];
 
 fn upload(device: &Device, shape: &[usize], logits: Vec<f32>) -> Tensor {
     Tensor::from_vec(shape, logits).unwrap().to_device(device).unwrap()
