@@ -11,6 +11,7 @@ mod attention;
 mod embedding;
 mod gelu;
 mod layer_norm;
+mod linear;
 mod pixel_shuffle;
 mod rms_norm;
 mod rope;
