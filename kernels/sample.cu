@@ -5,7 +5,7 @@
 // lower id first. The nucleus is the shortest start of the ranking with top_p of the whole mass; the token is where the mass up to and with it exceeds
 // uniform * (mass of the nucleus). With top_p = 1 the nucleus is everything and ids themselves are the ranking.
 //
-// One block of 1024 threads a row. Nothing is sorted: both ends are found by bisection, first over the bits of a weight, then over ids among the tokens of
+// One block of 512 threads a row. Nothing is sorted: both ends are found by bisection, first over the bits of a weight, then over ids among the tokens of
 // that weight, about 80 sums each. Summed are only candidates: tokens whose weight is at least (1 - top_p) / V of the mass, as all others together are
 // less than what may be left out. A thread keeps its own candidates in a strip of `scratch`, so a sum has the same order every time, and a larger
 // set of tokens never has the smaller sum: the bisections are exact about their own sums. The CPU adds in another order, so the token can differ where
@@ -19,7 +19,8 @@
 // (float atomics, or fixed point); several blocks a row (a second launch; decoding has rows enough, and greedy is 1 % of a step).
 #include "common.cuh"
 
-constexpr int THREADS = 1024;
+constexpr int THREADS = 512;
+constexpr int WARPS = THREADS / 32;
 constexpr uint64_t BAD = ~0ull;          // rank of what is not finite
 constexpr uint32_t BAD_TOKEN = ~0u;      // reported for a row with such a logit
 constexpr uint64_t ONE = 1023ull << 52;  // bits of the double 1, the largest weight
@@ -34,15 +35,15 @@ struct alignas(16) Candidate {
   uint32_t id;
 };
 
-// The result of op over all 32 warps, for every thread, in one order.
+// The result of op over all threads, for every thread, in one order.
 template <class T, class Op>
 __device__ __forceinline__ T block_reduce(T x, Op op) {
   T* scratch = shared_memory<T>();
   for (int bit = 16; bit > 0; bit /= 2) x = op(x, __shfl_xor_sync(FULL_WARP, x, bit));
   if (lane_id() == 0) scratch[warp_id()] = x;
   __syncthreads();
-  x = scratch[lane_id()];
-  for (int bit = 16; bit > 0; bit /= 2) x = op(x, __shfl_xor_sync(FULL_WARP, x, bit));
+  x = scratch[lane_id() % WARPS];
+  for (int bit = WARPS / 2; bit > 0; bit /= 2) x = op(x, __shfl_xor_sync(FULL_WARP, x, bit));
   __syncthreads();  // all have read scratch
   return x;
 }
@@ -138,7 +139,7 @@ struct Candidates {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(1024) sample_forward_f32(uint32_t* tokens, const float* logits, const uint32_t* rows, const Draw* draws,
+extern "C" __global__ void __launch_bounds__(512) sample_forward_f32(uint32_t* tokens, const float* logits, const uint32_t* rows, const Draw* draws,
                                                                       Candidate* scratch, uint64_t strip_length, int cols) {
   const float* x = logits + static_cast<int64_t>(rows[blockIdx.x]) * cols;
   const uint64_t best = largest(x, cols);
@@ -166,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample_forward_f32(uint32_t* 
 }
 
 // out[r] = log softmax(logits[r])[tokens[r]]; NaN for a row with a logit that is not finite.
-extern "C" __global__ void __launch_bounds__(1024) sample_log_probability_forward_f32(double* out, const float* logits, const uint32_t* tokens, int cols) {
+extern "C" __global__ void __launch_bounds__(512) sample_log_probability_forward_f32(double* out, const float* logits, const uint32_t* tokens, int cols) {
   const float* x = logits + static_cast<int64_t>(blockIdx.x) * cols;
   const uint64_t best = largest(x, cols);
   if (best == BAD) {

@@ -1,4 +1,6 @@
 //! What the command line accepts.
+mod device;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,6 +10,7 @@ use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
 use crate::tensor::Backend;
+pub use device::{Bench, BenchOps, Selftest};
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
 #[derive(Parser)]
@@ -62,8 +65,7 @@ pub enum Command {
     Selftest(Selftest),
     #[command(subcommand)]
     Bench(Bench),
-    /// Show what this machine and this binary have to offer: threads, SIMD, memory, devices
-    Doctor,
+    Doctor(Doctor),
 }
 
 const GENERAL: &str = "\
@@ -77,7 +79,7 @@ Exit codes: 0, 1 for a failure, 2 for a mistake in the arguments or in a file.";
 
 /// Watch the whole loop level a tiny student with a tiny teacher, on pictures drawn for it
 ///
-/// Both models are in this binary; it takes a few minutes. With --out, DIR/report.html shows what came of it and `mpa run DIR/config.toml
+/// Both models are in this binary; it takes about a minute. With --out, DIR/report.html shows what came of it and `mpa run DIR/config.toml
 /// --out OTHER` repeats it.
 #[derive(Args)]
 #[command(after_help = "\
@@ -89,7 +91,8 @@ pub struct Demo {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Other pictures, other questions, other samples
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    // TOML, in which the seed is kept, has no larger numbers.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 
@@ -208,7 +211,7 @@ pub struct Predict {
 #[derive(Args)]
 #[command(after_help = "\
 Example:
-  mpa select --teacher teacher.jsonl --student student.jsonl --rule contains --out parity.jsonl --rehearsal rehearsal.jsonl")]
+  mpa select --teacher teacher.jsonl --student student.jsonl --rule contains --out parity.jsonl")]
 pub struct Select {
     /// The teacher's predictions
     #[arg(long, value_name = "FILE")]
@@ -222,7 +225,7 @@ pub struct Select {
     /// Where the parity set goes: teacher right, student wrong (JSONL)
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Where the samples go that both have right
+    /// Where the samples go that both have right [default: beside --out, parity.rehearsal.jsonl for parity.jsonl]
     #[arg(long, value_name = "FILE")]
     pub rehearsal: Option<PathBuf>,
     /// Where the samples go that the teacher contradicts
@@ -237,7 +240,7 @@ pub struct Select {
 #[command(after_help = "\
 Examples:
   mpa level --model student --data parity.jsonl --out leveled
-  mpa level --model student --data parity.jsonl --rehearsal rehearsal.jsonl --rehearsal-fraction 0.5 --rank 32 --epochs 3 --out leveled")]
+  mpa level --model student --data parity.jsonl --rehearsal 0.5 --rank 32 --epochs 3 --out leveled")]
 pub struct Level {
     /// Checkpoint folder or hub id
     #[arg(long, value_name = "MODEL")]
@@ -245,9 +248,9 @@ pub struct Level {
     /// JSONL with `question`, `answer` and mostly `image`
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
-    /// Samples that the student has right, some of which are mixed in against forgetting
-    #[arg(id = "rehearsal_file", long = "rehearsal", value_name = "FILE", requires = "rehearsal")]
-    pub rehearsal: Option<PathBuf>,
+    /// Samples that the student has right, for --rehearsal [default: beside --data, as `select` writes them]
+    #[arg(long, value_name = "FILE")]
+    pub rehearsal_data: Option<PathBuf>,
     /// Where the adapter and loss.jsonl go
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -335,51 +338,12 @@ pub struct Merge {
     pub out: PathBuf,
 }
 
-/// Compare every op on a GPU with the CPU, in f32 and bf16
-///
-/// Prints the worst error of each op and shape, what is allowed and why. Two runs must give the same bits. Exit code 1 if anything is off.
+/// Show what this machine and this binary have to offer: threads, SIMD, memory, GPUs, kernels
 #[derive(Args)]
-#[command(after_help = "\
-Examples:
-  mpa selftest
-  compute-sanitizer --tool racecheck mpa selftest --quick --filter attention")]
-pub struct Selftest {
-    /// Small shapes only
+pub struct Doctor {
+    /// Print what each CUDA kernel takes on each architecture, tab-separated: registers, shared memory, spills, occupancy
     #[arg(long)]
-    pub quick: bool,
-    /// Only ops whose name contains this
-    #[arg(long, value_name = "NAME", default_value = "")]
-    pub filter: String,
-}
-
-/// Measure
-#[derive(Subcommand)]
-pub enum Bench {
-    Ops(BenchOps),
-}
-
-/// Time every op on named shapes of real models, against the copy bandwidth and the matrix ceiling that this device reaches
-///
-/// The median of 30 runs, each after the caches were overwritten, by the device's own clock. With --dtype f32: in f32.
-#[derive(Args)]
-#[command(after_help = "\
-Examples:
-  mpa bench ops --csv ops.csv
-  mpa bench ops --filter attention --backend cpu
-  mpa bench ops --shapes --json")]
-pub struct BenchOps {
-    /// Only rows whose op or shape contains this, and the two ceilings
-    #[arg(long, value_name = "NAME", default_value = "")]
-    pub filter: String,
-    /// Where the rows go as well (CSV)
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// Cut the shapes down and run them once: shows that they run, measures nothing
-    #[arg(long)]
-    pub quick: bool,
-    /// Run nothing: list the shapes, with the bytes and floating-point operations that they take
-    #[arg(long)]
-    pub shapes: bool,
+    pub kernels: bool,
 }
 
 fn positive(text: &str) -> Result<usize, String> {

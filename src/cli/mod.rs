@@ -89,7 +89,7 @@ fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<
         Command::Merge(args) => merge::run(&args),
         Command::Selftest(args) => selftest::run(&args, compute, progress),
         Command::Bench(args::Bench::Ops(args)) => bench::ops(&args, compute, progress),
-        Command::Doctor => doctor::run(),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::tensor::{Indices, Tensor};
 
 /// Prompt tokens that go through the text tower in one pass: bounds the memory of its activations.
 const TOKENS_PER_PASS: usize = 8 * 1024;
-/// Memory for keys and values; requests that do not fit together are decoded one group after the other.
+/// Main memory for keys and values; requests that do not fit together are decoded one group after the other.
 const CACHE_BYTES: usize = 2 << 30;
 
 #[derive(Clone)]
@@ -102,7 +102,7 @@ impl Vlm {
         let mut done = Vec::with_capacity(requests.len());
         let mut start = 0;
         while start < requests.len() {
-            let count = self.group(&requests[start..], &prepared[start..]);
+            let count = self.group(&requests[start..], &prepared[start..])?;
             let end = start + count;
             done.extend(self.decode_group(&requests[start..end], &prepared[start..end])?);
             start = end;
@@ -133,15 +133,20 @@ impl Vlm {
     }
 
     /// How many of the first requests fit into the cache together; at least one.
-    fn group(&self, requests: &[Request], prepared: &[Prepared]) -> usize {
+    fn group(&self, requests: &[Request], prepared: &[Prepared]) -> Result<usize> {
         let t = &self.config.text;
-        let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * size_of::<f32>();
+        let (element, room) = match self.text.gpu() {
+            None => (size_of::<f32>(), CACHE_BYTES),
+            // The other half is for activations.
+            Some(gpu) => (self.text.dtype().size(), gpu.free_memory()? / 2),
+        };
+        let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * element;
         let mut bytes = 0;
         let fits = requests.iter().zip(prepared).take_while(|(r, p)| {
             bytes += r.samples * (p.ids.len() + p.max_new_tokens) * row_bytes;
-            bytes <= CACHE_BYTES
+            bytes <= room
         });
-        fits.count().max(1)
+        Ok(fits.count().max(1))
     }
 
     fn decode_group(&self, requests: &[Request], prepared: &[Prepared]) -> Result<Vec<Vec<Completion>>> {

@@ -169,10 +169,9 @@ impl Vlm {
     /// Writes a plain checkpoint folder: the weights as they are now, beside copies of the other files it was read from.
     pub fn save(&mut self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let entries = std::fs::read_dir(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
-        for entry in entries {
-            let path = entry.map_err(|e| Error::io(&self.folder, e))?.path();
-            if let Some(name) = path.file_name().filter(|_| is_settings_file(&path)) {
+        for name in hub::SETTINGS {
+            let path = self.folder.join(name);
+            if path.exists() {
                 std::fs::copy(&path, folder.join(name)).map_err(|e| Error::io(&path, e))?;
             }
         }
@@ -181,11 +180,4 @@ impl Vlm {
         let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
         weights::save(&folder.join("model.safetensors"), &borrowed)
     }
-}
-
-/// The small files of a checkpoint: all .json and .jinja but the index of the shards.
-fn is_settings_file(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str());
-    matches!(extension, Some("json" | "jinja"))
-        && path.file_name().and_then(|n| n.to_str()) != Some("model.safetensors.index.json")
 }

@@ -2,6 +2,7 @@
 //! The query heads that share a key/value head are stacked, so that each block of keys is read once for all of them. Blocks are cut
 //! within a span from its first row on: a span gives the same bits whatever else is in the batch.
 mod backward;
+mod launch;
 
 use rayon::prelude::*;
 
@@ -13,14 +14,13 @@ use crate::error::{Error, Result};
 use crate::tensor::{Tensor, Upload, Uploaded};
 
 pub use backward::backward;
+pub use launch::decode_reach;
 
 /// Stacked rows of queries, and keys, in a block: enough for gemm's packing of keys to be cheap, and their scores fit the second-level cache.
 const ROWS: usize = 192;
 const KEYS: usize = 128;
 /// Rows up to which scores are tiles of dot products (matmul/dot.rs): gemm would spend its time on bringing the keys into its own layout.
 const FEW: usize = 16;
-/// Keys of one piece of a decode step on a GPU (kernels/attention_decode.cuh).
-const SPLIT: usize = 256;
 /// Rows of scores are filled up to a multiple of this, so that vector instructions do all the work.
 const LANES: usize = 16;
 
@@ -49,11 +49,6 @@ impl Upload for Span {
         }
         Ok(raw)
     }
-}
-
-/// Keys up to which launches for a decode step over spans of at most `keys` serve a later step as well.
-pub fn decode_reach(keys: usize) -> usize {
-    keys.next_multiple_of(SPLIT)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -139,12 +134,15 @@ pub fn forward(
     const OP: &str = "attention forward";
     check(OP, q, k, v, spans, &config)?;
     expect_shape(OP, "out", out, q.shape())?;
+    if let Some(lse) = &lse {
+        expect_shape(OP, "lse", lse, &[q.rows(), config.heads])?;
+    }
+    if let Some(gpu) = q.gpu() {
+        return launch::forward(gpu, out, lse, [q, k, v], spans, &config);
+    }
     let lse = match lse {
         None => None,
-        Some(lse) => {
-            expect_shape(OP, "lse", lse, &[q.rows(), config.heads])?;
-            Some(Shared::new(lse.f32s_mut()?))
-        }
+        Some(lse) => Some(Shared::new(lse.f32s_mut()?)),
     };
     let (q, k, v, out) = (q.f32s()?, k.f32s()?, v.f32s()?, Shared::new(out.f32s_mut()?));
     let items: Vec<Item> = spans

@@ -2,14 +2,15 @@
 //! A row of y has the same bits whatever the other rows of x are and however many. Where K is large that is the work of tiles of dot products
 //! (matmul/dot.rs), which also read W only once and as it lies when x has few rows; where K is small, of `matmul`, which is faster there.
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::expect_shape;
 use super::matmul::dot::{self, Panel, Rows, Sums};
 use super::matmul::{Shared, View, block, for_pieces, matmul};
+use super::{expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
-use crate::tensor::{Elements, Tensor};
+use crate::tensor::{DType, Elements, Gpu, Launch, Ptr, Tensor};
 
 /// K up to which `matmul` is faster than tiles of dot products, whose lanes have to be summed up at the end.
 const SHALLOW: usize = 256;
@@ -18,6 +19,9 @@ const X_ROWS: usize = 252;
 const W_ROWS: usize = 64;
 /// Elements of W, and multiply-adds, below which the calling thread does it all.
 const SMALL: (usize, usize) = (1 << 16, 1 << 20);
+/// Rows of x up to which kernels/linear.cu reads W for all of them at once, rows of W in a block of that kernel; and the block's warps.
+const SKINNY: usize = 16;
+const SKINNY_WARPS: usize = 8;
 /// Rows of W that are widened at a time for the backward.
 const DEPTH: usize = 512;
 
@@ -37,11 +41,15 @@ fn sizes(op: &'static str, y: &Tensor, weight: &Tensor, x: &Tensor) -> Result<(u
 }
 
 /// out [M, N], x [M, K] f32; weight [N, K] and bias [N] of any dtype (widened piece by piece, never as a whole).
+/// On a GPU x, weight and bias have one type and out has it too or is f32.
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     const OP: &str = "linear forward";
     let (m, n, k) = sizes(OP, out, weight, x)?;
     if let Some(bias) = bias {
         expect_shape(OP, "bias", bias, &[n])?;
+    }
+    if let Some(gpu) = x.gpu() {
+        return launch(gpu, OP, out, x, weight, bias, Scale { alpha: 1.0, accumulate: false });
     }
     let (out, x) = (out.f32s_mut()?, x.f32s()?);
     if n == 0 {
@@ -54,6 +62,73 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tens
     out.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(&first));
     add_product(out, m, x, &weight.elements()?, n, k);
     Ok(())
+}
+
+/// y = alpha x W^T (+ bias), and + y with `accumulate`.
+#[derive(Clone, Copy)]
+pub(super) struct Scale {
+    pub alpha: f32,
+    pub accumulate: bool,
+}
+
+/// kernels/linear.cu; shapes have been checked.
+pub(super) fn launch(
+    gpu: &Arc<Gpu>,
+    op: &'static str,
+    y: &mut Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    Scale { alpha, accumulate }: Scale,
+) -> Result<()> {
+    let (m, n, k) = (x.rows(), weight.rows(), x.cols());
+    let dtype = kernel_dtype(op, &[&[x, weight], bias.as_slice()].concat())?;
+    if y.dtype() != DType::F32 {
+        kernel_dtype(op, &[y, x])?;
+    }
+    let output = if y.dtype() == dtype { "" } else { "_to_f32" };
+    let (kernel, at) = if dtype == DType::Bf16 && m <= SKINNY {
+        let shared = SKINNY_WARPS * SKINNY * SKINNY * size_of::<f32>();
+        let block = 32 * SKINNY_WARPS as u32;
+        ("linear_skinny_forward_bf16".to_owned(), Launch { grid: [n.div_ceil(SKINNY), 1, 1], block, shared })
+    } else {
+        let (tile, at) = tiles(m, n, dtype);
+        (format!("linear_forward_{dtype}{tile}"), at)
+    };
+    let args = [
+        y.ptr_mut(gpu)?.into(),
+        x.ptr(gpu)?.into(),
+        weight.ptr(gpu)?.into(),
+        bias.map_or(Ok(Ptr::NULL), |b| b.ptr(gpu))?.into(),
+        int(op, m)?.into(),
+        int(op, n)?.into(),
+        int(op, k)?.into(),
+        alpha.into(),
+        i32::from(accumulate).into(),
+    ];
+    gpu.launch(&format!("{kernel}{output}"), at, &args)
+}
+
+/// Which tile of kernels/gemm.cuh makes an m x n matrix (how the kernel's name goes on), and how such a kernel is launched. All tiles of a
+/// type give the same bits.
+pub(super) fn tiles(m: usize, n: usize, dtype: DType) -> (&'static str, Launch) {
+    /// Blocks of 128 x 128 that keep a GPU busy.
+    const MANY: usize = 128;
+    /// Stages of the pipeline, and bytes of a row in one.
+    const STAGES: usize = 3;
+    const ROW: usize = 32 * 2;
+    let launch = |side: usize, block, shared| {
+        let grid = [m.div_ceil(side), n.div_ceil(side), 1];
+        Launch { grid, block, shared }
+    };
+    let large = launch(128, 256, STAGES * 2 * 128 * ROW);
+    if dtype == DType::F32 {
+        ("", launch(32, 64, 2 * 32 * 33 * size_of::<f32>()))
+    } else if large.grid.iter().product::<usize>() >= MANY {
+        ("", large)
+    } else {
+        ("_t64", launch(64, 128, STAGES * 2 * 64 * ROW))
+    }
 }
 
 /// out [M, N] += x W^T for W [N, K], each row by itself.

@@ -1,7 +1,7 @@
 //! Low-rank update (Hu et al. 2021, as peft): y += s (x A^T) B^T.
-use super::expect_shape;
-use super::linear::add_product;
+use super::linear::{self, Scale, add_product};
 use super::matmul::{View, matmul};
+use super::{expect_shape, kernel_dtype};
 use crate::error::{Error, Result};
 use crate::tensor::{Elements, Tensor};
 
@@ -26,6 +26,7 @@ fn sizes(op: &'static str, y: &Tensor, xa: &Tensor, x: &Tensor, a: &Tensor, b: &
     Ok(Sizes { m, n, k, r })
 }
 
+/// On a GPU all have one type.
 /// out [M, N] is added to; xa [M, R] is overwritten with x A^T and kept for the backward; x [M, K], a [R, K], b [N, R].
 pub fn forward(
     out: &mut Tensor,
@@ -35,7 +36,13 @@ pub fn forward(
     b: &Tensor,
     scale: f32,
 ) -> Result<()> {
-    let Sizes { m, n, k, r } = sizes("lora forward", out, xa, x, a, b)?;
+    const OP: &str = "lora forward";
+    let Sizes { m, n, k, r } = sizes(OP, out, xa, x, a, b)?;
+    if let Some(gpu) = x.gpu() {
+        kernel_dtype(OP, &[out, xa, x, a, b])?;
+        linear::launch(gpu, OP, xa, x, a, None, Scale { alpha: 1.0, accumulate: false })?;
+        return linear::launch(gpu, OP, out, xa, b, None, Scale { alpha: scale, accumulate: true });
+    }
     let (out, xa, x, a, b) = (out.f32s_mut()?, xa.f32s_mut()?, x.f32s()?, a.f32s()?, b.f32s()?);
     xa.fill(0.0);
     add_product(xa, m, x, &Elements::F32(a), r, k);

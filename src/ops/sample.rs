@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{DType, Gpu, Indices, Launch, Ptr, Tensor, Upload, Uploaded};
 
 /// Threads of a block of kernels/sample.cu, which has a row.
-const THREADS: usize = 1024;
+const THREADS: usize = 512;
 /// What the kernel reports for a row with a logit that is not finite.
 const BAD_TOKEN: u32 = u32::MAX;
 /// Rows that draw in one launch: bounds the memory for their candidates.
@@ -157,7 +157,7 @@ fn columns(op: &'static str, logits: &Tensor) -> Result<i32> {
     int(op, logits.cols())
 }
 
-/// One block of all threads a row; the shared memory is a double for each of its 32 warps.
+/// One block of all threads a row; the shared memory is a double for each warp.
 fn at(rows: usize) -> Launch {
     Launch { grid: [rows, 1, 1], block: THREADS as u32, shared: THREADS / 32 * size_of::<f64>() }
 }

@@ -7,9 +7,11 @@ mod common;
 mod device;
 
 mod add;
+mod attention;
 mod embedding;
 mod gelu;
 mod layer_norm;
+mod linear;
 mod pixel_shuffle;
 mod rms_norm;
 mod rope;

@@ -16,7 +16,7 @@ use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
 use crate::ops::{embedding, linear, rope};
-use crate::tensor::{Gpu, Indices, Tensor};
+use crate::tensor::{DType, Gpu, Indices, Tensor};
 
 const NAME: &str = "model.text_model";
 const EMBED: &str = "model.text_model.embed_tokens.weight";
@@ -230,6 +230,10 @@ impl Text {
     /// The GPU that holds the weights; `None` for main memory.
     pub(super) fn gpu(&self) -> Option<&Arc<Gpu>> {
         self.embed.value.gpu()
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.embed.value.dtype()
     }
 
     /// The rotation of each token, where the weights are.

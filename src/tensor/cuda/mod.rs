@@ -12,6 +12,7 @@ mod graph;
 mod host;
 mod kernels;
 mod nvidia;
+mod resources;
 mod ring;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,8 +21,9 @@ use std::time::Instant;
 use arena::Arena;
 pub use arena::{Buffer, MemoryUse};
 pub use graph::Graph;
-pub use kernels::{NO_KERNELS, kernel_count};
-pub use nvidia::count as gpu_count;
+pub use kernels::{NO_KERNELS, NVCC, kernel_count};
+pub use nvidia::{GpuFacts, count as gpu_count, gpus, libraries as cuda_libraries};
+pub use resources::{KernelResources, kernel_resources, resources_table};
 
 use cudarc::driver::CudaEvent;
 
@@ -200,6 +202,12 @@ impl Gpu {
     pub fn milliseconds(&self, from: &Mark, to: &Mark) -> Result<f32> {
         self.synchronize()?;
         self.driver.between(from, to)
+    }
+
+    /// Bytes that can still be had, from the device or from what the arena keeps.
+    pub fn free_memory(&self) -> Result<usize> {
+        let usage = self.memory_use();
+        Ok(self.driver.memory()?.0 + usage.reserved - usage.in_use)
     }
 
     /// Free and total bytes of the device.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError, result};
+use serde::Serialize;
 
 use super::kernels::{MODULES, NO_KERNELS};
 use super::ring::Rings;
@@ -45,6 +46,48 @@ pub fn count() -> Result<usize, String> {
     result::init().map_err(|e| format!("the NVIDIA driver does not start: {e}"))?;
     let count = CudaContext::device_count().map_err(|e| format!("the NVIDIA driver shows no GPUs: {e}"))?;
     if count == 0 { Err("the NVIDIA driver shows no GPU".into()) } else { Ok(count as usize) }
+}
+
+/// A GPU that the driver shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct GpuFacts {
+    pub name: String,
+    pub memory_bytes: usize,
+    /// Compute capability, like 9.0.
+    pub capability: String,
+    /// Whether the kernels run on it.
+    pub usable: bool,
+}
+
+/// All GPUs that the driver shows, by ordinal, or why there are none. Nothing is allocated on them.
+pub fn gpus() -> Result<Vec<GpuFacts>, String> {
+    (0..count()?)
+        .map(|ordinal| facts(ordinal as i32).map_err(|e| format!("GPU {ordinal} does not answer: {e}")))
+        .collect()
+}
+
+fn facts(ordinal: i32) -> Result<GpuFacts, DriverError> {
+    use sys::CUdevice_attribute_enum as Attribute;
+    let device = result::device::get(ordinal)?;
+    // SAFETY: `device` is from the line above, here and below.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+    let capability = (
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
+    Ok(GpuFacts {
+        name: result::device::get_name(device)?,
+        // SAFETY: as above.
+        memory_bytes: unsafe { result::device::total_mem(device) }?,
+        capability: format!("{}.{}", capability.0, capability.1),
+        usable: capability >= LEAST_CAPABILITY,
+    })
+}
+
+/// Whether NVIDIA's driver library and its library of matrix products can be loaded: libcuda, libcublasLt.
+pub fn libraries() -> (bool, bool) {
+    // SAFETY: these only try to load the libraries.
+    unsafe { (sys::is_culib_present(), cudarc::cublaslt::sys::is_culib_present()) }
 }
 
 impl Nvidia {
@@ -100,7 +143,7 @@ fn functions() -> Result<HashMap<&'static str, sys::CUfunction>> {
         // SAFETY: the image is a whole fatbin that nvcc wrote, in memory for the life of the program.
         let loaded = unsafe { result::module::load_data(module.fatbin.as_ptr().cast::<c_void>()) }
             .map_err(|e| fail(&format!("kernels/{}.cu", module.stem), e))?;
-        for &symbol in module.symbols {
+        for &(symbol, _) in module.symbols {
             let name = CString::new(symbol).map_err(|_| Error::Failure(format!("{symbol:?} has a NUL")))?;
             // SAFETY: the module was loaded above and is never unloaded.
             let function =
