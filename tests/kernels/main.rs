@@ -7,4 +7,5 @@ mod common;
 mod device;
 
 mod linear;
+mod patch_embed;
 mod rms_norm;
