@@ -39,7 +39,10 @@ fn run() -> Result<(), String> {
     let kernels = sources(&root.join("kernels"))?;
     let required = env::var("MPA_REQUIRE_NVCC").is_ok_and(|v| v == "1");
     let compiled = match find_nvcc(&root) {
-        Ok(nvcc) => Ok(compile_all(&nvcc, &kernels, &out, required)?),
+        Ok(nvcc) => {
+            let version = nvcc_version(&nvcc)?;
+            Ok((compile_all(&nvcc, &version, &kernels, &out, required)?, version))
+        }
         Err(why) if required => return Err(format!("MPA_REQUIRE_NVCC=1, but {why}")),
         Err(why) => {
             println!(
@@ -48,19 +51,20 @@ fn run() -> Result<(), String> {
             Err(why)
         }
     };
-    write_table(&out.join("kernels.rs"), compiled.as_deref().map_err(String::as_str), &kernels)?;
+    let compiled = compiled.as_ref().map(|(c, version)| (c.as_slice(), version.as_str()));
+    write_table(&out.join("kernels.rs"), compiled.map_err(String::as_str), &kernels)?;
     if env::var_os("CARGO_FEATURE_HOST_KERNELS").is_some() {
         build_host_library(&root, &out)?;
     }
     Ok(())
 }
 
-/// A kernels/*.cu: its path and the names of its kernels.
+/// A kernels/*.cu: its path, and the names of its kernels with the most threads of a block.
 struct Source {
     path: PathBuf,
     stem: String,
     text: String,
-    symbols: Vec<String>,
+    symbols: Vec<(String, u32)>,
 }
 
 fn sources(folder: &Path) -> Result<Vec<Source>, String> {
@@ -77,18 +81,22 @@ fn sources(folder: &Path) -> Result<Vec<Source>, String> {
     Ok(sources)
 }
 
-/// The names of `extern "C" __global__ ... NAME(` entries.
-fn symbols(text: &str) -> Vec<String> {
+/// Name and launch bound of each `extern "C" __global__ void __launch_bounds__(THREADS) NAME(`. Without a bound: 1024, the most there is.
+fn symbols(text: &str) -> Vec<(String, u32)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let name = |entry: &str| {
-        // `void __launch_bounds__(256) NAME(`: the last name before a parenthesis that is not the bounds'.
-        let entry = entry
-            .split_once("__launch_bounds__(")
-            .map_or(entry, |(_, rest)| rest.split_once(')').map_or(rest, |(_, rest)| rest));
+    let symbol = |entry: &str| {
+        let bound = entry.split_once("__launch_bounds__(").filter(|(before, _)| !before.contains('('));
+        let (threads, entry) = match bound.and_then(|(_, rest)| rest.split_once(')')) {
+            Some((bound, rest)) => {
+                let digits: String = bound.trim().chars().take_while(char::is_ascii_digit).collect();
+                (digits.parse().unwrap_or(1024), rest)
+            }
+            None => (1024, entry),
+        };
         let head = entry.split('(').next().unwrap_or_default();
-        head.rsplit(|c| !is_name(c)).find(|part| !part.is_empty()).map(str::to_owned)
+        head.rsplit(|c| !is_name(c)).find(|part| !part.is_empty()).map(|name| (name.to_owned(), threads))
     };
-    text.split("extern \"C\" __global__").skip(1).filter_map(name).collect()
+    text.split("extern \"C\" __global__").skip(1).filter_map(symbol).collect()
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -121,6 +129,15 @@ fn find_nvcc(root: &Path) -> Result<PathBuf, String> {
     })
 }
 
+/// The compiler's own words, like 13.0.88: numbers of registers are those of one version.
+fn nvcc_version(nvcc: &Path) -> Result<String, String> {
+    let output =
+        Command::new(nvcc).arg("--version").output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.split_once(", V").and_then(|(_, rest)| rest.split_whitespace().next());
+    version.map(str::to_owned).ok_or_else(|| format!("{} --version says no version: {text}", nvcc.display()))
+}
+
 /// What nvcc made of one source.
 struct Compiled {
     fatbin: PathBuf,
@@ -128,17 +145,23 @@ struct Compiled {
     report: String,
 }
 
-fn compile_all(nvcc: &Path, kernels: &[Source], out: &Path, strict: bool) -> Result<Vec<Compiled>, String> {
+fn compile_all(
+    nvcc: &Path,
+    version: &str,
+    kernels: &[Source],
+    out: &Path,
+    strict: bool,
+) -> Result<Vec<Compiled>, String> {
     let jobs = env::var("MPA_NVCC_JOBS").ok().and_then(|v| v.parse().ok());
     let jobs = jobs.or_else(|| thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
-    let headers = headers(kernels)?;
+    let surroundings = format!("nvcc {version}\n{}", headers(kernels)?);
     let next = Mutex::new(0..kernels.len());
     let done: Mutex<BTreeMap<usize, Result<Compiled, String>>> = Mutex::default();
     thread::scope(|scope| {
         for _ in 0..jobs.min(kernels.len()) {
             scope.spawn(|| {
                 while let Some(i) = next.lock().ok().and_then(|mut n| n.next()) {
-                    let compiled = compile(nvcc, &kernels[i], &headers, out);
+                    let compiled = compile(nvcc, &kernels[i], &surroundings, out);
                     if let Ok(mut done) = done.lock() {
                         done.insert(i, compiled);
                     }
@@ -167,7 +190,7 @@ fn headers(kernels: &[Source]) -> Result<String, String> {
     paths.iter().map(|p| read(p)).collect::<Result<Vec<_>, _>>().map(|texts| texts.concat())
 }
 
-fn compile(nvcc: &Path, source: &Source, headers: &str, out: &Path) -> Result<Compiled, String> {
+fn compile(nvcc: &Path, source: &Source, surroundings: &str, out: &Path) -> Result<Compiled, String> {
     let fatbin = out.join(format!("{}.fatbin", source.stem));
     let (log, key) = (fatbin.with_extension("ptxas"), fatbin.with_extension("key"));
     let hopper = source.text.contains(HOPPER_ONLY);
@@ -178,7 +201,7 @@ fn compile(nvcc: &Path, source: &Source, headers: &str, out: &Path) -> Result<Co
         command.args(["-gencode", target]);
     });
     command.arg(&source.path);
-    let identity = format!("{command:?}\n{}{headers}", source.text);
+    let identity = format!("{command:?}\n{}{surroundings}", source.text);
     if fatbin.is_file() && fs::read_to_string(&key).is_ok_and(|old| old == identity) {
         return Ok(Compiled { fatbin, report: read(&log)? });
     }
@@ -187,6 +210,8 @@ fn compile(nvcc: &Path, source: &Source, headers: &str, out: &Path) -> Result<Co
     if !output.status.success() {
         return Err(format!("nvcc does not compile {}:\n{report}", source.path.display()));
     }
+    // Times differ from run to run: the same sources shall make the same binary.
+    let report: String = report.split_inclusive('\n').filter(|line| !line.contains("Compile time")).collect();
     for (path, text) in [(&log, &report), (&key, &identity)] {
         fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))?;
     }
@@ -202,27 +227,30 @@ fn refuse_spills(stem: &str, report: &str) -> Result<(), String> {
     }
 }
 
-/// The table that src/tensor/cuda/kernels.rs includes.
-fn write_table(path: &Path, compiled: Result<&[Compiled], &str>, kernels: &[Source]) -> Result<(), String> {
+/// The table that src/tensor/cuda/kernels.rs includes. `compiled`: by module, and the compiler's version.
+fn write_table(
+    path: &Path,
+    compiled: Result<(&[Compiled], &str), &str>,
+    kernels: &[Source],
+) -> Result<(), String> {
     let mut text = String::new();
     let why = compiled.err();
+    let (modules, nvcc) = compiled.unwrap_or_default();
     let _ = writeln!(
         text,
         "/// Why this binary has no kernels; `None` if it has.\npub const NO_KERNELS: Option<&str> = {why:?};"
     );
+    let _ = writeln!(
+        text,
+        "/// The version of the compiler; empty without one.\npub const NVCC: &str = {nvcc:?};"
+    );
     let _ = writeln!(text, "pub(super) static MODULES: &[Module] = &[");
-    let reports = compiled.unwrap_or_default();
-    for (source, Compiled { fatbin, .. }) in kernels.iter().zip(reports) {
+    for (source, Compiled { fatbin, report }) in kernels.iter().zip(modules) {
         let Source { stem, symbols, .. } = source;
         let _ = writeln!(
             text,
-            "    Module {{ stem: {stem:?}, fatbin: include_bytes!({fatbin:?}), symbols: &{symbols:?} }},"
+            "    Module {{ stem: {stem:?}, fatbin: include_bytes!({fatbin:?}), symbols: &{symbols:?}, report: {report:?} }},"
         );
-    }
-    let _ = writeln!(text, "];\n/// ptxas' report of each module: stem and text.");
-    let _ = writeln!(text, "pub static PTXAS: &[(&str, &str)] = &[");
-    for (source, Compiled { report, .. }) in kernels.iter().zip(reports) {
-        let _ = writeln!(text, "    ({:?}, {report:?}),", source.stem);
     }
     let _ = writeln!(text, "];");
     fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))

@@ -189,6 +189,7 @@ fn request(picture: &Arc<mpa::models::image::Rgb>, question: &str) -> Request {
     Request {
         messages: vec![Message::new("user", vec![Content::Image, Content::Text(question.to_string())])],
         images: vec![Arc::clone(picture)],
+        tiles: vec![],
         max_new_tokens: 4,
         sampling: Sampling { temperature: 0.0, top_p: 1.0 },
         samples: 1,

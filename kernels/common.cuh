@@ -93,6 +93,7 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
+// NaN is left out, as fmaxf does; all NaN gives NaN.
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
   for (int bit = 16; bit > 0; bit /= 2) x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, bit));

@@ -25,7 +25,7 @@ __device__ __forceinline__ uint32_t pack_bf16(float lo, float hi) {
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1 MPA_CALLER) {
 #ifdef MPA_HOST
   const uint32_t b[2] = {b0, b1};
-  host::mma<float, bf16>("mma_bf16", c, a, b, __bfloat162float, caller);
+  host::mma<float, bf16>("mma_bf16", c, a, b, [](bf16 x) { return to_f32(x); }, caller);
 #else
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

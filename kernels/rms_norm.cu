@@ -15,6 +15,7 @@ __device__ __forceinline__ void rms_norm_forward(T* y, T* x, const T* residual, 
   const int row = blockIdx.x * ROWS + warp_id();
   if (row >= rows) return;
   // Packs need aligned rows: other widths go element by element.
+  // mutant: condition: false sends every width there, which only takes longer.
   const bool wide = cols % N == 0;
   const int64_t start = static_cast<int64_t>(row) * cols;
   x += start;

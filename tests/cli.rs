@@ -70,7 +70,7 @@ fn help_and_version_go_to_stdout_and_every_command_has_help() {
     assert_eq!(help.status.code(), Some(0));
     let help = text(&help.stdout);
     for command in
-        ["run", "annotate", "predict", "select", "level", "evaluate", "generate", "merge", "doctor"]
+        ["demo", "run", "annotate", "predict", "select", "level", "evaluate", "generate", "merge", "doctor"]
     {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         let output = mpa(here, &[command, "--help"]);
@@ -142,8 +142,8 @@ fn mistakes_in_arguments_end_with_2() {
             "`rank`: expected at least 1, got 0",
         ),
         (
-            &["level", "--model", &model, "--data", "q.jsonl", "--out", "o", "--rehearsal", "q.jsonl"],
-            "--rehearsal-fraction",
+            &["level", "--model", &model, "--data", "q.jsonl", "--out", "o", "--rehearsal", "0.5"],
+            "q.rehearsal.jsonl: No such file",
         ),
         (&["select", "--teacher", "q.jsonl", "--student", "q.jsonl", "--out", "q.jsonl"], "named twice"),
         (
@@ -222,12 +222,27 @@ fn level_evaluate_merge_and_generate_agree() {
     let folder = questions(4);
     let (at, model) = (folder.path(), model());
     let level = [
-        "level", "--model", &model, "--data", "q.jsonl", "--out", "adapter", "--steps", "3", "--batch", "2",
-        "--rank", "2",
+        "level",
+        "--model",
+        &model,
+        "--data",
+        "data.jsonl",
+        "--out",
+        "adapter",
+        "--steps",
+        "3",
+        "--batch",
+        "2",
+        "--rank",
+        "2",
     ];
+    let broken = "{\"image\":\"q.jsonl\",\"question\":\"?\",\"answer\":\"a\"}\n";
+    let data = fs::read_to_string(at.join("q.jsonl")).unwrap() + broken;
+    write(at, "data.jsonl", &data);
     let level = [&level[..], &["--lr", "0.05", "--targets", "q_proj,down_proj"]].concat();
     let report = json(at, &level);
     assert_eq!((&report["steps"], &report["samples"]), (&3.into(), &4.into()));
+    assert_eq!(report["unreadable"], 1);
     assert!(report["last_loss"].as_f64().unwrap() < report["first_loss"].as_f64().unwrap(), "{report}");
     assert_eq!(fs::read_to_string(at.join("adapter/loss.jsonl")).unwrap().lines().count(), 3);
     let before = fs::read(at.join("adapter/adapter_model.safetensors")).unwrap();
@@ -326,6 +341,7 @@ fn select_prints_its_counts_as_one_object() {
                                   "rejected": {"teacher_inconsistent": 1}});
     assert_eq!(json(at, &select), want);
     assert_eq!(fs::read_to_string(at.join("p.jsonl")).unwrap().lines().count(), 1);
+    assert_eq!(fs::read_to_string(at.join("p.rehearsal.jsonl")).unwrap(), "", "both sets are written");
     let people = mpa(at, &select);
     assert!(text(&people.stdout).contains("kept 1"), "{people:?}");
 }
@@ -334,8 +350,33 @@ fn select_prints_its_counts_as_one_object() {
 fn doctor_reports_this_machine() {
     let report = json(Path::new("."), &["doctor"]);
     assert!(report["threads"].as_u64().unwrap() >= 1);
-    assert_eq!(report["devices"], serde_json::json!(["cpu"]));
-    assert!(report["cuda"]["why"].as_str().unwrap().contains("no CUDA kernels"));
+    assert_eq!(report["devices"][0], "cpu");
+    // Whatever this machine lacks is said, in both forms.
+    let cuda = &report["cuda"];
+    let there = [cuda["kernels"] != 0, cuda["gpus"] != serde_json::json!([]), cuda["cublaslt"] == true];
+    let missing: Vec<&str> =
+        cuda["missing"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
+    for (there, what) in there.into_iter().zip(["kernels: ", "a GPU: ", "cuBLASLt: "]) {
+        assert_eq!(missing.iter().any(|m| m.starts_with(what)), !there, "{what}: {report}");
+    }
+    let people = text(&mpa(Path::new("."), &["doctor"]).stdout);
+    for line in missing {
+        assert!(people.contains(&format!("\nmissing   {line}\n")), "{people}");
+    }
+}
+
+#[test]
+fn doctor_lists_the_kernels_or_says_why_there_are_none() {
+    let here = Path::new(".");
+    if json(here, &["doctor"])["cuda"]["kernels"] == 0 {
+        assert!(fails(here, 2, &["doctor", "--kernels"]).contains("without CUDA kernels"));
+        return;
+    }
+    let report = json(here, &["doctor", "--kernels"]);
+    let table = text(&mpa(here, &["doctor", "--kernels"]).stdout);
+    let rows = report["kernels"].as_array().unwrap();
+    assert_eq!(table.lines().count(), rows.len() + 2, "{table}");
+    assert!(rows.iter().all(|row| row["registers"].as_u64().unwrap() > 0), "{table}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use mpa::demo::scene::{Content, Kind, MAX_VALUE, Purpose, Scene, Style, generato
 use mpa::demo::vocabulary::{self, ANNOTATE, READ};
 use mpa::models::prompt::{self, Message, Prompter};
 use mpa::models::vlm::Vlm;
+use mpa::mpa::engine::Native;
 use mpa::mpa::progress::Progress;
 use mpa::mpa::run;
 use mpa::train::fit::{LoraOptions, Picture, Sample, TrainOptions, Trainable, Trainer};
@@ -279,7 +280,7 @@ fn a_small_demo_runs_and_repeats_to_the_same_bytes() {
     let home = tempfile::tempdir().expect("a temporary folder");
     let path = |name: &str| home.path().join(name);
     let quiet = Progress::silent();
-    let report = mpa::demo::run(Some(&path("one")), 3, SMALL, &quiet).expect("demo");
+    let report = mpa::demo::run(&Native::cpu(), Some(&path("one")), 3, SMALL, &quiet).expect("demo");
     assert_eq!((report.pictures, report.steps), (24, 3));
     assert!(report.pseudo_labels > 24 && report.kept > 0 && report.kept < report.pseudo_labels, "{report:?}");
     assert!(report.pseudo_accuracy > 0.5 && report.teacher > report.student, "{report:?}");
@@ -292,15 +293,16 @@ fn a_small_demo_runs_and_repeats_to_the_same_bytes() {
             .map(|(n, b)| (n.clone(), b.clone()))
             .collect()
     };
-    mpa::demo::run(Some(&path("two")), 3, SMALL, &quiet).expect("demo");
+    mpa::demo::run(&Native::cpu(), Some(&path("two")), 3, SMALL, &quiet).expect("demo");
     same(&first, &files(&path("two")));
-    run::run(&path("one").join("config.toml"), Some(&path("three")), &quiet).expect("run");
+    run::run(&Native::cpu(), &path("one").join("config.toml"), Some(&path("three")), &quiet).expect("run");
     same(&rest(&first), &rest(&files(&path("three"))));
 
     // Started again it finds everything done; another seed is refused.
-    mpa::demo::run(Some(&path("one")), 3, SMALL, &quiet).expect("again");
+    mpa::demo::run(&Native::cpu(), Some(&path("one")), 3, SMALL, &quiet).expect("again");
     same(&first, &files(&path("one")));
-    let refused = mpa::demo::run(Some(&path("one")), 4, SMALL, &quiet).expect_err("another seed");
+    let refused =
+        mpa::demo::run(&Native::cpu(), Some(&path("one")), 4, SMALL, &quiet).expect_err("another seed");
     assert_eq!(refused.exit_code(), 2);
 }
 

@@ -24,6 +24,7 @@ fn request(text: &str, images: &[Arc<Rgb>], samples: usize, seed: u64) -> Reques
     Request {
         messages: vec![Message::new("user", content)],
         images: images.to_vec(),
+        tiles: vec![],
         max_new_tokens: 9,
         sampling: Sampling { temperature: 1.0, top_p: 0.9 },
         samples,

@@ -12,7 +12,7 @@ mod lora;
 mod set;
 
 use check::*;
-use set::for_each_model;
+use set::*;
 
 #[test]
 fn tokenizer_cases() {
@@ -52,4 +52,37 @@ fn greedy_tokens_alone_and_in_a_batch() {
 #[test]
 fn lora_losses_gradients_and_final_adapter() {
     for_each_model(lora::training);
+}
+
+/// The same through the CUDA kernels, run on this CPU.
+#[cfg(feature = "host-kernels")]
+mod kernels {
+    use mpa::tensor::{Device, Gpu};
+
+    use super::*;
+
+    fn device() -> Device {
+        Device::Cuda(Gpu::host(1).unwrap())
+    }
+
+    #[test]
+    fn vision_tower_and_connector() {
+        for_each_model_on(&device(), vision);
+    }
+
+    #[test]
+    fn logits_and_hidden_states() {
+        for_each_model_on(&device(), text);
+    }
+
+    #[test]
+    fn greedy_tokens_alone_and_in_a_batch() {
+        for_each_model_on(&device(), generation);
+    }
+
+    #[test]
+    fn logits_in_bf16() {
+        let device = device();
+        for_each_model_on(&Device::Cpu, |golden| bf16(golden, &device));
+    }
 }

@@ -147,6 +147,11 @@ fn warm_cache(hub: &Path) {
         let folder = resolve(id).unwrap();
         assert!(folder.ends_with(COMMIT) && folder.join("config.json").is_file(), "{}", folder.display());
     }
+    let mut newer = checkpoint(false);
+    newer.remove("preprocessor_config.json");
+    newer.insert("processor_config.json", b"{}".to_vec());
+    cache_snapshot(hub, "owner/newer", &newer, "");
+    resolve("owner/newer").unwrap();
     // A snapshot that lacks something is no model: the hub, which cannot be reached, is asked.
     for (i, without) in ["tokenizer.json", "two.safetensors", "chat_template.json"].iter().enumerate() {
         let id = format!("owner/cold{i}");

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use common::{Rng, Tolerance, assert_close};
 use mpa::models::image::Rgb;
 use mpa::models::vlm::Vlm;
+use mpa::models::weights::Weights;
 use mpa::tensor::Tensor;
+use mpa::train::batch::Kept;
 use mpa::train::fit::{LoraOptions, Picture, Sample, Tower, TrainOptions, Trainable, Trainer, level};
 
 fn model() -> PathBuf {
@@ -54,7 +56,23 @@ fn lora(dropout: f32) -> Trainable {
 
 fn prepared(trainer: &Trainer, samples: &[Sample]) -> Vec<Arc<mpa::train::batch::Prepared>> {
     let samples: Vec<&Sample> = samples.iter().collect();
-    trainer.prepare(&samples).unwrap().into_iter().map(Arc::new).collect()
+    trainer.prepare(&samples, &mut Kept::default()).unwrap().into_iter().map(Arc::new).collect()
+}
+
+#[test]
+fn a_picture_goes_through_a_frozen_vision_side_once() {
+    let targets = ["q_proj".to_string()].to_vec();
+    let text = LoraOptions { targets: vec![r".*text_model.*q_proj".to_string()], ..LoraOptions::default() };
+    let all = LoraOptions { targets, ..LoraOptions::default() };
+    let samples = samples(4); // of two pictures: 0, 1, none, 1
+    for (options_of, frozen) in [(text, true), (all, false)] {
+        let trainer = Trainer::new(vlm(), Trainable::Lora(options_of), options()).unwrap();
+        let mut kept = Kept::default();
+        let first = trainer.prepare(&[&samples[1]], &mut kept).unwrap();
+        let then = trainer.prepare(&[&samples[0], &samples[3]], &mut kept).unwrap();
+        assert_eq!(Arc::ptr_eq(&first[0].pictures[0], &then[1].pictures[0]), frozen);
+        assert!(!Arc::ptr_eq(&then[0].pictures[0], &then[1].pictures[0]));
+    }
 }
 
 /// The loss at weights moved by `h` along `direction`, less the loss without: what the gradient must predict.
@@ -202,6 +220,20 @@ fn resume_after_a_kill_gives_the_same_bytes() {
 }
 
 #[test]
+fn what_a_run_wrote_is_a_plain_checkpoint_to_the_next() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let full = Trainable::Full(vec![Tower::Connector]);
+    let run = |model: &Path, count, out: &Path| {
+        level(model, &samples(count), &full, &options(), out, &mut |_, _, _, _| {}).unwrap();
+    };
+    run(&model(), 7, first.path());
+    run(first.path(), 6, second.path());
+    run(first.path(), 6, second.path());
+    let names = |folder: &Path| files(folder).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(names(first.path()), names(second.path()));
+}
+
+#[test]
 fn a_folder_of_another_run_is_refused() {
     let out = tempfile::tempdir().unwrap();
     assert!(train(out.path(), &lora(0.0), usize::MAX));
@@ -266,6 +298,18 @@ fn adapters_written_by_others_are_read() {
         text.replace("\"rank_pattern\": {}", "\"rank_pattern\": {\"layers.0.self_attn.q_proj\": 4}");
     assert_ne!(patched, text);
     std::fs::write(&config, &patched).unwrap();
+    adapter::load(&mut vlm(), out.path()).unwrap();
+
+    // A plain state dict has the adapter's name in its keys.
+    let path = out.path().join("adapter_model.safetensors");
+    let mut file = Weights::open_file(&path).unwrap();
+    let renamed: Vec<(String, Tensor)> = file
+        .names()
+        .into_iter()
+        .map(|name| (name.replace(".weight", ".default.weight"), file.take_any(&name).unwrap()))
+        .collect();
+    let renamed: Vec<(String, &Tensor)> = renamed.iter().map(|(name, t)| (name.clone(), t)).collect();
+    mpa::models::weights::save(&path, &renamed).unwrap();
     adapter::load(&mut vlm(), out.path()).unwrap();
 
     for (from, to, key) in [

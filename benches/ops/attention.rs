@@ -1,5 +1,5 @@
 use criterion::{Criterion, criterion_group};
-use mpa::ops::attention::{Config, Span, backward, forward};
+use mpa::ops::attention::{Config, Span, Spans, backward, forward};
 
 use crate::{measure_flops, tensor};
 
@@ -86,7 +86,7 @@ fn both(c: &mut Criterion) {
         let (mut out, mut lse) = (tensor(&q), tensor(&[spans * q_len, heads]));
         let (mut dq, mut dk, mut dv, dout) = (tensor(&q), tensor(&k), tensor(&k), tensor(&q));
         let (q, k, v) = (tensor(&q), tensor(&k), tensor(&k));
-        let spans: Vec<Span> =
+        let spans: Spans =
             (0..spans).map(|i| Span { q_start: i * q_len, q_len, k_start: i * k_len, k_len }).collect();
         let flops = 4 * spans.len() * q_len * k_len * heads * head_size;
         measure_flops(c, "attention forward", name, flops, || {

@@ -1,6 +1,6 @@
 use criterion::{Criterion, criterion_group};
 use mpa::ops::embedding;
-use mpa::tensor::DType;
+use mpa::tensor::{DType, Indices};
 
 use crate::{measure, tensor};
 
@@ -10,7 +10,7 @@ fn all(c: &mut Criterion) {
         ("SmolVLM-500M text, 1000 tokens", 1000, 960, 49280, DType::Bf16),
     ];
     for (place, t, width, vocabulary, dtype) in places {
-        let ids: Vec<u32> = (0..t).map(|i| (i * 977 % vocabulary) as u32).collect();
+        let ids: Indices = (0..t).map(|i| (i * 977 % vocabulary) as u32).collect();
         let table = tensor(&[vocabulary, width]).to_dtype(dtype).unwrap();
         let (mut out, mut dtable) = (tensor(&[t, width]), tensor(&[vocabulary, width]));
         let bytes = t * width * 4;
@@ -20,7 +20,7 @@ fn all(c: &mut Criterion) {
         measure(c, "embedding backward", place, 3 * bytes, || {
             embedding::backward(&mut dtable, &ids, &out).expect("shapes fit")
         });
-        let places: Vec<u32> = (0..t as u32 / 2).collect();
+        let places: Indices = (0..t as u32 / 2).collect();
         let mut features = tensor(&[t, width]);
         measure(c, "embedding splice", place, bytes, || {
             embedding::splice(&mut out, &features, &places, &places).expect("shapes fit")

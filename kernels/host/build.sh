@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# Builds the library that runs kernels/*.cu on the CPU: build.sh plain|asan|tsan OUT.so [KERNEL.cu ...]
-# Without named kernels all of kernels/ go in. Objects are kept in OUT.so.d and made again when a source or a header changes.
-# scripts/mutate-kernels names a changed copy of a kernel: it takes the place of the one of the same stem.
+# Builds the library that runs kernels/*.cu on the CPU: build.sh [--kernels FOLDER] [--only STEM] plain|asan|tsan OUT.so
+# Objects are kept in OUT.so.d and made again when a source or a header changes; they hold no path of this machine's.
+# scripts/mutate-kernels: --kernels takes a changed copy of kernels/; --only compiles FOLDER/STEM.cu and links it with the objects that are there.
 set -euo pipefail
-[ $# -ge 2 ] || { echo "usage: build.sh plain|asan|tsan OUT.so [KERNEL.cu ...]" >&2; exit 2; }
-mode=$1 out=$2
-shift 2
 host=$(cd "$(dirname "$0")" && pwd)
-kernels=$(dirname "$host")
-[ $# -gt 0 ] || set -- "$kernels"/*.cu
+kernels=$(dirname "$host") only=""
+while [ $# -gt 2 ]; do
+    case $1 in
+    --kernels) kernels=$(cd "$2" && pwd) ;;
+    --only) only=$2 ;;
+    *) break ;;
+    esac
+    shift 2
+done
+[ $# -eq 2 ] || { echo "usage: build.sh [--kernels FOLDER] [--only STEM] plain|asan|tsan OUT.so" >&2; exit 2; }
+mode=$1 out=$2
 cxx=${CXX:-c++}
-flags=(-std=c++20 -fPIC -g -fno-strict-aliasing -ftrivial-auto-var-init=pattern -Wall -Wno-unknown-pragmas -Wno-unused -Wno-unused-variable -I "$kernels" -I "$host")
+flags=(-std=c++20 -fPIC -g -fno-strict-aliasing -ftrivial-auto-var-init=pattern -Wall -Wno-unknown-pragmas -Wno-unused -Wno-unused-variable -I "$kernels" -I "$host"
+    -ffile-prefix-map="$kernels"=kernels)
 case $mode in
 plain) flags+=(-O2) ;;
 asan) flags+=(-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer) ;;
@@ -24,7 +31,7 @@ mkdir -p "$objects"
 # is a module of its own, here a namespace.
 registration() {
     local kernel=$1
-    printf '#include "common.cuh"\n#include "mma.cuh"\nnamespace {\n#include "%s"\n' "$kernel"
+    printf '#include "common.cuh"\n#include "mma.cuh"\nnamespace {\n#include "%s"\n' "$(basename "$kernel")"
     tr '\n' ' ' <"$kernel" | sed -nE 's/extern "C" __global__ void __launch_bounds__\(([0-9]+)[^)]*\) +([A-Za-z0-9_]+)/\n@ \2 \1\n/gp' |
         awk '$1 == "@" { printf "const bool registered_%s = host::add(\"%s\", &%s, %s);\n", $2, $2, $2, $3 }'
     echo "}  // namespace"
@@ -32,7 +39,7 @@ registration() {
 
 compile() { # source, object, what it depends on
     local source=$1 object=$2 key
-    key=$(cat "$source" "${3:-$source}" "$kernels"/*.cuh "$host"/*.h | cksum; echo "${flags[*]} $cxx")
+    key=$(cat "$source" "${3:-$source}" "$kernels"/*.cuh "$host"/*.h | cksum; echo "${flags[*]//$kernels/kernels} $cxx")
     if [ -f "$object" ] && [ "$(cat "$object.key" 2>/dev/null)" = "$key" ]; then return; fi
     "$cxx" "${flags[@]}" ${3:+-include "$host/cuda_host.h"} -c "$source" -o "$object"
     echo "$key" >"$object.key"
@@ -41,16 +48,16 @@ compile() { # source, object, what it depends on
 pids=()
 wanted=()
 start() { # the same, beside as many others as there are processors
+    wanted+=("$2")
+    if [ -n "$only" ] && [ "$2" != "$objects/$only.o" ]; then return; fi
     compile "$@" &
     pids+=($!)
-    wanted+=("$2")
     if [ ${#pids[@]} -ge "$(nproc)" ]; then wait "${pids[0]}"; pids=("${pids[@]:1}"); fi
 }
 for source in "$host"/*.cpp; do start "$source" "$objects/host-$(basename "$source" .cpp).o"; done
-for kernel in "$@"; do
+for kernel in "$kernels"/*.cu; do
     stem=$(basename "$kernel" .cu)
-    registration "$kernel" >"$objects/$stem.cpp.new"
-    cmp -s "$objects/$stem.cpp.new" "$objects/$stem.cpp" || cp "$objects/$stem.cpp.new" "$objects/$stem.cpp"
+    [ -n "$only" ] || registration "$kernel" >"$objects/$stem.cpp"
     start "$objects/$stem.cpp" "$objects/$stem.o" "$kernel"
 done
 for pid in "${pids[@]}"; do wait "$pid"; done

@@ -7,8 +7,13 @@
 //     #include "X.cu"
 //     bool registered = host::add("X_forward_bf16", &X_forward_bf16, 256) && host::add(...);   // 256 from __launch_bounds__
 //     }
-// with g++ -std=c++20 -O2 -g -x c++ -include kernels/host/cuda_host.h -I kernels -fno-strict-aliasing -ftrivial-auto-var-init=pattern
-//   plain; + -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined; or + -O1 -fsanitize=thread.
+// with g++ -std=c++20 -g -x c++ -include kernels/host/cuda_host.h -I kernels -Wno-unknown-pragmas -fno-strict-aliasing (nvcc's kernels
+// may look at bytes through any type) -ftrivial-auto-var-init=pattern (a sum that is never cleared shows), and
+//     -O2                                                                plain
+//     -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined   run with ASAN_OPTIONS=detect_leaks=0 (Rust's harness leaks)
+//     -O1 -fsanitize=thread
+// A Rust test program links stdc++ and then asan and ubsan, or tsan (in g++'s own folder), and with AddressSanitizer runs under
+// LD_PRELOAD=$(g++ -print-file-name=libasan.so).
 // Link the object files themselves, or the archive as a whole (+whole-archive): nothing refers to the registrations by name.
 #pragma once
 #include <cstddef>

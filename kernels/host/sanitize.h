@@ -30,6 +30,9 @@ struct Quiet {
   }
 };
 // Memory order: what came before publish(tag) happens before what follows a later observe(tag). Nothing else orders two CUDA threads.
+// A fiber that has played a thread of one block is ordered after that whole block. So there are two sets of fibers and each block takes one
+// at random: a race between two blocks shows when they took different ones.
+constexpr unsigned FIBER_SETS = 2;
 inline void publish(void* tag) { __tsan_release(tag); }
 inline void observe(void* tag) { __tsan_acquire(tag); }
 #else
@@ -37,6 +40,7 @@ struct Quiet {
   Quiet() {}
   ~Quiet() {}
 };
+constexpr unsigned FIBER_SETS = 1;
 inline void publish(void*) {}
 inline void observe(void*) {}
 #endif

@@ -1,6 +1,7 @@
 #include "scheduler.h"
 
 #include <cstdlib>
+#include <iterator>
 #include <map>
 
 namespace host {
@@ -10,7 +11,9 @@ Machine machine;
 namespace {
 
 std::string name_of(Location at) { return std::string(at.file_name()) + ":" + std::to_string(at.line()); }
-bool same_line(Location a, Location b) { return a.line() == b.line() && !strcmp(a.file_name(), b.file_name()); }
+bool same_line(Location a, Location b) {
+  return a.line() == b.line() && (a.file_name() == b.file_name() || !strcmp(a.file_name(), b.file_name()));
+}
 std::string name_of(uint3 i) { return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")"; }
 std::string where() { return std::string("kernel ") + machine.kernel_name + ", block " + name_of(blockIdx); }
 
@@ -20,9 +23,21 @@ uint64_t next_random() {  // xorshift64
   return machine.random ^= machine.random << 17;
 }
 
+bool faulty() {
+  Quiet quiet;
+  return !machine.fault.empty();
+}
+
+// The launch has failed: the fiber stays where it is. What it has done so far comes before the end of the launch.
+[[noreturn]] void abandon() {
+  publish(&machine.launch_ends);
+  for (;;) Fiber::yield();
+}
+
 // A fiber's life: one CUDA thread after the other. Threads of different blocks are not ordered, only begin and end of the launch are.
 void fiber_body() {
   for (;;) {
+    if (faulty()) abandon();
     observe(&machine.launch_begins);
     machine.kernel();
     publish(&machine.launch_ends);
@@ -91,8 +106,7 @@ void open_barrier() {
 }
 
 void begin_block(dim3 size) {
-  // Another fiber per thread index in each block: one fiber's accesses are ordered, so it must not play thread 0 of all blocks.
-  std::rotate(machine.fibers.begin(), machine.fibers.begin() + 1, machine.fibers.end());
+  auto& fibers = machine.fibers[next_random() % FIBER_SETS];
   machine.tags.reset(new char[2 + 2 * machine.warps.size()]);
   for (unsigned id = 0; id < machine.threads.size(); id++) {
     Thread& thread = machine.threads[id];
@@ -101,7 +115,7 @@ void begin_block(dim3 size) {
     thread.state = State::running;
     thread.barriers = 0;
     thread.copies.clear();
-    thread.fiber = machine.fibers[id].get();
+    thread.fiber = fibers[id].get();
   }
   for (Warp& warp : machine.warps) warp = Warp{};
 }
@@ -149,9 +163,21 @@ void prepare(dim3 grid, dim3 block, size_t shared_bytes, uint64_t seed) {
   machine.shared_bytes = shared_bytes;
   machine.run_ahead = seed % 2;
   machine.random = seed * 0x9E3779B97F4A7C15 | 1;
-  while (machine.fibers.size() < threads) machine.fibers.push_back(std::make_unique<Fiber>(fiber_body));
+  for (auto& fibers : machine.fibers)
+    while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>(fiber_body));
   machine.threads.resize(threads);
   machine.warps.resize((threads + 31) / 32);
+}
+
+// After a fault fibers stand in the middle of a kernel. They are left behind with their stacks; the next launch makes new ones.
+void drop_fibers() {
+  for (unsigned id = 0; id < machine.threads.size(); id++)
+    if (machine.threads[id].state != State::returned) resume(id);  // to abandon()
+  static auto* left_behind = new std::vector<std::unique_ptr<Fiber>>;  // never destroyed
+  for (auto& fibers : machine.fibers) {
+    std::move(fibers.begin(), fibers.end(), std::back_inserter(*left_behind));
+    fibers.clear();
+  }
 }
 
 }  // namespace
@@ -166,24 +192,26 @@ std::string run_grid(dim3 grid, dim3 block, size_t shared_bytes, uint64_t seed) 
     blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
     run_block_with_memory(block);
   }
+  if (faulty()) drop_fibers();
   observe(&machine.launch_ends);
-  // After a fault the fibers stand in the middle of a kernel: they are left behind, with what the sanitizers know of them.
-  if (!machine.fault.empty())
-    for (auto& fiber : machine.fibers) fiber.release();
-  if (!machine.fault.empty()) machine.fibers.clear();
   return machine.fault;
 }
 
 void fail(const std::string& what, Location at) {
   Quiet quiet;
   machine.fault = where() + ", thread " + name_of(threadIdx) + ": " + what + ", " + name_of(at);
-  for (;;) Fiber::yield();
+  abandon();
+}
+
+void give_way() {
+  Fiber::yield();
+  if (!machine.fault.empty()) abandon();
 }
 
 void wait_in(State state, Location at) {
   self().state = state;
   self().at = at;
-  Fiber::yield();
+  give_way();
 }
 
 Warp* arrive(const char* operation, unsigned mask, void* operands, Location at) {
@@ -256,5 +284,5 @@ void __threadfence() {
 void __threadfence_block() { __threadfence(); }
 void __nanosleep(unsigned) {
   host::Quiet quiet;
-  host::Fiber::yield();
+  host::give_way();
 }

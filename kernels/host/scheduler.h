@@ -37,12 +37,12 @@ struct Warp {
 struct Machine {
   const char* kernel_name = "";
   std::function<void()> kernel;            // with its arguments
-  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<std::unique_ptr<Fiber>> fibers[FIBER_SETS];
   std::vector<Thread> threads;             // of the block that runs
   std::vector<Warp> warps;
   char* shared = nullptr;                  // of the block, exactly as long as asked for
   size_t shared_bytes = 0;
-  std::unique_ptr<char[]> tags;            // publish/observe addresses: barrier x2, then x2 per warp. New ones for each block.
+  std::unique_ptr<char[]> tags;            // addresses for publish/observe, new ones in each block: two for the barrier, two per warp
   char launch_begins, launch_ends, fence;  // likewise, for the whole launch
   unsigned current = 0;                    // index into threads
   bool run_ahead = false;
@@ -60,7 +60,9 @@ std::string run_grid(dim3 grid, dim3 block, size_t shared_bytes, uint64_t seed);
 // Called by a CUDA thread: stops the launch with a report that names kernel, block, thread and source line.
 [[noreturn]] void fail(const std::string& what, Location at);
 
-// Called by a CUDA thread: gives way until the scheduler has set its state back to running.
+// Called by a CUDA thread: lets others run.
+void give_way();
+// The same, until the scheduler has set its state back to running.
 void wait_in(State state, Location at);
 
 // A warp operation, from the side of one lane: null once another lane has completed it, or the warp for the lane that came last, which

@@ -14,41 +14,45 @@ inline void warp_operation(const char* operation, unsigned mask, void* operands,
   depart(*warp);
 }
 
-// source(lane within its segment) names the lane that is read; out of the segment: the lane keeps its own value.
-template <class T, class Source>
-inline T shuffle(const char* operation, unsigned mask, T value, int width, Location at, Source source) {
+// Every lane names the lane that it reads, within its segment of width lanes; out of the segment: it keeps its own value.
+template <class T>
+inline T shuffle(const char* operation, unsigned mask, T value, int from, int width, Location at) {
   struct Operands {
     T in, out;
-  } mine{value, value};
+    int from;  // may differ from lane to lane
+  };
+  int lane_id = self().id % 32, segment = lane_id & ~(width - 1);
+  Operands mine{value, value, from < 0 || from >= width ? lane_id : segment + from};
   warp_operation(operation, mask, &mine, at, [=](void** lane, unsigned lanes) {
     for (int i = 0; i < 32; i++) {
       if (!(lanes >> i & 1)) continue;
-      int segment = i & ~(width - 1), from = source(i - segment);
-      from = from < 0 || from >= width ? i : segment + from;
-      if (!(lanes >> from & 1)) fail(std::string(operation) + " reads a lane that is not in its mask", at);
-      static_cast<Operands*>(lane[i])->out = static_cast<Operands*>(lane[from])->in;
+      auto& to = *static_cast<Operands*>(lane[i]);
+      if (!(lanes >> to.from & 1)) fail(std::string(operation) + " reads a lane that is not in its mask", at);
+      to.out = static_cast<Operands*>(lane[to.from])->in;
     }
   });
   return mine.out;
 }
 
+inline int lane_in_segment(int width) { return self().id % 32 & (width - 1); }
+
 }  // namespace host
 
 template <class T>
 inline T __shfl_sync(unsigned mask, T value, int from, int width = 32, host::Location at = host::Location::current()) {
-  return host::shuffle("__shfl_sync", mask, value, width, at, [=](int) { return from & (width - 1); });
+  return host::shuffle("__shfl_sync", mask, value, from & (width - 1), width, at);
 }
 template <class T>
 inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, host::Location at = host::Location::current()) {
-  return host::shuffle("__shfl_xor_sync", mask, value, width, at, [=](int lane) { return lane ^ bits; });
+  return host::shuffle("__shfl_xor_sync", mask, value, host::lane_in_segment(width) ^ bits, width, at);
 }
 template <class T>
 inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, host::Location at = host::Location::current()) {
-  return host::shuffle("__shfl_down_sync", mask, value, width, at, [=](int lane) { return lane + int(by); });
+  return host::shuffle("__shfl_down_sync", mask, value, host::lane_in_segment(width) + int(by), width, at);
 }
 template <class T>
 inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, host::Location at = host::Location::current()) {
-  return host::shuffle("__shfl_up_sync", mask, value, width, at, [=](int lane) { return lane - int(by); });
+  return host::shuffle("__shfl_up_sync", mask, value, host::lane_in_segment(width) - int(by), width, at);
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, host::Location at = host::Location::current()) {

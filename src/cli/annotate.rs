@@ -5,11 +5,11 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::models::hub;
 use crate::mpa::annotate::{self, Options};
-use crate::mpa::engine::{Lazy, Native};
+use crate::mpa::engine::Lazy;
 use crate::mpa::progress::Progress;
 use crate::mpa::prompts;
 
-use super::{Output, args, guard};
+use super::{Output, args, compute, guard};
 
 #[derive(Serialize)]
 struct Settings<'a> {
@@ -18,7 +18,7 @@ struct Settings<'a> {
     options: &'a Options,
 }
 
-pub fn run(args: &args::Annotate, progress: &Progress) -> Result<Output> {
+pub fn run(args: &args::Annotate, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let options = Options {
         prompt: prompts::task(&args.task, Path::new(""))?,
         samples: args.samples,
@@ -28,7 +28,8 @@ pub fn run(args: &args::Annotate, progress: &Progress) -> Result<Output> {
         seed: args.seed,
     };
     options.check().map_err(|bad| bad.usage())?;
-    let model = Lazy::new(&Native, hub::resolve(&args.model)?, None, progress);
+    let engine = compute::native(compute, progress)?;
+    let model = Lazy::new(&engine, hub::resolve(&args.model)?, None, progress);
     let settings = Settings { model: &args.model, images: &args.images, options: &options };
     guard::file(&args.out, &args.images, &settings)?;
     let tally = annotate::run(&args.images, &options, &model, &args.out, args.batch, progress)?;

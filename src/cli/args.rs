@@ -1,12 +1,13 @@
 //! What the command line accepts.
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::mpa::config;
 use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
+use crate::tensor::Backend;
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
 #[derive(Parser)]
@@ -14,6 +15,8 @@ use crate::mpa::select::Rule;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    #[command(flatten)]
+    pub compute: Compute,
     /// Print one JSON object on stdout
     #[arg(long, global = true, display_order = 100)]
     pub json: bool,
@@ -23,6 +26,26 @@ pub struct Cli {
     /// Show no progress on stderr
     #[arg(short, long, global = true, display_order = 102, conflicts_with = "verbose")]
     pub quiet: bool,
+}
+
+/// Where models run.
+#[derive(Args)]
+pub struct Compute {
+    /// Where models answer; training is done on the CPU
+    #[arg(long, global = true, value_enum, default_value_t = Backend::Auto, display_order = 97)]
+    pub backend: Backend,
+    /// Which GPU, from 0
+    #[arg(long, global = true, value_name = "N", default_value_t = 0, display_order = 98)]
+    pub device: usize,
+    /// What a GPU stores weights and activations as (a CPU computes in f32)
+    #[arg(long, global = true, value_enum, default_value_t = GpuType::Bf16, display_order = 99)]
+    pub dtype: GpuType,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GpuType {
+    Bf16,
+    F32,
 }
 
 #[derive(Subcommand)]
@@ -36,8 +59,7 @@ pub enum Command {
     Evaluate(Evaluate),
     Generate(Generate),
     Merge(Merge),
-    /// Show what this machine and this binary have to offer: threads, SIMD, memory, devices
-    Doctor,
+    Doctor(Doctor),
 }
 
 const GENERAL: &str = "\
@@ -51,7 +73,7 @@ Exit codes: 0, 1 for a failure, 2 for a mistake in the arguments or in a file.";
 
 /// Watch the whole loop level a tiny student with a tiny teacher, on pictures drawn for it
 ///
-/// Both models are in this binary; it takes a few minutes. With --out, DIR/report.html shows what came of it and `mpa run DIR/config.toml
+/// Both models are in this binary; it takes about a minute. With --out, DIR/report.html shows what came of it and `mpa run DIR/config.toml
 /// --out OTHER` repeats it.
 #[derive(Args)]
 #[command(after_help = "\
@@ -63,7 +85,8 @@ pub struct Demo {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Other pictures, other questions, other samples
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    // TOML, in which the seed is kept, has no larger numbers.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 
@@ -182,7 +205,7 @@ pub struct Predict {
 #[derive(Args)]
 #[command(after_help = "\
 Example:
-  mpa select --teacher teacher.jsonl --student student.jsonl --rule contains --out parity.jsonl --rehearsal rehearsal.jsonl")]
+  mpa select --teacher teacher.jsonl --student student.jsonl --rule contains --out parity.jsonl")]
 pub struct Select {
     /// The teacher's predictions
     #[arg(long, value_name = "FILE")]
@@ -196,7 +219,7 @@ pub struct Select {
     /// Where the parity set goes: teacher right, student wrong (JSONL)
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Where the samples go that both have right
+    /// Where the samples go that both have right [default: beside --out, parity.rehearsal.jsonl for parity.jsonl]
     #[arg(long, value_name = "FILE")]
     pub rehearsal: Option<PathBuf>,
     /// Where the samples go that the teacher contradicts
@@ -211,7 +234,7 @@ pub struct Select {
 #[command(after_help = "\
 Examples:
   mpa level --model student --data parity.jsonl --out leveled
-  mpa level --model student --data parity.jsonl --rehearsal rehearsal.jsonl --rehearsal-fraction 0.5 --rank 32 --epochs 3 --out leveled")]
+  mpa level --model student --data parity.jsonl --rehearsal 0.5 --rank 32 --epochs 3 --out leveled")]
 pub struct Level {
     /// Checkpoint folder or hub id
     #[arg(long, value_name = "MODEL")]
@@ -219,9 +242,9 @@ pub struct Level {
     /// JSONL with `question`, `answer` and mostly `image`
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
-    /// Samples that the student has right, some of which are mixed in against forgetting
-    #[arg(id = "rehearsal_file", long = "rehearsal", value_name = "FILE", requires = "rehearsal")]
-    pub rehearsal: Option<PathBuf>,
+    /// Samples that the student has right, for --rehearsal [default: beside --data, as `select` writes them]
+    #[arg(long, value_name = "FILE")]
+    pub rehearsal_data: Option<PathBuf>,
     /// Where the adapter and loss.jsonl go
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -307,6 +330,14 @@ pub struct Merge {
     /// Where the checkpoint goes; a new or empty folder
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+}
+
+/// Show what this machine and this binary have to offer: threads, SIMD, memory, GPUs, kernels
+#[derive(Args)]
+pub struct Doctor {
+    /// Print what each CUDA kernel takes on each architecture, tab-separated: registers, shared memory, spills, occupancy
+    #[arg(long)]
+    pub kernels: bool,
 }
 
 fn positive(text: &str) -> Result<usize, String> {

@@ -2,12 +2,13 @@ use crate::error::Result;
 use crate::mpa::evaluate;
 use crate::mpa::progress::Progress;
 
-use super::{Output, args, guard, predict};
+use super::{Output, args, compute, guard, predict};
 
-pub fn run(args: &args::Evaluate, progress: &Progress) -> Result<Output> {
+pub fn run(args: &args::Evaluate, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let options = predict::options(&args.ask)?;
     let adapter = args.adapter.as_deref();
-    let model = predict::model(&args.model, adapter, progress)?;
+    let engine = compute::native(compute, progress)?;
+    let model = predict::model(&engine, &args.model, adapter, progress)?;
     let questions = &args.questions;
     guard::folder(
         &args.out,

@@ -8,12 +8,13 @@ use crate::error::{Error, Result};
 use crate::models::generate::Request;
 use crate::models::hub;
 use crate::mpa::answer;
-use crate::mpa::engine::{Engine, Native};
+use crate::mpa::engine::Engine;
+use crate::mpa::progress::Progress;
 use crate::ops::sample::Sampling;
 
-use super::{Output, args};
+use super::{Output, args, compute};
 
-pub fn run(args: &args::Generate) -> Result<Output> {
+pub fn run(args: &args::Generate, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let top_p = args.top_p > 0.0 && args.top_p <= 1.0;
     if !(args.temperature >= 0.0 && args.temperature.is_finite() && top_p) {
         return Err(Error::Usage("expected --temperature of at least 0 and 0 < --top-p <= 1".to_string()));
@@ -21,10 +22,12 @@ pub fn run(args: &args::Generate) -> Result<Output> {
     let read = |path| images::read(path).map(Arc::new);
     let images = args.images.iter().map(|path: &std::path::PathBuf| read(Path::new(path)));
     let images = images.collect::<Result<Vec<_>>>()?;
-    let model = Native.load(&hub::resolve(&args.model)?, args.adapter.as_deref())?;
+    let model =
+        compute::native(compute, progress)?.load(&hub::resolve(&args.model)?, args.adapter.as_deref())?;
     let request = Request {
         messages: answer::turn(images.len(), &args.prompt),
         images,
+        tiles: Vec::new(),
         max_new_tokens: args.max_new_tokens,
         sampling: Sampling { temperature: args.temperature, top_p: args.top_p },
         samples: 1,

@@ -23,7 +23,11 @@ pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<()> {
 
 /// For an output folder; the settings are kept in it, in settings.json.
 pub fn folder(out: &Path, settings: &impl Serialize) -> Result<()> {
-    let filled = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    // A hidden file is what a kill left of the settings.
+    let hidden = |entry: std::io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"."))
+    };
+    let filled = fs::read_dir(out).is_ok_and(|mut entries| !entries.all(hidden));
     same(out, &out.join("settings.json"), filled, settings)
 }
 

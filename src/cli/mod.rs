@@ -2,6 +2,7 @@
 
 mod annotate;
 mod args;
+mod compute;
 mod demo;
 mod doctor;
 mod evaluate;
@@ -24,7 +25,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, Result};
 use crate::mpa::progress::Progress;
-use args::{Cli, Command};
+use args::{Cli, Command, Compute};
 
 /// What a command has to say: one of the two is printed on stdout.
 struct Output {
@@ -47,7 +48,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     log(cli.verbose, cli.quiet);
     let progress = Progress::new(cli.quiet);
-    match dispatch(cli.command, &progress) {
+    match dispatch(cli.command, &cli.compute, &progress) {
         Ok(output) => {
             let text = if cli.json { output.json.to_string() } else { output.text };
             print(&text)
@@ -59,18 +60,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-fn dispatch(command: Command, progress: &Progress) -> Result<Output> {
+fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<Output> {
     match command {
-        Command::Demo(args) => demo::run(&args, progress),
-        Command::Run(args) => run::run(&args, progress),
-        Command::Annotate(args) => annotate::run(&args, progress),
-        Command::Predict(args) => predict::run(&args, progress),
+        Command::Demo(args) => demo::run(&args, compute, progress),
+        Command::Run(args) => run::run(&args, compute, progress),
+        Command::Annotate(args) => annotate::run(&args, compute, progress),
+        Command::Predict(args) => predict::run(&args, compute, progress),
         Command::Select(args) => select::run(&args),
-        Command::Level(args) => level::run(&args, progress),
-        Command::Evaluate(args) => evaluate::run(&args, progress),
-        Command::Generate(args) => generate::run(&args),
+        Command::Level(args) => level::run(&args, compute, progress),
+        Command::Evaluate(args) => evaluate::run(&args, compute, progress),
+        Command::Generate(args) => generate::run(&args, compute, progress),
         Command::Merge(args) => merge::run(&args),
-        Command::Doctor => doctor::run(),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::mpa::engine::{Lazy, Native};
 use crate::mpa::predict::{self, Options};
 use crate::mpa::progress::Progress;
 
-use super::{Output, args, guard};
+use super::{Output, args, compute, guard};
 
 #[derive(Serialize)]
 pub struct Settings<'a> {
@@ -19,9 +19,10 @@ pub struct Settings<'a> {
     pub options: &'a Options,
 }
 
-pub fn run(args: &args::Predict, progress: &Progress) -> Result<Output> {
+pub fn run(args: &args::Predict, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let options = options(&args.ask)?;
-    let model = model(&args.model, args.adapter.as_deref(), progress)?;
+    let engine = compute::native(compute, progress)?;
+    let model = model(&engine, &args.model, args.adapter.as_deref(), progress)?;
     let adapter = args.adapter.as_deref();
     let settings = Settings { model: &args.model, adapter, questions: &args.questions, options: &options };
     guard::file(&args.out, &args.questions, &settings)?;
@@ -39,9 +40,14 @@ pub fn options(ask: &args::Ask) -> Result<Options> {
 }
 
 /// A model that is loaded when needed; its folders are there.
-pub fn model<'a>(name: &str, adapter: Option<&Path>, progress: &'a Progress) -> Result<Lazy<'a>> {
+pub fn model<'a>(
+    engine: &'a Native,
+    name: &str,
+    adapter: Option<&Path>,
+    progress: &'a Progress,
+) -> Result<Lazy<'a>> {
     if let Some(folder) = adapter.filter(|folder| !folder.is_dir()) {
         return Err(Error::input(folder, "no such folder, expected a LoRA adapter in PEFT's layout"));
     }
-    Ok(Lazy::new(&Native, hub::resolve(name)?, adapter.map(Path::to_path_buf), progress))
+    Ok(Lazy::new(engine, hub::resolve(name)?, adapter.map(Path::to_path_buf), progress))
 }

@@ -1,21 +1,20 @@
 use crate::error::{Error, Result};
+use crate::mpa::level::rehearsal_beside;
 use crate::mpa::select::{self, Outputs};
 
 use super::{Output, args};
 
 pub fn run(args: &args::Select) -> Result<Output> {
-    let outputs = [Some(&args.out), args.rehearsal.as_ref(), args.rejected.as_ref()];
+    let rehearsal = args.rehearsal.clone().unwrap_or_else(|| rehearsal_beside(&args.out));
+    let outputs = [Some(&args.out), Some(&rehearsal), args.rejected.as_ref()];
     let files: Vec<_> = outputs.into_iter().flatten().chain([&args.teacher, &args.student]).collect();
     for (i, file) in files.iter().enumerate() {
         if i < files.len() - 2 && files[i + 1..].contains(file) {
             return Err(Error::Usage(format!("{} is named twice, once as output", file.display())));
         }
     }
-    let outputs = Outputs {
-        parity: Some(&args.out),
-        rehearsal: args.rehearsal.as_deref(),
-        rejected: args.rejected.as_deref(),
-    };
+    let outputs =
+        Outputs { parity: Some(&args.out), rehearsal: Some(&rehearsal), rejected: args.rejected.as_deref() };
     let counts = select::run(&args.teacher, &args.student, args.rule, outputs)?;
     let text = format!(
         "{} records: teacher agrees with {}, student is wrong on {}, kept {}, rehearsal {}",

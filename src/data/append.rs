@@ -2,6 +2,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::data::files;
 use crate::data::records::Record;
@@ -63,12 +64,21 @@ impl Appender {
     }
 }
 
+/// How long a killed process may take to be gone and to let its locks go.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Fails if another process holds `file`; where the file system knows no locks, goes on without.
 pub fn lock(file: &File, path: &Path) -> Result<()> {
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::Failure(format!("{}: another process is writing it", path.display())))
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if begun.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Failure(format!("{}: another process is writing it", path.display())));
+            }
+            Ok(()) | Err(TryLockError::Error(_)) => return Ok(()),
         }
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
 }

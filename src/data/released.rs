@@ -5,9 +5,10 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::data::records::{self, Ids, Record};
+use crate::data::records::{self, Ids, MAX_LINE, Record};
 use crate::error::{Error, Result};
 
 /// The records of a JSONL file, or of a JSON array in the released layout: the first byte that is not white space tells.
@@ -62,13 +63,24 @@ impl<'de> Visitor<'de> for Elements {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<Record>, A::Error> {
         let mut records: Vec<Record> = Vec::new();
-        while let Some(map) = seq.next_element::<Map<String, Value>>()? {
+        while let Some(text) = seq.next_element::<Box<RawValue>>()? {
             let number = records.len();
-            let record = record(map, number)
+            let record = parse(text.get(), number)
                 .map_err(|what| serde::de::Error::custom(format!("element {number} (from 0): {what}")))?;
             records.push(record);
         }
         Ok(records)
+    }
+}
+
+/// What is too long is not taken apart: values take many times the memory of their text.
+fn parse(text: &str, number: usize) -> Result<Record, String> {
+    if text.len() > MAX_LINE {
+        return Err(format!("it is longer than {MAX_LINE} bytes"));
+    }
+    match serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))? {
+        Value::Object(map) => record(map, number),
+        other => Err(format!("expected a JSON object, got {}", records::kind(&other))),
     }
 }
 

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::mpa::engine::Engine;
 use crate::mpa::progress::Progress;
 use crate::mpa::run;
 use inputs::Plan;
@@ -25,7 +26,13 @@ use report::Report;
 
 /// Prepares a run folder at `out` (a temporary one without), runs the loop on it as on any other, and checks with its own knowledge of the
 /// pictures what the loop could not know. Goes on where an earlier demo at `out` stopped.
-pub fn run(out: Option<&Path>, seed: u64, plan: Plan, progress: &Progress) -> Result<Report> {
+pub fn run(
+    engine: &dyn Engine,
+    out: Option<&Path>,
+    seed: u64,
+    plan: Plan,
+    progress: &Progress,
+) -> Result<Report> {
     let begun = Instant::now();
     let temporary;
     let folder = match out {
@@ -38,7 +45,7 @@ pub fn run(out: Option<&Path>, seed: u64, plan: Plan, progress: &Progress) -> Re
     progress.note(&format!("drawing {} pictures, and {} held-out ones", plan.pictures, plan.held_out));
     inputs::prepare(folder, seed, plan)?;
     let drawing = begun.elapsed().as_secs_f64();
-    let outcome = run::run(&folder.join("config.toml"), None, progress)?;
+    let outcome = run::run(engine, &folder.join("config.toml"), None, progress)?;
     let mut report = Report::new(folder, seed, &outcome)?;
     report.seconds.insert("draw".to_string(), drawing);
     report.seconds.insert("total".to_string(), begun.elapsed().as_secs_f64());

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::models::config::read_json;
 use crate::models::linear::{Linear, Lora};
 use crate::models::param::Param;
 use crate::models::vlm::Vlm;
@@ -19,6 +20,7 @@ use crate::tensor::Tensor;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// What peft puts before the module names, which for this family are the same in transformers 4 and 5.
 const PREFIX: &str = "base_model.model.";
 
 /// What a new adapter is like.
@@ -154,9 +156,9 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn read(path: &Path) -> Result<ConfigFile> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let keys = Value::Object(read_json(path)?);
         let config: ConfigFile =
-            serde_json::from_str(&text).map_err(|e| Error::input(path, e.to_string()))?;
+            serde_json::from_value(keys).map_err(|e| Error::input(path, e.to_string()))?;
         if config.peft_type != "LORA" {
             return Err(Error::input(
                 path,

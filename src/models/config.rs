@@ -201,7 +201,7 @@ pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>> {
 }
 
 /// A text file of at most `limit` bytes.
-pub(super) fn read_text(path: &Path, limit: u64) -> Result<String> {
+pub fn read_text(path: &Path, limit: u64) -> Result<String> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !meta.is_file() {
         return Err(Error::input(path, "expected a file"));

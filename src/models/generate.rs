@@ -1,23 +1,26 @@
 //! Autoregressive decoding of a ragged batch. What a request yields does not depend on what else is in the batch.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::models::decode::{Decoder, Step};
 use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::Message;
 use crate::models::text::KvCache;
 use crate::models::vlm::{Prompt, Vlm};
 use crate::ops::attention::Span;
 use crate::ops::embedding;
-use crate::ops::sample::{self, Sampling};
+use crate::ops::sample::{self, Draw, Sampling};
 use crate::random;
 use crate::tensor::{Indices, Tensor};
 
 /// Prompt tokens that go through the text tower in one pass: bounds the memory of its activations.
 const TOKENS_PER_PASS: usize = 8 * 1024;
-/// Memory for keys and values; requests that do not fit together are decoded one group after the other.
+/// Main memory for keys and values; requests that do not fit together are decoded one group after the other.
 const CACHE_BYTES: usize = 2 << 30;
 
 #[derive(Clone)]
@@ -25,6 +28,8 @@ pub struct Request {
     pub messages: Vec<Message>,
     /// One for each `Content::Image`, in order. The same `Arc` in several requests of a batch goes through the vision tower once.
     pub images: Vec<Arc<Rgb>>,
+    /// The same as tiles, or empty: see `Vlm::prepare`.
+    pub tiles: Vec<Arc<Tiles>>,
     pub max_new_tokens: usize,
     pub sampling: Sampling,
     /// Completions wanted; their prompt is computed once.
@@ -59,13 +64,23 @@ struct Draft {
 }
 
 impl Vlm {
+    /// Cuts the pictures of a batch into tiles ahead of `generate`, which does it otherwise: on another thread, while an earlier batch is
+    /// being answered.
+    pub fn prepare(&self, requests: &mut [Request]) -> Result<()> {
+        let (tiles, index) = self.unique_tiles(requests)?;
+        for (request, pictures) in requests.iter_mut().zip(index) {
+            request.tiles = pictures.into_iter().map(|i| Arc::clone(&tiles[i])).collect();
+        }
+        Ok(())
+    }
+
     /// Completions of a batch, `samples` of them a request, in the order of the requests.
     pub fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
         if requests.iter().any(|r| r.samples == 0) {
             return Err(Error::Usage("a request for 0 samples, expected 1 or more".into()));
         }
         let (tiles, index) = self.unique_tiles(requests)?;
-        let features = self.features(&tiles.iter().collect::<Vec<_>>())?;
+        let features = self.features(&tiles.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
         let mut prepared = Vec::with_capacity(requests.len());
         for (request, pictures) in requests.iter().zip(&index) {
             let grids: Vec<_> = pictures.iter().map(|&i| (tiles[i].rows, tiles[i].cols)).collect();
@@ -87,7 +102,7 @@ impl Vlm {
         let mut done = Vec::with_capacity(requests.len());
         let mut start = 0;
         while start < requests.len() {
-            let count = self.group(&requests[start..], &prepared[start..]);
+            let count = self.group(&requests[start..], &prepared[start..])?;
             let end = start + count;
             done.extend(self.decode_group(&requests[start..end], &prepared[start..end])?);
             start = end;
@@ -96,33 +111,42 @@ impl Vlm {
     }
 
     /// Tiles of each different picture, and which of them each request has.
-    fn unique_tiles(&self, requests: &[Request]) -> Result<(Vec<Tiles>, Vec<Vec<usize>>)> {
-        let mut seen: Vec<&Arc<Rgb>> = Vec::new();
-        let mut place = std::collections::HashMap::new();
+    fn unique_tiles(&self, requests: &[Request]) -> Result<(Vec<Arc<Tiles>>, Vec<Vec<usize>>)> {
+        let mut seen: Vec<(&Arc<Rgb>, Option<&Arc<Tiles>>)> = Vec::new();
+        let mut place = HashMap::new();
         let mut index = Vec::with_capacity(requests.len());
         for request in requests {
-            let one = request.images.iter().map(|image| {
+            let one = request.images.iter().enumerate().map(|(i, image)| {
                 *place.entry(Arc::as_ptr(image)).or_insert_with(|| {
-                    seen.push(image);
+                    seen.push((image, request.tiles.get(i)));
                     seen.len() - 1
                 })
             });
             index.push(one.collect());
         }
-        let tiles = seen.iter().map(|image| self.images.process(image)).collect::<Result<_>>()?;
+        let cut = |(image, tiles): (&Arc<Rgb>, Option<&Arc<Tiles>>)| match tiles {
+            Some(tiles) => Ok(Arc::clone(tiles)),
+            None => self.images.process(image).map(Arc::new),
+        };
+        let tiles = seen.into_par_iter().map(cut).collect::<Result<_>>()?;
         Ok((tiles, index))
     }
 
     /// How many of the first requests fit into the cache together; at least one.
-    fn group(&self, requests: &[Request], prepared: &[Prepared]) -> usize {
+    fn group(&self, requests: &[Request], prepared: &[Prepared]) -> Result<usize> {
         let t = &self.config.text;
-        let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * size_of::<f32>();
+        let (element, room) = match self.text.gpu() {
+            None => (size_of::<f32>(), CACHE_BYTES),
+            // The other half is for activations.
+            Some(gpu) => (self.text.dtype().size(), gpu.free_memory()? / 2),
+        };
+        let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * element;
         let mut bytes = 0;
         let fits = requests.iter().zip(prepared).take_while(|(r, p)| {
             bytes += r.samples * (p.ids.len() + p.max_new_tokens) * row_bytes;
-            bytes <= CACHE_BYTES
+            bytes <= room
         });
-        fits.count().max(1)
+        Ok(fits.count().max(1))
     }
 
     fn decode_group(&self, requests: &[Request], prepared: &[Prepared]) -> Result<Vec<Vec<Completion>>> {
@@ -138,13 +162,13 @@ impl Vlm {
         }
         // Rows of `logits` belong to drafts[active[row]]; at first all samples of a request read its one row.
         let mut active: Vec<usize> = (0..drafts.len()).collect();
-        let mut rows: Vec<usize> = drafts.iter().map(|d| d.request).collect();
+        let mut rows: Vec<u32> = drafts.iter().map(|d| d.request as u32).collect();
         let mut logits = first;
         loop {
-            for (&d, &row) in active.iter().zip(&rows) {
-                let draft = &mut drafts[d];
-                self.extend(draft, &requests[draft.request], &prepared[draft.request], &logits, row)?;
-            }
+            // Drafts that want no token at all are active the first time only.
+            let wanting = |&(&d, _): &(&usize, &u32)| prepared[drafts[d].request].max_new_tokens > 0;
+            let (some, their_rows): (Vec<usize>, Vec<u32>) = active.iter().zip(&rows).filter(wanting).unzip();
+            self.extend(&mut drafts, &some, requests, &logits, &their_rows.into())?;
             active.retain(|&d| {
                 !drafts[d].ended && drafts[d].ids.len() < prepared[drafts[d].request].max_new_tokens
             });
@@ -155,29 +179,32 @@ impl Vlm {
             let tokens: Vec<u32> = active.iter().map(last).collect();
             let sequences: Vec<usize> = active.iter().map(|&d| drafts[d].sequence).collect();
             logits = session.step(&sequences, &tokens)?;
-            rows = (0..active.len()).collect();
+            rows = (0..active.len() as u32).collect();
         }
         self.finish(requests, drafts)
     }
 
-    /// Chooses the draft's next token from its row of logits.
+    /// Chooses the next token of each draft named by `active`, the i-th from row `rows[i]` of the logits.
     fn extend(
         &self,
-        draft: &mut Draft,
-        request: &Request,
-        prepared: &Prepared,
+        drafts: &mut [Draft],
+        active: &[usize],
+        requests: &[Request],
         logits: &Tensor,
-        row: usize,
+        rows: &Indices,
     ) -> Result<()> {
-        if prepared.max_new_tokens == 0 {
-            return Ok(());
-        }
-        let width = logits.cols();
-        let row = &logits.f32s()?[row * width..(row + 1) * width];
-        let token = sample::draw(row, request.sampling, random::uniform(&mut draft.rng))?;
-        draft.ended = self.config.eos_token_ids.contains(&token);
-        if !draft.ended {
-            draft.ids.push(token);
+        let draw = |&d: &usize| {
+            let draft = &mut drafts[d];
+            Draw { sampling: requests[draft.request].sampling, uniform: random::uniform(&mut draft.rng) }
+        };
+        let draws: Vec<Draw> = active.iter().map(draw).collect();
+        let tokens = sample::draw_rows(logits, rows, &draws)?;
+        for (&d, token) in active.iter().zip(tokens) {
+            let draft = &mut drafts[d];
+            draft.ended = self.config.eos_token_ids.contains(&token);
+            if !draft.ended {
+                draft.ids.push(token);
+            }
         }
         Ok(())
     }
@@ -196,6 +223,7 @@ impl Vlm {
 struct Session<'a> {
     vlm: &'a Vlm,
     cache: KvCache,
+    decoder: Decoder,
     sequences: Vec<Rows>,
     copies: Vec<usize>,
 }
@@ -217,7 +245,13 @@ impl<'a> Session<'a> {
                 start += prompt.ids.len() + prompt.max_new_tokens;
             }
         }
-        Ok(Session { vlm, cache: vlm.text.cache(start)?, sequences, copies: copies.to_vec() })
+        Ok(Session {
+            vlm,
+            cache: vlm.text.cache(start)?,
+            decoder: Decoder::default(),
+            sequences,
+            copies: copies.to_vec(),
+        })
     }
 
     /// Runs all prompts; logits of each one's last token, [prompts, V].
@@ -275,18 +309,15 @@ impl<'a> Session<'a> {
 
     /// Appends one token to each of `sequences`; logits after it, [sequences, V].
     fn step(&mut self, sequences: &[usize], tokens: &[u32]) -> Result<Tensor> {
-        let (mut positions, mut rows, mut spans) = (vec![], vec![], vec![]);
+        let mut step = Step { ids: tokens.to_vec(), ..Step::default() };
         for (i, &s) in sequences.iter().enumerate() {
             let sequence = &mut self.sequences[s];
-            positions.push(sequence.len as u32);
-            rows.push((sequence.start + sequence.len) as u32);
+            step.positions.push(sequence.len as u32);
+            step.rows.push((sequence.start + sequence.len) as u32);
             sequence.len += 1;
-            spans.push(Span { q_start: i, q_len: 1, k_start: sequence.start, k_len: sequence.len });
+            step.spans.push(Span { q_start: i, q_len: 1, k_start: sequence.start, k_len: sequence.len });
         }
-        let x = self.vlm.text.embed(&tokens.into())?;
-        let x = self.vlm.text.forward_cached(x, &positions, &rows.into(), &spans.into(), &mut self.cache)?;
-        let all: Indices = (0..tokens.len() as u32).collect();
-        self.logits_of(&x, &all)
+        self.decoder.step(&self.vlm.text, step, &mut self.cache)
     }
 
     fn logits_of(&self, x: &Tensor, rows: &Indices) -> Result<Tensor> {

@@ -8,8 +8,8 @@ use hf_hub::{Cache, Repo};
 use super::weights::{INDEX, SINGLE, read_index};
 use crate::error::{Error, Result};
 
-/// Files of a checkpoint that are read, besides the weights.
-const SMALL_FILES: [&str; 8] = [
+/// Files of a checkpoint besides the weights: those that are read here, then those that transformers may want beside them.
+pub const SETTINGS: [&str; 10] = [
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -18,6 +18,8 @@ const SMALL_FILES: [&str; 8] = [
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
 ];
 
 /// The folder of `model`: itself if it is one, else the hub's snapshot. A whole snapshot in the cache is taken without asking the
@@ -77,7 +79,9 @@ fn cached(model: &str) -> Option<PathBuf> {
     let has = |name: &str| folder.join(name).exists();
     let template = has("chat_template.jinja") || has("chat_template.json") || has("tokenizer_config.json");
     let weights = has(SINGLE) || shards(&folder).is_ok_and(|names| names.iter().all(|name| has(name)));
-    (has("tokenizer.json") && has("preprocessor_config.json") && template && weights).then_some(folder)
+    // transformers 5 may keep the picture settings in processor_config.json.
+    let pictures = has("preprocessor_config.json") || has("processor_config.json");
+    (has("tokenizer.json") && pictures && template && weights).then_some(folder)
 }
 
 /// Files that the index of a folder names.
@@ -97,7 +101,7 @@ fn download(model: &str) -> Result<PathBuf> {
     let published: BTreeSet<&str> = listing.siblings.iter().map(|file| file.rfilename.as_str()).collect();
     let config = get(model, &repo, "config.json")?;
     let folder = config.parent().unwrap_or(Path::new(".")).to_path_buf();
-    for name in SMALL_FILES.iter().filter(|name| published.contains(*name)) {
+    for name in SETTINGS.iter().filter(|name| published.contains(*name)) {
         get(model, &repo, name)?;
     }
     if published.contains(SINGLE) {

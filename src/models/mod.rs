@@ -11,6 +11,7 @@
 pub mod adapter;
 pub mod config;
 pub mod connector;
+mod decode;
 pub mod generate;
 pub mod hub;
 pub mod image;

@@ -27,6 +27,14 @@ impl LayerNorm {
         Ok(out)
     }
 
+    /// x += residual, then the norm of x.
+    pub fn forward_residual(&self, x: &mut Tensor, residual: &Tensor) -> Result<Tensor> {
+        let mut out = x.like(x.shape())?;
+        let (weight, bias) = (&self.weight.value, &self.bias.value);
+        layer_norm::forward_residual(&mut out, x, residual, weight, bias, self.eps)?;
+        Ok(out)
+    }
+
     /// The gradient of x.
     pub fn backward(&self, grads: &mut Grads, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
         let mut dx = x.like(x.shape())?;
@@ -58,6 +66,13 @@ impl RmsNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut out = x.like(x.shape())?;
         rms_norm::forward(&mut out, x, &self.weight.value, self.eps)?;
+        Ok(out)
+    }
+
+    /// x += residual, then the norm of x.
+    pub fn forward_residual(&self, x: &mut Tensor, residual: &Tensor) -> Result<Tensor> {
+        let mut out = x.like(x.shape())?;
+        rms_norm::forward_residual(&mut out, x, residual, &self.weight.value, self.eps)?;
         Ok(out)
     }
 

@@ -207,9 +207,8 @@ impl Block {
         let mut lse = x.like_f32(&[x.rows(), self.attention.heads])?;
         attention::forward(&mut attn, Some(&mut lse), &q, &k, &v, spans, self.attention)?;
         let (mut x2, out_saved) = self.out.forward(&attn, pass)?;
-        add::forward(&mut x2, &x)?;
+        let h2 = self.norm2.forward_residual(&mut x2, &x)?;
 
-        let h2 = self.norm2.forward(&x2)?;
         let (up, fc1_saved) = self.fc1.forward(&h2, pass)?;
         let mut act = x.like(up.shape())?;
         gelu::forward(&mut act, &up)?;

@@ -9,14 +9,14 @@ use crate::models::connector::Connector;
 use crate::models::hub;
 use crate::models::image::{ImageProcessor, Tiles};
 use crate::models::linear::{Pass, VisitLinear};
-use crate::models::param::VisitParam;
+use crate::models::param::{Param, VisitParam};
 use crate::models::prompt::{Message, Prompter};
 use crate::models::text::Text;
 use crate::models::vision::Vision;
 use crate::models::weights::{self, Weights};
 use crate::ops::embedding;
 use crate::ops::patch_embed::Pixels;
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::{DType, Device, Indices, Tensor};
 
 /// Patches that go through the vision tower in one pass: bounds the memory of its activations.
 const PATCHES_PER_PASS: usize = 16 * 1024;
@@ -54,6 +54,29 @@ impl Vlm {
             adapter::load(&mut vlm, adapter)?;
         }
         Ok(vlm)
+    }
+
+    /// The model with all weights on `device`; on a GPU they are stored as `dtype`, in main memory they stay as they are.
+    pub fn to_device(mut self, device: &Device, dtype: DType) -> Result<Vlm> {
+        if *device == Device::Cpu {
+            return Ok(self);
+        }
+        let mut outcome = Ok(());
+        let mut place = |param: &mut Param| {
+            if outcome.is_ok() {
+                outcome =
+                    param.value.to_dtype(dtype).and_then(|t| t.to_device(device)).map(|t| param.value = t);
+            }
+        };
+        self.visit(&mut |_, param| place(param));
+        self.visit_linears(&mut |_, linear| {
+            if let Some(lora) = &mut linear.lora {
+                place(&mut lora.a);
+                place(&mut lora.b);
+            }
+        });
+        outcome?;
+        Ok(self)
     }
 
     /// Token ids of a conversation whose pictures have these grids (`Tiles::grid`).
@@ -147,10 +170,9 @@ impl Vlm {
     /// Writes a plain checkpoint folder: the weights as they are now, beside copies of the other files it was read from.
     pub fn save(&mut self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let entries = std::fs::read_dir(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
-        for entry in entries {
-            let path = entry.map_err(|e| Error::io(&self.folder, e))?.path();
-            if let Some(name) = path.file_name().filter(|_| is_settings_file(&path)) {
+        for name in hub::SETTINGS {
+            let path = self.folder.join(name);
+            if path.exists() {
                 std::fs::copy(&path, folder.join(name)).map_err(|e| Error::io(&path, e))?;
             }
         }
@@ -159,11 +181,4 @@ impl Vlm {
         let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
         weights::save(&folder.join("model.safetensors"), &borrowed)
     }
-}
-
-/// The small files of a checkpoint: all .json and .jinja but the index of the shards.
-fn is_settings_file(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str());
-    matches!(extension, Some("json" | "jinja"))
-        && path.file_name().and_then(|n| n.to_str()) != Some("model.safetensors.index.json")
 }

@@ -103,6 +103,7 @@ impl Stage for Annotate<'_> {
         Ok(Request {
             messages: answer::turn(images.len(), prompt),
             images,
+            tiles: Vec::new(),
             max_new_tokens: *max_new_tokens,
             sampling: Sampling { temperature: *temperature as f32, top_p: *top_p as f32 },
             samples: (*samples).max(1),

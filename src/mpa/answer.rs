@@ -1,7 +1,9 @@
 //! Asking a model about records: batches, pictures, resume. What `annotate`, `predict` and `evaluate` share.
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+
+use rayon::prelude::*;
 
 use crate::data::append::Appender;
 use crate::data::images;
@@ -14,7 +16,7 @@ use crate::mpa::engine::Answerer;
 use crate::mpa::progress::{Meter, Progress};
 
 /// What a stage asks about a record, and what it makes of the completions.
-pub trait Stage {
+pub trait Stage: Sync {
     /// Shown with the progress.
     fn name(&self) -> &str;
 
@@ -41,37 +43,39 @@ pub fn turn(images: usize, text: &str) -> Vec<Message> {
 }
 
 /// Asks about each of `total` `records` that `out` does not have yet, `batch` at a time, and appends what comes of it in their order.
-/// A picture that cannot be read gives one record with `rejected`. Started again after any interruption, it ends with the same bytes.
+/// Pictures are read and cut up ahead, while the model answers. A picture that cannot be read gives one record with `rejected`, and so does
+/// a record that does not fit into the device's memory. Started again after any interruption, it ends with the same bytes.
 pub fn run(
     stage: &dyn Stage,
-    records: impl Iterator<Item = Result<Record>>,
+    records: impl Iterator<Item = Result<Record>> + Send,
     total: usize,
     answerer: &dyn Answerer,
     out: &mut Appender,
     batch: usize,
     progress: &Progress,
 ) -> Result<()> {
-    let done = out.done().to_vec();
-    let mut resume = Resume { done: &done, at: 0 };
-    let mut meter = None;
-    let mut pending: Vec<Job> = Vec::new();
-    for (seen, record) in records.enumerate() {
-        let record = record?;
-        let ids = stage.ids(&record);
-        if let Some(skip) = resume.skip(out.path(), &record.id, &ids)? {
-            let meter = meter.get_or_insert_with(|| progress.start(stage.name(), total, seen));
-            pending.push(Job { record, ids, skip });
-            if pending.len() == batch.max(1) {
-                work(stage, std::mem::take(&mut pending), answerer, out, meter, progress)?;
+    let (done, path) = (out.done().to_vec(), out.path().to_path_buf());
+    std::thread::scope(|scope| {
+        // One batch waits while one is answered; the reader stops when the answering side has gone.
+        let (send, batches) = mpsc::sync_channel(1);
+        scope.spawn(move || {
+            let resume = Resume { done: &done, at: 0 };
+            let mut reader = Ahead { stage, answerer, resume, out: &path, batch: batch.max(1), send };
+            if let Err(error) = reader.read(records) {
+                let _ = reader.send.send(Err(error));
             }
+        });
+        let mut meter = None;
+        for ready in batches {
+            let ready: Ready = ready?;
+            let meter = meter.get_or_insert_with(|| progress.start(stage.name(), total, ready.seen));
+            work(stage, ready, answerer, out, meter, progress)?;
         }
-    }
-    resume.end(out.path())?;
-    if let Some(mut meter) = meter {
-        work(stage, pending, answerer, out, &mut meter, progress)?;
-        meter.finish();
-    }
-    Ok(())
+        if let Some(meter) = meter {
+            meter.finish();
+        }
+        Ok(())
+    })
 }
 
 struct Job {
@@ -81,54 +85,146 @@ struct Job {
     skip: usize,
 }
 
+/// A batch with its pictures read.
+struct Ready {
+    jobs: Vec<Job>,
+    /// A request for each job, or why there is none, in the same order.
+    asked: Vec<Result<(), String>>,
+    requests: Vec<Request>,
+    /// Records of the input before the first job.
+    seen: usize,
+}
+
+/// Reads batches ahead of the model.
+struct Ahead<'a> {
+    stage: &'a dyn Stage,
+    answerer: &'a dyn Answerer,
+    resume: Resume<'a>,
+    out: &'a Path,
+    batch: usize,
+    send: mpsc::SyncSender<Result<Ready>>,
+}
+
+impl Ahead<'_> {
+    /// Sends all that is not done. What comes before a faulty record is still sent.
+    fn read(&mut self, records: impl Iterator<Item = Result<Record>>) -> Result<()> {
+        let (mut jobs, mut first) = (Vec::new(), 0);
+        for (seen, record) in records.enumerate() {
+            let next = record.and_then(|record| {
+                let ids = self.stage.ids(&record);
+                let skip = self.resume.skip(self.out, &record.id, &ids)?;
+                Ok(skip.map(|skip| Job { record, ids, skip }))
+            });
+            match next {
+                Ok(Some(job)) => {
+                    if jobs.is_empty() {
+                        first = seen;
+                    }
+                    jobs.push(job);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.pass_on(std::mem::take(&mut jobs), first)?;
+                    return Err(error);
+                }
+            }
+            if jobs.len() == self.batch && !self.pass_on(std::mem::take(&mut jobs), first)? {
+                return Ok(());
+            }
+        }
+        // Lines of another input are told before anything is added to them.
+        self.resume.end(self.out)?;
+        self.pass_on(jobs, first)?;
+        Ok(())
+    }
+
+    /// False if nobody waits for it any more.
+    fn pass_on(&self, jobs: Vec<Job>, seen: usize) -> Result<bool> {
+        if jobs.is_empty() {
+            return Ok(true);
+        }
+        let ready = self.ready(jobs, seen)?;
+        Ok(self.send.send(Ok(ready)).is_ok())
+    }
+
+    fn ready(&self, jobs: Vec<Job>, seen: usize) -> Result<Ready> {
+        let paths: Vec<Option<PathBuf>> = jobs.iter().map(|job| self.stage.picture(&job.record)).collect();
+        let different: BTreeSet<&PathBuf> = paths.iter().flatten().collect();
+        let read = |path: &PathBuf| (path.clone(), images::try_read(path).map(Arc::new));
+        let pictures: HashMap<PathBuf, _> =
+            different.into_iter().collect::<Vec<_>>().into_par_iter().map(read).collect();
+        let (mut requests, mut asked) = (Vec::new(), Vec::new());
+        for (job, path) in jobs.iter().zip(&paths) {
+            let picture = path.as_ref().and_then(|path| pictures.get(path)).cloned();
+            match picture.transpose() {
+                Ok(picture) => {
+                    requests.push(self.stage.request(&job.record, picture.into_iter().collect())?);
+                    asked.push(Ok(()));
+                }
+                Err(reason) => asked.push(Err(reason)),
+            }
+        }
+        self.answerer.prepare(&mut requests)?;
+        Ok(Ready { jobs, asked, requests, seen })
+    }
+}
+
 fn work(
     stage: &dyn Stage,
-    jobs: Vec<Job>,
+    ready: Ready,
     answerer: &dyn Answerer,
     out: &mut Appender,
     meter: &mut Meter,
     progress: &Progress,
 ) -> Result<()> {
-    let mut pictures = HashMap::new();
-    let mut requests = Vec::new();
-    let mut asked: Vec<Result<(), String>> = Vec::new();
-    for job in &jobs {
-        let images = match stage.picture(&job.record) {
-            None => Ok(Vec::new()),
-            Some(path) => {
-                let read = pictures.entry(path).or_insert_with_key(|path| shared(path));
-                read.clone().map(|picture| vec![picture])
-            }
+    let mut answers = answers(answerer, &ready.requests)?.into_iter();
+    for (job, asked) in ready.jobs.into_iter().zip(ready.asked) {
+        let answer = match asked {
+            Ok(()) => answers.next().unwrap_or(Ok(Vec::new())),
+            Err(reason) => Err(("unreadable", reason)),
         };
-        match images {
-            Ok(images) => {
-                requests.push(stage.request(&job.record, images)?);
-                asked.push(Ok(()));
-            }
-            Err(reason) => asked.push(Err(reason)),
-        }
-    }
-    let answers = if requests.is_empty() { Vec::new() } else { answerer.generate(&requests)? };
-    check(&requests, &answers)?;
-    let mut answers = answers.into_iter();
-    for (job, asked) in jobs.into_iter().zip(asked) {
-        match asked {
-            Ok(()) => {
-                let completions = answers.next().unwrap_or_default();
+        match answer {
+            Ok(completions) => {
                 let records = stage.yields(&job.record, completions);
                 for (mut record, id) in records.into_iter().zip(job.ids).skip(job.skip) {
                     record.id = id;
                     out.append(&record)?;
                 }
             }
-            Err(reason) => {
+            Err((kind, reason)) => {
                 progress.warn(&format!("skipped {:?}: {reason}", job.record.id));
-                out.append(&unreadable(stage.base(&job.record), reason))?;
+                out.append(&rejected(stage.base(&job.record), kind, reason))?;
             }
         }
         meter.advance(1);
     }
     Ok(())
+}
+
+/// Completions, or the kind of and the reason for a rejection.
+type Answer = Result<Vec<Completion>, (&'static str, String)>;
+
+/// One a request. Where a batch does not fit into the device's memory, its halves are tried; a request that does not fit alone is rejected.
+fn answers(answerer: &dyn Answerer, requests: &[Request]) -> Result<Vec<Answer>> {
+    if requests.is_empty() {
+        return Ok(Vec::new());
+    }
+    match answerer.generate(requests) {
+        Ok(answers) => {
+            check(requests, &answers)?;
+            Ok(answers.into_iter().map(Ok).collect())
+        }
+        Err(Error::OutOfMemory { .. }) if requests.len() == 1 => {
+            Ok(vec![Err(("out of memory", "it does not fit into the device's memory, even alone".into()))])
+        }
+        Err(Error::OutOfMemory { .. }) => {
+            let (one, other) = requests.split_at(requests.len() / 2);
+            let mut all = answers(answerer, one)?;
+            all.extend(answers(answerer, other)?);
+            Ok(all)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The model kept its side of the contract.
@@ -141,12 +237,8 @@ fn check(requests: &[Request], answers: &[Vec<Completion>]) -> Result<()> {
     Ok(())
 }
 
-fn unreadable(base: Record, reason: String) -> Record {
-    Record { rejected: Some("unreadable".to_string()), reason: Some(reason), ..base }
-}
-
-fn shared(path: &Path) -> Result<Arc<Rgb>, String> {
-    images::try_read(path).map(Arc::new)
+fn rejected(base: Record, kind: &str, reason: String) -> Record {
+    Record { rejected: Some(kind.to_string()), reason: Some(reason), ..base }
 }
 
 /// Walks along what the output file had at the start, beside the input.

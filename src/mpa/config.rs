@@ -1,15 +1,18 @@
 //! The config of a run: TOML, every key checked, errors with file, line and key.
 use std::fmt::Display;
-use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 use crate::error::{Error, Result};
+use crate::models::config::read_text;
 use crate::mpa::level::Settings;
 use crate::mpa::select::Rule;
 use crate::mpa::{annotate, predict, prompts};
+
+/// Bytes of the largest config that is read; most of it is the prompts.
+const MAX_FILE: u64 = 1 << 20;
 
 /// Paths in it are relative to its file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -172,11 +175,7 @@ impl predict::Options {
 impl Config {
     /// Reads and checks a config; `task` becomes `prompt`, and `[evaluate]` is completed from `[predict]`.
     pub fn read(path: &Path) -> Result<Config> {
-        let text = fs::read_to_string(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::InvalidData => Error::input(path, "is not UTF-8"),
-            std::io::ErrorKind::IsADirectory => Error::input(path, "is a folder, expected a TOML file"),
-            _ => Error::io(path, e),
-        })?;
+        let text = read_text(path, MAX_FILE)?;
         let mut config: Config = toml::from_str(&text).map_err(|e| explain(path, &text, &e))?;
         let folder = crate::data::files::folder_of(path);
         config.complete(folder).map_err(|bad| at(path, &text, bad))?;

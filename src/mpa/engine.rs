@@ -1,21 +1,27 @@
 //! The door to models: the loop knows these traits only, so that its tests can stand in for a model.
-use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::models::generate::{Completion, Request};
 use crate::models::vlm::Vlm;
 use crate::mpa::progress::Progress;
+use crate::tensor::{DType, Device};
 use crate::train::fit::{self, FitReport, OnStep, Sample, TrainOptions, Trainable};
 
 /// Whatever completes prompts. What a request yields must not depend on the others of its batch.
-pub trait Answerer {
+pub trait Answerer: Send + Sync {
+    /// What can be done ahead of `generate`, on another thread, while earlier requests are answered; changes nothing in the result.
+    fn prepare(&self, _requests: &mut [Request]) -> Result<()> {
+        Ok(())
+    }
+
     /// `samples` completions a request, in the order of the requests.
     fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>>;
 }
 
 /// Whatever loads and trains models.
-pub trait Engine {
+pub trait Engine: Sync {
     fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>>;
 
     /// See `train::fit::level`.
@@ -33,18 +39,33 @@ pub struct Job<'a> {
 }
 
 impl Answerer for Vlm {
+    fn prepare(&self, requests: &mut [Request]) -> Result<()> {
+        Vlm::prepare(self, requests)
+    }
+
     fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
         Vlm::generate(self, requests)
     }
 }
 
 /// This program's own models.
-pub struct Native;
+pub struct Native {
+    /// Where models answer; they are trained on the CPU.
+    pub device: Device,
+    /// Of weights and activations on a GPU.
+    pub dtype: DType,
+}
+
+impl Native {
+    pub fn cpu() -> Native {
+        Native { device: Device::Cpu, dtype: DType::F32 }
+    }
+}
 
 impl Engine for Native {
     fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>> {
         let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
-        Ok(Box::new(Vlm::load(name, adapter)?))
+        Ok(Box::new(Vlm::load(name, adapter)?.to_device(&self.device, self.dtype)?))
     }
 
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
@@ -58,7 +79,8 @@ pub struct Lazy<'a> {
     model: PathBuf,
     adapter: Option<PathBuf>,
     progress: &'a Progress,
-    loaded: OnceCell<Box<dyn Answerer>>,
+    loaded: OnceLock<Box<dyn Answerer>>,
+    loading: Mutex<()>,
 }
 
 impl<'a> Lazy<'a> {
@@ -68,21 +90,32 @@ impl<'a> Lazy<'a> {
         adapter: Option<PathBuf>,
         progress: &'a Progress,
     ) -> Self {
-        Lazy { engine, model, adapter, progress, loaded: OnceCell::new() }
+        Lazy { engine, model, adapter, progress, loaded: OnceLock::new(), loading: Mutex::new(()) }
+    }
+}
+
+impl Lazy<'_> {
+    fn model(&self) -> Result<&dyn Answerer> {
+        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.loaded.get().is_none() {
+            self.progress.note(&format!("loading {}", self.model.display()));
+            let model = self.engine.load(&self.model, self.adapter.as_deref())?;
+            // Empty, as just seen under the lock, so that nothing is lost.
+            let _ = self.loaded.set(model);
+        }
+        match self.loaded.get() {
+            Some(model) => Ok(model.as_ref()),
+            None => Err(Error::Failure(format!("{}: not loaded", self.model.display()))),
+        }
     }
 }
 
 impl Answerer for Lazy<'_> {
+    fn prepare(&self, requests: &mut [Request]) -> Result<()> {
+        self.model()?.prepare(requests)
+    }
+
     fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
-        if self.loaded.get().is_none() {
-            self.progress.note(&format!("loading {}", self.model.display()));
-            let model = self.engine.load(&self.model, self.adapter.as_deref())?;
-            // Empty, as just seen, so that nothing is lost.
-            let _ = self.loaded.set(model);
-        }
-        match self.loaded.get() {
-            Some(model) => model.generate(requests),
-            None => Err(Error::Failure(format!("{}: not loaded", self.model.display()))),
-        }
+        self.model()?.generate(requests)
     }
 }

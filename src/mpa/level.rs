@@ -1,8 +1,11 @@
 //! The Parity Leveler: trains the student on what it lacks.
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::data::images;
 use crate::data::records::{self, Record};
 use crate::error::Result;
 use crate::mpa::config::Bad;
@@ -45,7 +48,7 @@ pub struct Settings {
     #[arg(skip = vec![Arm::Leveled])]
     pub arms: Vec<Arm>,
     /// Rehearsal samples mixed in, as a fraction of the parity set's size; 0 is the paper's method
-    #[arg(long = "rehearsal-fraction", value_name = "F", default_value_t = 0.0, requires = "rehearsal_file")]
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
     pub rehearsal: f64,
     /// Rank of the adapters
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -234,6 +237,26 @@ pub fn examples(data: &Path) -> Result<Vec<Example>> {
         })
     };
     records::read(data)?.into_iter().filter(|record| record.rejected.is_none()).map(example).collect()
+}
+
+/// Leaves out the examples whose picture cannot be read, and names them; for data that no stage of this program has been through.
+pub fn readable(mut examples: Vec<Example>, progress: &Progress) -> Vec<Example> {
+    let pictures: BTreeSet<&Path> = examples.iter().filter_map(|example| example.image.as_deref()).collect();
+    let failure = |path: &&Path| Some((path.to_path_buf(), images::try_read(path).err()?));
+    let bad: HashMap<PathBuf, String> = pictures.par_iter().filter_map(failure).collect();
+    examples.retain(|example| {
+        let reason = example.image.as_ref().and_then(|path| bad.get(path));
+        if let Some(reason) = reason {
+            progress.warn(&format!("skipped {:?}: {reason}", example.id));
+        }
+        reason.is_none()
+    });
+    examples
+}
+
+/// Where the rehearsal samples of a parity set lie, unless said otherwise: parity.jsonl, parity.rehearsal.jsonl.
+pub fn rehearsal_beside(parity: &Path) -> PathBuf {
+    parity.with_extension("rehearsal.jsonl")
 }
 
 /// A random subset of `size`, in the order of the examples; `salt` tells subsets of one seed apart.

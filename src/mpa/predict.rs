@@ -69,6 +69,7 @@ impl Stage for Predict<'_> {
         Ok(Request {
             messages: answer::turn(images.len(), &prompts::fill(&self.options.prompt, question)),
             images,
+            tiles: Vec::new(),
             max_new_tokens: self.options.max_new_tokens,
             sampling: Sampling { temperature: 0.0, top_p: 1.0 },
             samples: 1,

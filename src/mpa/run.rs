@@ -9,7 +9,7 @@ use crate::data::files;
 use crate::error::{Error, Result};
 use crate::mpa::annotate;
 use crate::mpa::answer::Tally;
-use crate::mpa::engine::{Engine, Job, Lazy, Native};
+use crate::mpa::engine::{Engine, Job, Lazy};
 use crate::mpa::evaluate::{self, Scores};
 use crate::mpa::folder::Folder;
 use crate::mpa::level::{self, Arm, Example};
@@ -47,17 +47,7 @@ pub struct Outcome {
 }
 
 /// Runs the loop of the config file at `config`, or goes on with it. `out` as in `Folder::open`.
-pub fn run(config: &Path, out: Option<&Path>, progress: &Progress) -> Result<Outcome> {
-    run_with(&Native, config, out, progress)
-}
-
-/// The same with other models than this program's own.
-pub fn run_with(
-    engine: &dyn Engine,
-    config: &Path,
-    out: Option<&Path>,
-    progress: &Progress,
-) -> Result<Outcome> {
+pub fn run(engine: &dyn Engine, config: &Path, out: Option<&Path>, progress: &Progress) -> Result<Outcome> {
     let folder = Folder::open(config, out)?;
     progress.note(&format!("run folder: {}", folder.path.display()));
     let mut run = Run { engine, folder, progress, summary: Summary::default(), seconds: BTreeMap::new() };

@@ -2,6 +2,7 @@
 //! The query heads that share a key/value head are stacked, so that each block of keys is read once for all of them. Blocks are cut
 //! within a span from its first row on: a span gives the same bits whatever else is in the batch.
 mod backward;
+mod launch;
 
 use rayon::prelude::*;
 
@@ -13,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Tensor, Upload, Uploaded};
 
 pub use backward::backward;
+pub use launch::decode_reach;
 
 /// Stacked rows of queries, and keys, in a block: enough for gemm's packing of keys to be cheap, and their scores fit the second-level cache.
 const ROWS: usize = 192;
@@ -132,12 +134,15 @@ pub fn forward(
     const OP: &str = "attention forward";
     check(OP, q, k, v, spans, &config)?;
     expect_shape(OP, "out", out, q.shape())?;
+    if let Some(lse) = &lse {
+        expect_shape(OP, "lse", lse, &[q.rows(), config.heads])?;
+    }
+    if let Some(gpu) = q.gpu() {
+        return launch::forward(gpu, out, lse, [q, k, v], spans, &config);
+    }
     let lse = match lse {
         None => None,
-        Some(lse) => {
-            expect_shape(OP, "lse", lse, &[q.rows(), config.heads])?;
-            Some(Shared::new(lse.f32s_mut()?))
-        }
+        Some(lse) => Some(Shared::new(lse.f32s_mut()?)),
     };
     let (q, k, v, out) = (q.f32s()?, k.f32s()?, v.f32s()?, Shared::new(out.f32s_mut()?));
     let items: Vec<Item> = spans

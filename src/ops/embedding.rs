@@ -1,10 +1,15 @@
 //! Row gather from a table, and the splice that puts picture features into the rows of picture tokens.
-use super::expect_shape;
+use std::sync::Arc;
+
+use super::{expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::{Arg, Gpu, Indices, Launch, Tensor};
+
+/// Rows that a block of kernels/embedding.cu copies, one warp each.
+const ROWS: usize = 4;
 
 /// An error unless all `ids` are below `rows`.
-fn expect_below(op: &'static str, name: &str, ids: &[u32], rows: usize) -> Result<()> {
+pub(super) fn expect_below(op: &'static str, name: &str, ids: &[u32], rows: usize) -> Result<()> {
     match ids.iter().position(|&id| id as usize >= rows) {
         None => Ok(()),
         Some(i) => Err(Error::op(op, format!("{name} below {rows}"), format!("{} at {i}", ids[i]))),
@@ -17,17 +22,29 @@ fn row(i: u32, width: usize) -> std::ops::Range<usize> {
     start..start + width
 }
 
-/// out[t] = table[ids[t]]; out [T, C] f32, table [V, C] of any dtype. Also used to gather the rows of answer tokens.
+/// out[t] = table[ids[t]]; out [T, C], table [V, C]. In main memory out is f32 and the table of any dtype, on a GPU they are of one. Also used to gather the rows of answer tokens.
 pub fn forward(out: &mut Tensor, ids: &Indices, table: &Tensor) -> Result<()> {
     const OP: &str = "embedding forward";
     let width = table.cols();
     expect_shape(OP, "out", out, &[ids.len(), width])?;
     expect_below(OP, "ids", ids, table.rows())?;
+    if let Some(gpu) = table.gpu() {
+        let dtype = kernel_dtype(OP, &[out, table])?;
+        let args = [out.ptr_mut(gpu)?.into(), ids.ptr(gpu)?.into(), table.ptr(gpu)?.into()];
+        return launch(gpu, &format!("embedding_forward_{dtype}"), &args, ids.len(), width);
+    }
     let (out, table) = (out.f32s_mut()?, table.elements()?);
     for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width.max(1))) {
         table.widen(id as usize * width, out);
     }
     Ok(())
+}
+
+/// A kernel of kernels/embedding.cu over `rows` rows of `width` elements.
+fn launch(gpu: &Arc<Gpu>, kernel: &str, pointers: &[Arg], rows: usize, width: usize) -> Result<()> {
+    let at = Launch { grid: [rows.div_ceil(ROWS), 1, 1], block: 32 * ROWS as u32, shared: 0 };
+    let sizes = [int("embedding", rows)?.into(), int("embedding", width)?.into()];
+    gpu.launch(kernel, at, &[pointers, &sizes].concat())
 }
 
 /// dtable[ids[t]] += dy[t], in the order of t; dtable [V, C], dy [T, C].
@@ -43,9 +60,22 @@ pub fn backward(dtable: &mut Tensor, ids: &[u32], dy: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// out[positions[i]] = features[sources[i]]; features [F, C]. A source may occur more than once (several questions on one picture).
+/// out[positions[i]] = features[sources[i]]; features [F, C]. A source may occur more than once (several questions on one picture),
+/// a position only once.
 pub fn splice(out: &mut Tensor, features: &Tensor, positions: &Indices, sources: &Indices) -> Result<()> {
     let width = expect_splice("embedding splice", out, features, positions, sources)?;
+    if let Some(gpu) = features.gpu() {
+        const OP: &str = "embedding splice";
+        expect_distinct(OP, positions)?;
+        let dtype = kernel_dtype(OP, &[out, features])?;
+        let args = [
+            out.ptr_mut(gpu)?.into(),
+            features.ptr(gpu)?.into(),
+            positions.ptr(gpu)?.into(),
+            sources.ptr(gpu)?.into(),
+        ];
+        return launch(gpu, &format!("embedding_splice_forward_{dtype}"), &args, positions.len(), width);
+    }
     let (out, features) = (out.f32s_mut()?, features.f32s()?);
     for (&position, &source) in positions.iter().zip(sources.iter()) {
         out[row(position, width)].copy_from_slice(&features[row(source, width)]);
@@ -68,6 +98,19 @@ pub fn splice_backward(
         dy.fill(0.0);
     }
     Ok(())
+}
+
+/// An error if a position occurs twice: on a GPU it would be open which row is put there.
+fn expect_distinct(op: &'static str, positions: &[u32]) -> Result<()> {
+    if positions.is_sorted_by(|a, b| a < b) {
+        return Ok(());
+    }
+    let mut sorted = positions.to_vec();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        None => Ok(()),
+        Some(pair) => Err(Error::op(op, "positions that differ", format!("{} twice", pair[0]))),
+    }
 }
 
 /// The common width of tokens [T, C] and features [F, C], after all indices are checked.

@@ -1,8 +1,8 @@
 //! GELU (Hendrycks & Gimpel 2016), the tanh approximation: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 //! Computed as x * sigmoid(z), z = 2 sqrt(2/pi) (x + 0.044715 x^3): the same function, without the cancellation of 1 + tanh for x < 0.
-use super::expect_shape;
 use super::pieces::{self, PIECE};
 use super::vector_math::{sigmoid, vectorised};
+use super::{expect_shape, launch_elementwise};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -15,6 +15,9 @@ const SATURATED: f32 = 32.0;
 /// out, x of one shape.
 pub fn forward(out: &mut Tensor, x: &Tensor) -> Result<()> {
     expect_shape("gelu", "out", out, x.shape())?;
+    if let Some(gpu) = x.gpu() {
+        return launch_elementwise(gpu, "gelu", out, &[x]);
+    }
     let x = x.f32s()?;
     pieces::each(out.f32s_mut()?, PIECE, |start, out| gelu(out, &x[start..start + out.len()]));
     Ok(())

@@ -1,11 +1,13 @@
 //! Layer norm (Ba et al. 2016): y = (x - mean) / sqrt(var + eps) * w + b over the last dimension.
 //! With n = (x - mean) / sqrt(var + eps) and g = dy w: dx = (g - mean(g) - n mean(g n)) / sqrt(var + eps), dw = dy n, db = dy.
-use super::add::add_to;
-use super::expect_shape;
+use std::sync::Arc;
+
+use super::add::{self, add_to};
 use super::pieces::{self, widened};
 use super::vector_math::{sum, sum2, sum3, vectorised};
+use super::{expect_shape, int, kernel_dtype};
 use crate::error::Result;
-use crate::tensor::Tensor;
+use crate::tensor::{Gpu, Launch, Ptr, Tensor};
 
 /// out, x [T, C]; weight, bias [C].
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<()> {
@@ -13,11 +15,64 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor, eps
     expect_shape("layer_norm", "out", out, x.shape())?;
     expect_shape("layer_norm", "weight", weight, &[cols])?;
     expect_shape("layer_norm", "bias", bias, &[cols])?;
+    if let Some(gpu) = x.gpu() {
+        return launch(gpu, out, x.ptr(gpu)?, x, Ptr::NULL, (weight, bias), eps);
+    }
     let (x, weight, bias) = (x.f32s()?, widened(weight)?, widened(bias)?);
     pieces::each(out.f32s_mut()?, pieces::whole_rows(cols), |start, out| {
         norm_rows(out, &x[start..start + out.len()], &weight, &bias, eps);
     });
     Ok(())
+}
+
+/// x += residual, then out is the norm of x: one pass over memory on a GPU.
+pub fn forward_residual(
+    out: &mut Tensor,
+    x: &mut Tensor,
+    residual: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    expect_shape("layer_norm", "residual", residual, x.shape())?;
+    let Some(gpu) = x.gpu().cloned() else {
+        add::forward(x, residual)?;
+        return forward(out, x, weight, bias, eps);
+    };
+    expect_shape("layer_norm", "out", out, x.shape())?;
+    expect_shape("layer_norm", "weight", weight, &[x.cols()])?;
+    expect_shape("layer_norm", "bias", bias, &[x.cols()])?;
+    kernel_dtype("layer_norm", &[x, residual])?;
+    let sum = x.ptr_mut(&gpu)?;
+    launch(&gpu, out, sum, x, residual.ptr(&gpu)?, (weight, bias), eps)
+}
+
+/// kernels/layer_norm.cu; `x` lies at `x_ptr`.
+fn launch(
+    gpu: &Arc<Gpu>,
+    out: &mut Tensor,
+    x_ptr: Ptr,
+    x: &Tensor,
+    residual: Ptr,
+    (weight, bias): (&Tensor, &Tensor),
+    eps: f32,
+) -> Result<()> {
+    /// Of a block, one warp each.
+    const ROWS: usize = 4;
+    let dtype = kernel_dtype("layer_norm", &[out, x, weight, bias])?;
+    let at = Launch { grid: [x.rows().div_ceil(ROWS), 1, 1], block: 32 * ROWS as u32, shared: 0 };
+    let (rows, cols) = (int("layer_norm", x.rows())?, int("layer_norm", x.cols())?);
+    let args = [
+        out.ptr_mut(gpu)?.into(),
+        x_ptr.into(),
+        residual.into(),
+        weight.ptr(gpu)?.into(),
+        bias.ptr(gpu)?.into(),
+        rows.into(),
+        cols.into(),
+        eps.into(),
+    ];
+    gpu.launch(&format!("layer_norm_forward_{dtype}"), at, &args)
 }
 
 /// dx is overwritten; dweight and dbias (both or neither) are added to. Mean and variance are computed again from x.

@@ -25,8 +25,10 @@ pub mod swiglu;
 mod pieces;
 mod vector_math;
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{Arg, DType, Gpu, Launch, Tensor};
 
 /// The one type of these tensors, of those that kernels are made for: f32 or bf16.
 fn kernel_dtype(op: &'static str, tensors: &[&Tensor]) -> Result<DType> {
@@ -41,6 +43,21 @@ fn kernel_dtype(op: &'static str, tensors: &[&Tensor]) -> Result<DType> {
 /// A size as kernels take it.
 fn int(op: &'static str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::op(op, format!("sizes up to {}", i32::MAX), n.to_string()))
+}
+
+/// The kernel of `op` that does the same to each element of `out` and `inputs`, all of one shape (kernels/elementwise.cuh).
+fn launch_elementwise(gpu: &Arc<Gpu>, op: &'static str, out: &mut Tensor, inputs: &[&Tensor]) -> Result<()> {
+    const THREADS: usize = 256;
+    const THREAD_BYTES: usize = 16;
+    let dtype = kernel_dtype(op, &[&[&*out], inputs].concat())?;
+    let threads = (out.len() * dtype.size()).div_ceil(THREAD_BYTES);
+    let at = Launch { grid: [threads.div_ceil(THREADS), 1, 1], block: THREADS as u32, shared: 0 };
+    let mut args: Vec<Arg> = vec![out.ptr_mut(gpu)?.into()];
+    for input in inputs {
+        args.push(input.ptr(gpu)?.into());
+    }
+    args.push((out.len() as u64).into());
+    gpu.launch(&format!("{op}_forward_{dtype}"), at, &args)
 }
 
 /// `Ok` if `tensor` has exactly `shape`; else an error that names the op and the argument.

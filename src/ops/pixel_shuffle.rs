@@ -1,10 +1,12 @@
 //! Idefics3's pixel shuffle: s x s neighbouring patches become one token of s*s*C features
 //! (transformers, models/idefics3/modeling_idefics3.py, Idefics3Connector.pixel_shuffle).
 //! out[n, (i, j), (di, dj, c)] = x[n, (s i + di, s j + dj), c]
-use super::expect_shape;
+use std::sync::Arc;
+
 use super::pieces;
+use super::{expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{Gpu, Launch, Tensor};
 
 /// The sizes of one call: a picture is grid x grid patches of `cols` features.
 #[derive(Clone, Copy)]
@@ -21,6 +23,9 @@ pub fn forward(out: &mut Tensor, x: &Tensor, factor: usize) -> Result<()> {
     if x.is_empty() {
         return Ok(());
     }
+    if let Some(gpu) = x.gpu() {
+        return launch(gpu, out, x, sizes);
+    }
     let x = x.f32s()?;
     pieces::each(out.f32s_mut()?, pieces::whole_rows(token), |start, out| {
         for (i, to) in out.chunks_exact_mut(run).enumerate() {
@@ -29,6 +34,29 @@ pub fn forward(out: &mut Tensor, x: &Tensor, factor: usize) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// kernels/pixel_shuffle.cu
+fn launch(gpu: &Arc<Gpu>, out: &mut Tensor, x: &Tensor, sizes: Sizes) -> Result<()> {
+    /// Of a block, one warp each.
+    const RUNS: usize = 4;
+    const OP: &str = "pixel_shuffle";
+    let dtype = kernel_dtype(OP, &[out, x])?;
+    let Sizes { grid, cols, factor } = sizes;
+    // The kernel counts patches, and the elements of a run, in 32 bits.
+    int(OP, x.rows())?;
+    int(OP, factor * cols)?;
+    let runs = x.len() / (factor * cols);
+    let at = Launch { grid: [runs.div_ceil(RUNS), 1, 1], block: 32 * RUNS as u32, shared: 0 };
+    let args = [
+        out.ptr_mut(gpu)?.into(),
+        x.ptr(gpu)?.into(),
+        int(OP, runs)?.into(),
+        int(OP, grid)?.into(),
+        int(OP, cols)?.into(),
+        int(OP, factor)?.into(),
+    ];
+    gpu.launch(&format!("pixel_shuffle_forward_{dtype}"), at, &args)
 }
 
 /// dx [N, P, C] overwritten; dy [N, P/(s*s), C*s*s].

@@ -1,25 +1,19 @@
 //! Rotary position embedding (Su et al. 2021), the half-split form of Llama: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two halves of the rotated part.
+//! The angles are a table with a row per token: 1-D, M-RoPE and 2-D rotary differ in the table alone.
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::expect_shape;
 use super::pieces;
 use super::vector_math::vectorised;
+use super::{expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Gpu, Launch, Ptr, Tensor};
 
 /// cos and sin [T, D/2] for the given positions and inverse frequencies theta^(-2i/D), computed as transformers does (f32 product, then cos/sin).
 /// D = `rotated`, an even number. Each power, cosine and sine is taken in f64 and rounded, which no f32 library beats.
 pub fn table(positions: &[u32], theta: f32, rotated: usize) -> Result<(Tensor, Tensor)> {
-    if !rotated.is_multiple_of(2) {
-        return Err(Error::op("rope", "an even number of rotated elements", rotated.to_string()));
-    }
-    let half = rotated / 2;
-    let frequencies: Vec<f32> = (0..half)
-        .map(|i| {
-            let exponent = (2 * i) as f32 / rotated as f32;
-            1.0 / (f64::from(theta).powf(f64::from(exponent)) as f32)
-        })
-        .collect();
+    let frequencies = frequencies(theta, rotated)?;
+    let half = frequencies.len();
     let mut cos = Vec::with_capacity(positions.len() * half);
     let mut sin = Vec::with_capacity(positions.len() * half);
     // Packed sequences all start at 0, so most positions come more than once.
@@ -31,27 +25,153 @@ pub fn table(positions: &[u32], theta: f32, rotated: usize) -> Result<(Tensor, T
             sin.extend_from_within(first * half..(first + 1) * half);
             continue;
         }
-        for &frequency in &frequencies {
-            let (s, c) = f64::from(position as f32 * frequency).sin_cos();
-            cos.push(c as f32);
-            sin.push(s as f32);
-        }
+        push_angles(&mut cos, &mut sin, position, &frequencies);
     }
     let shape = [positions.len(), half];
     Ok((Tensor::from_vec(&shape, cos)?, Tensor::from_vec(&shape, sin)?))
 }
 
+/// The same for M-RoPE (Qwen2-VL, arXiv 2409.12191): a token has a position in time, height and width, and the frequencies, as of `table`, are cut
+/// into three sections in that order, each turned by its own. The lengths of the sections add up to D/2 ([16, 24, 24] for D = 128).
+pub fn table_mrope(
+    positions: &[[u32; 3]],
+    sections: [usize; 3],
+    theta: f32,
+    rotated: usize,
+) -> Result<(Tensor, Tensor)> {
+    let frequencies = frequencies(theta, rotated)?;
+    let [t, h, w] = sections;
+    let got = || {
+        Error::op("rope", format!("sections of {} frequencies", frequencies.len()), format!("{sections:?}"))
+    };
+    let (time, rest) = frequencies.split_at_checked(t).ok_or_else(got)?;
+    let (height, width) = rest.split_at_checked(h).filter(|(_, width)| width.len() == w).ok_or_else(got)?;
+    table_of(positions, [time, height, width])
+}
+
+/// The same for the 2-D rotary of Qwen2-VL's vision tower: of a head's HS elements, cos and sin [P, HS/2] have the row's angles first, HS/4 of them with
+/// the inverse frequencies theta^(-2i/(HS/2)), then the column's. HS = `head_size`, a multiple of 4.
+pub fn table_2d(positions: &[[u32; 2]], theta: f32, head_size: usize) -> Result<(Tensor, Tensor)> {
+    if !head_size.is_multiple_of(4) {
+        return Err(Error::op("rope", "a head size that 4 divides", head_size.to_string()));
+    }
+    let frequencies = frequencies(theta, head_size / 2)?;
+    table_of(positions, [&frequencies, &frequencies])
+}
+
+/// Each token's position i turns by the frequencies of part i; the parts follow one another.
+fn table_of<const N: usize>(positions: &[[u32; N]], parts: [&[f32]; N]) -> Result<(Tensor, Tensor)> {
+    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    for token in positions {
+        for (&position, frequencies) in token.iter().zip(parts) {
+            push_angles(&mut cos, &mut sin, position, frequencies);
+        }
+    }
+    let shape = [positions.len(), parts.iter().map(|p| p.len()).sum()];
+    Ok((Tensor::from_vec(&shape, cos)?, Tensor::from_vec(&shape, sin)?))
+}
+
+/// theta^(-2i/D) for i below D/2, D = `rotated`.
+fn frequencies(theta: f32, rotated: usize) -> Result<Vec<f32>> {
+    if !rotated.is_multiple_of(2) {
+        return Err(Error::op("rope", "an even number of rotated elements", rotated.to_string()));
+    }
+    let frequency = |i| {
+        let exponent = (2 * i) as f32 / rotated as f32;
+        1.0 / (f64::from(theta).powf(f64::from(exponent)) as f32)
+    };
+    Ok((0..rotated / 2).map(frequency).collect())
+}
+
+fn push_angles(cos: &mut Vec<f32>, sin: &mut Vec<f32>, position: u32, frequencies: &[f32]) {
+    for &frequency in frequencies {
+        let (s, c) = f64::from(position as f32 * frequency).sin_cos();
+        cos.push(c as f32);
+        sin.push(s as f32);
+    }
+}
+
 /// In place on x [T, heads*HS]; the first 2 * cos.cols() elements of each head are rotated, the rest stay.
 pub fn forward(x: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize) -> Result<()> {
-    rotate(x, cos, sin, heads, 1.0)
+    let half = check(x, cos, sin, heads)?;
+    if half == 0 {
+        return Ok(());
+    }
+    match x.gpu().cloned() {
+        Some(gpu) => launch(&gpu, x, None, cos, sin, [heads, 0]),
+        None => rotate(x, cos, sin, heads, 1.0),
+    }
+}
+
+/// Queries [T, NH*HS] and keys [T, NKV*HS] by the same table: one launch on a GPU.
+pub fn forward_pair(
+    q: &mut Tensor,
+    k: &mut Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    [heads, kv_heads]: [usize; 2],
+) -> Result<()> {
+    let half = check(q, cos, sin, heads)?;
+    check(k, cos, sin, kv_heads)?;
+    match q.gpu().cloned() {
+        Some(gpu) if half > 0 && q.cols() / heads == k.cols() / kv_heads => {
+            launch(&gpu, q, Some(k), cos, sin, [heads, kv_heads])
+        }
+        _ => {
+            forward(q, cos, sin, heads)?;
+            forward(k, cos, sin, kv_heads)
+        }
+    }
+}
+
+/// kernels/rope.cu
+fn launch(
+    gpu: &Arc<Gpu>,
+    q: &mut Tensor,
+    k: Option<&mut Tensor>,
+    cos: &Tensor,
+    sin: &Tensor,
+    [heads, kv_heads]: [usize; 2],
+) -> Result<()> {
+    const OP: &str = "rope";
+    /// Of a block, one warp each.
+    const ROWS: usize = 4;
+    let dtype = match &k {
+        Some(k) => kernel_dtype(OP, &[q, k])?,
+        None => kernel_dtype(OP, &[q])?,
+    };
+    if [cos, sin].iter().any(|t| t.dtype() != DType::F32) {
+        return Err(Error::op(OP, "f32 cos and sin", format!("{} and {}", cos.dtype(), sin.dtype())));
+    }
+    let at = Launch { grid: [q.rows().div_ceil(ROWS), 1, 1], block: 32 * ROWS as u32, shared: 0 };
+    let (rows, head_size) = (int(OP, q.rows())?, int(OP, q.cols() / heads)?);
+    // The kernel counts the elements of q's and k's row in 32 bits.
+    int(OP, q.cols() + q.cols() / heads * kv_heads)?;
+    let k = k.map_or(Ok(Ptr::NULL), |k| k.ptr_mut(gpu))?;
+    let args = [
+        q.ptr_mut(gpu)?.into(),
+        k.into(),
+        cos.ptr(gpu)?.into(),
+        sin.ptr(gpu)?.into(),
+        rows.into(),
+        int(OP, heads)?.into(),
+        int(OP, kv_heads)?.into(),
+        head_size.into(),
+        int(OP, cos.cols())?.into(),
+    ];
+    gpu.launch(&format!("rope_forward_{dtype}"), at, &args)
 }
 
 /// The inverse rotation, in place on the gradient.
 pub fn backward(dx: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize) -> Result<()> {
-    rotate(dx, cos, sin, heads, -1.0)
+    match check(dx, cos, sin, heads)? {
+        0 => Ok(()),
+        _ => rotate(dx, cos, sin, heads, -1.0),
+    }
 }
 
-fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize, sign: f32) -> Result<()> {
+/// Half the number of rotated elements, after all shapes are checked.
+fn check(x: &Tensor, cos: &Tensor, sin: &Tensor, heads: usize) -> Result<usize> {
     let (cols, half) = (x.cols(), cos.cols());
     expect_shape("rope", "cos", cos, &[x.rows(), half])?;
     expect_shape("rope", "sin", sin, &[x.rows(), half])?;
@@ -62,9 +182,11 @@ fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize, sign: f32) -
             format!("{:?}", x.shape()),
         ));
     }
-    if half == 0 {
-        return Ok(());
-    }
+    Ok(half)
+}
+
+fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize, sign: f32) -> Result<()> {
+    let (cols, half) = (x.cols(), cos.cols());
     let (cos, sin) = (cos.f32s()?, sin.f32s()?);
     pieces::each(x.f32s_mut()?, pieces::whole_rows(cols), |start, x| {
         let first = start / cols * half;

@@ -1,7 +1,7 @@
 //! SwiGLU (Shazeer 2020): out = silu(gate) * up, silu(z) = z / (1 + exp(-z)).
-use super::expect_shape;
 use super::pieces::{self, PIECE};
 use super::vector_math::{sigmoid, vectorised};
+use super::{expect_shape, launch_elementwise};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -9,6 +9,9 @@ use crate::tensor::Tensor;
 pub fn forward(out: &mut Tensor, gate: &Tensor, up: &Tensor) -> Result<()> {
     expect_shape("swiglu", "out", out, gate.shape())?;
     expect_shape("swiglu", "up", up, gate.shape())?;
+    if let Some(gpu) = gate.gpu() {
+        return launch_elementwise(gpu, "swiglu", out, &[gate, up]);
+    }
     let (gate, up) = (gate.f32s()?, up.f32s()?);
     pieces::each(out.f32s_mut()?, PIECE, |start, out| {
         let piece = start..start + out.len();

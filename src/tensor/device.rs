@@ -3,12 +3,50 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::cuda::Gpu;
+use super::cuda::{Gpu, NO_KERNELS, gpu_count};
+use crate::error::Result;
 
 #[derive(Clone)]
 pub enum Device {
     Cpu,
     Cuda(Arc<Gpu>),
+}
+
+/// What the user asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    /// A GPU if there is one that can be used, else the CPU
+    Auto,
+    Cpu,
+    Cuda,
+    /// The GPU's kernels, run on the CPU: slow, for tests
+    #[cfg(feature = "host-kernels")]
+    Host,
+}
+
+impl Device {
+    /// The device for `backend`, and why it is this one; `ordinal` is a GPU's.
+    pub fn choose(backend: Backend, ordinal: usize) -> Result<(Device, String)> {
+        let asked = || "as asked".to_string();
+        match backend {
+            Backend::Cpu => Ok((Device::Cpu, asked())),
+            Backend::Cuda => Ok((Device::Cuda(Gpu::open(ordinal)?), asked())),
+            #[cfg(feature = "host-kernels")]
+            Backend::Host => Ok((Device::Cuda(Gpu::host(1)?), asked())),
+            Backend::Auto => Ok(Device::best(ordinal)),
+        }
+    }
+
+    fn best(ordinal: usize) -> (Device, String) {
+        if let Some(why) = NO_KERNELS {
+            return (Device::Cpu, format!("this binary has no CUDA kernels: {why}"));
+        }
+        match gpu_count().map(|_| Gpu::open(ordinal)) {
+            Ok(Ok(gpu)) => (Device::Cuda(gpu), "a GPU that the kernels run on".into()),
+            Ok(Err(error)) => (Device::Cpu, error.to_string()),
+            Err(why) => (Device::Cpu, why),
+        }
+    }
 }
 
 impl PartialEq for Device {

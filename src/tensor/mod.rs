@@ -14,8 +14,9 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
-pub use cuda::{Arg, Buffer, Gpu, Launch, MemoryUse, NO_KERNELS, Ptr, gpu_count, kernel_count};
-pub use device::Device;
+pub use cuda::{Arg, Buffer, Gpu, Graph, Launch, Mark, MemoryUse, NO_KERNELS, Ptr, gpu_count, kernel_count};
+pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
+pub use device::{Backend, Device};
 pub use dtype::DType;
 pub use storage::Elements;
 use storage::Storage;
@@ -184,6 +185,19 @@ impl Tensor {
             *buffer = Arc::new(copy);
         }
         Ok(buffer.ptr())
+    }
+
+    /// Overwrites the elements with those of a tensor of the same shape and type in main memory; in place, unless another tensor shares them.
+    pub fn write(&mut self, from: &Tensor) -> Result<()> {
+        if from.shape != self.shape || from.dtype() != self.dtype() {
+            return Err(Error::op("tensor", format!("{self:?}"), format!("{from:?}")));
+        }
+        let Some(gpu) = self.gpu().cloned() else {
+            self.storage = from.storage.clone();
+            return Ok(());
+        };
+        let to = self.ptr_mut(&gpu)?;
+        gpu.write(to, from.bytes()?)
     }
 
     /// A copy on `device`, with the same elements.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytemuck::Pod;
 
 use super::cuda::{Buffer, Gpu, Ptr};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// An element that kernels read as `Raw`.
 pub trait Upload: Sized {
@@ -56,18 +56,37 @@ impl<T> Deref for Uploaded<T> {
 }
 
 impl<T: Upload> Uploaded<T> {
+    /// Other elements, as many as before, in the same place.
+    pub fn set(&mut self, list: Vec<T>) -> Result<()> {
+        if list.len() != self.list.len() {
+            return Err(Error::op(
+                "indices",
+                format!("{} elements", self.list.len()),
+                list.len().to_string(),
+            ));
+        }
+        self.list = list;
+        let copy = self.copy.get_mut().unwrap_or_else(PoisonError::into_inner);
+        copy.as_ref().map_or(Ok(()), |buffer| buffer.gpu().write(buffer.ptr(), &raw(&self.list)?))
+    }
+
     /// Where the array lies on `gpu`; it stays there as long as `self` lives and no other GPU asks.
     pub fn ptr(&self, gpu: &Arc<Gpu>) -> Result<Ptr> {
         let mut copy = self.copy.lock().unwrap_or_else(PoisonError::into_inner);
         match &*copy {
             Some(buffer) if Arc::ptr_eq(buffer.gpu(), gpu) => Ok(buffer.ptr()),
             _ => {
-                let raw = self.list.iter().map(Upload::raw).collect::<Result<Vec<T::Raw>>>()?;
-                let buffer = gpu.upload(bytemuck::cast_slice(&raw))?;
+                let buffer = gpu.upload(&raw(&self.list)?)?;
                 let ptr = buffer.ptr();
                 *copy = Some(buffer);
                 Ok(ptr)
             }
         }
     }
+}
+
+/// The elements' bytes, as kernels read them.
+fn raw<T: Upload>(list: &[T]) -> Result<Vec<u8>> {
+    let raw = list.iter().map(Upload::raw).collect::<Result<Vec<T::Raw>>>()?;
+    Ok(bytemuck::cast_slice(&raw).to_vec())
 }

@@ -1,6 +1,6 @@
 //! Samples made ready for a step: token ids, the targets among them, and the pictures as tiles or as kept features.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ use crate::models::prompt::{Content, Message};
 use crate::models::vlm::Vlm;
 use crate::ops::attention::Span;
 use crate::tensor::Tensor;
+
+/// Bytes of picture features that are kept; what goes beyond is computed again.
+const KEEP_BYTES: usize = 4 << 30;
 
 /// A picture of a sample; two are the same picture if the path, or the `Arc`, is the same.
 #[derive(Clone, Debug)]
@@ -42,6 +45,13 @@ impl Seen {
         match self {
             Seen::Tiles(tiles) => (tiles.rows, tiles.cols),
             Seen::Features { grid, .. } => *grid,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Seen::Tiles(tiles) => tiles.pixels.values.len(),
+            Seen::Features { rows, .. } => rows.len() * size_of::<f32>(),
         }
     }
 }
@@ -76,29 +86,57 @@ impl Picture {
     }
 }
 
-/// Prepares samples together: each different picture is read once and, with `frozen` vision, goes through the tower in one pass with the others.
-pub fn prepare(vlm: &Vlm, samples: &[&Sample], frozen: bool) -> Result<Vec<Prepared>> {
-    let mut places = HashMap::new();
-    let mut pictures: Vec<&Picture> = Vec::new();
-    for picture in samples.iter().flat_map(|s| &s.images) {
-        places.entry(picture.key()).or_insert_with(|| {
-            pictures.push(picture);
-            pictures.len() - 1
-        });
+/// Features of pictures, as long as the vision side that computed them is frozen.
+#[derive(Default)]
+pub struct Kept {
+    pictures: HashMap<Key, Arc<Seen>>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn add(&mut self, key: Key, seen: &Arc<Seen>) {
+        let bytes = seen.bytes();
+        if self.bytes + bytes <= KEEP_BYTES {
+            self.bytes += bytes;
+            self.pictures.insert(key, Arc::clone(seen));
+        }
     }
-    let tiles: Vec<Tiles> = pictures.par_iter().map(|p| p.tiles(vlm)).collect::<Result<_>>()?;
-    let seen: Vec<Arc<Seen>> = if frozen {
-        let rows = vlm.features(&tiles.iter().collect::<Vec<_>>())?;
-        let features = |(t, rows): (Tiles, Tensor)| Arc::new(Seen::Features { grid: (t.rows, t.cols), rows });
-        tiles.into_iter().zip(rows).map(features).collect()
-    } else {
-        tiles.into_iter().map(|t| Arc::new(Seen::Tiles(t))).collect()
-    };
+}
+
+/// Prepares samples together: each different picture is read once. With a frozen vision side there is `kept`: those that are not in it
+/// go through the tower in one pass with each other, and are kept.
+pub fn prepare(vlm: &Vlm, samples: &[&Sample], mut kept: Option<&mut Kept>) -> Result<Vec<Prepared>> {
+    let mut places: HashMap<Key, Arc<Seen>> = HashMap::new();
+    let (mut new, mut fresh) = (HashSet::new(), Vec::new());
+    for picture in samples.iter().flat_map(|s| &s.images) {
+        let key = picture.key();
+        match kept.as_ref().and_then(|kept| kept.pictures.get(&key)) {
+            Some(seen) => drop(places.insert(key, Arc::clone(seen))),
+            None if new.insert(key) => fresh.push(picture),
+            None => {}
+        }
+    }
+    let tiles: Vec<Tiles> = fresh.par_iter().map(|p| p.tiles(vlm)).collect::<Result<_>>()?;
+    for (picture, seen) in fresh.iter().zip(look(vlm, tiles, kept.is_some())?) {
+        if let Some(kept) = &mut kept {
+            kept.add(picture.key(), &seen);
+        }
+        places.insert(picture.key(), seen);
+    }
     let one = |sample: &&Sample| {
         let of_sample = sample.images.iter().filter_map(|p| places.get(&p.key()));
-        encode(vlm, sample, of_sample.map(|&i| Arc::clone(&seen[i])).collect())
+        encode(vlm, sample, of_sample.map(Arc::clone).collect())
     };
     samples.par_iter().map(one).collect()
+}
+
+fn look(vlm: &Vlm, tiles: Vec<Tiles>, frozen: bool) -> Result<Vec<Arc<Seen>>> {
+    if !frozen {
+        return Ok(tiles.into_iter().map(|t| Arc::new(Seen::Tiles(t))).collect());
+    }
+    let rows = vlm.features(&tiles.iter().collect::<Vec<_>>())?;
+    let features = |(t, rows): (Tiles, Tensor)| Arc::new(Seen::Features { grid: (t.rows, t.cols), rows });
+    Ok(tiles.into_iter().zip(rows).map(features).collect())
 }
 
 fn encode(vlm: &Vlm, sample: &Sample, pictures: Vec<Arc<Seen>>) -> Result<Prepared> {
@@ -188,15 +226,4 @@ pub fn pack<'a>(vlm: &Vlm, batch: &'a [Arc<Prepared>], tile_tokens: usize) -> Re
         )));
     }
     Ok(packed)
-}
-
-impl Prepared {
-    /// Memory it takes, shared pictures counted each time.
-    pub fn bytes(&self) -> usize {
-        let pictures = self.pictures.iter().map(|p| match p.as_ref() {
-            Seen::Tiles(tiles) => tiles.pixels.values.len(),
-            Seen::Features { rows, .. } => rows.len() * size_of::<f32>(),
-        });
-        self.ids.len() * 16 + pictures.sum::<usize>()
-    }
 }

@@ -7,18 +7,16 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::files;
 use crate::error::{Error, Result};
 pub use crate::models::adapter::LoraOptions;
 use crate::models::vlm::Vlm;
 use crate::random;
-use crate::train::batch::Prepared;
+use crate::train::batch::Kept;
 pub use crate::train::batch::{Picture, Sample};
 use crate::train::checkpoint;
 pub use crate::train::optim::Schedule;
 pub use crate::train::trainer::{Tower, Trainable, Trainer};
-
-/// Bytes of picture features that are kept between epochs; what goes beyond is computed again.
-const KEEP_BYTES: usize = 4 << 30;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -153,10 +151,12 @@ pub fn level(
     let mut log_file = cut_log(&log, trainer.steps as usize)?;
 
     let steps = options.step_count(samples.len());
-    let mut kept = Kept::new(samples.len());
+    let mut kept = Kept::default();
     while (trainer.steps as usize) < steps {
         let step = trainer.steps as usize + 1;
-        let batch = kept.batch(&trainer, samples, &batch_indices(samples.len(), options, step))?;
+        let indices = batch_indices(samples.len(), options, step);
+        let batch: Vec<&Sample> = indices.iter().map(|&i| &samples[i]).collect();
+        let batch: Vec<Arc<_>> = trainer.prepare(&batch, &mut kept)?.into_iter().map(Arc::new).collect();
         let lr = options.lr * options.schedule.factor(step, steps, options.warmup);
         let r = trainer.step_prepared(&batch, lr)?;
         write_line(&log, &mut log_file, &LossLine { step, loss: r.loss, lr, grad_norm: r.grad_norm })?;
@@ -188,45 +188,6 @@ fn batch_indices(n: usize, options: &TrainOptions, step: usize) -> Vec<usize> {
     indices
 }
 
-/// Samples made ready, kept between epochs as far as memory allows.
-struct Kept {
-    samples: Vec<Option<Arc<Prepared>>>,
-    bytes: usize,
-}
-
-impl Kept {
-    fn new(n: usize) -> Self {
-        Kept { samples: vec![None; n], bytes: 0 }
-    }
-
-    fn batch(
-        &mut self,
-        trainer: &Trainer,
-        samples: &[Sample],
-        indices: &[usize],
-    ) -> Result<Vec<Arc<Prepared>>> {
-        let mut missing: Vec<usize> =
-            indices.iter().copied().filter(|&i| self.samples[i].is_none()).collect();
-        missing.sort_unstable();
-        missing.dedup();
-        let wanted: Vec<&Sample> = missing.iter().map(|&i| &samples[i]).collect();
-        let fresh: Vec<Arc<Prepared>> = trainer.prepare(&wanted)?.into_iter().map(Arc::new).collect();
-        let found = |i: &usize| match &self.samples[*i] {
-            Some(kept) => Some(Arc::clone(kept)),
-            None => missing.binary_search(i).ok().map(|at| Arc::clone(&fresh[at])),
-        };
-        let batch = indices.iter().filter_map(found).collect();
-        for (&i, sample) in missing.iter().zip(fresh.iter()) {
-            let bytes = sample.bytes();
-            if trainer.vision_is_frozen() && self.bytes + bytes <= KEEP_BYTES {
-                self.bytes += bytes;
-                self.samples[i] = Some(Arc::clone(sample));
-            }
-        }
-        Ok(batch)
-    }
-}
-
 fn start(samples: &[Sample], trainable: &Trainable, options: &TrainOptions, out: &Path) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let data =
@@ -245,7 +206,7 @@ fn start(samples: &[Sample], trainable: &Trainable, options: &TrainOptions, out:
             &path,
             "this folder holds a run with other settings or data; choose another --out",
         )),
-        Err(_) => fs::write(&path, text).map_err(|e| Error::io(&path, e)),
+        Err(_) => files::write(&path, text.as_bytes()),
     }
 }
 
@@ -256,9 +217,13 @@ fn cut_log(path: &Path, steps: usize) -> Result<File> {
     if text[..kept].lines().count() < steps || (kept > 0 && !text[..kept].ends_with('\n')) {
         return Err(Error::input(path, format!("expected {steps} whole lines to go on from the checkpoint")));
     }
-    let mut file = File::create(path).map_err(|e| Error::io(path, e))?;
-    file.write_all(&text.as_bytes()[..kept]).map_err(|e| Error::io(path, e))?;
-    Ok(file)
+    // Cut, not written anew: a kill in between must not lose lines that the checkpoint counts on.
+    let open = || {
+        let file = File::options().append(true).create(true).open(path)?;
+        file.set_len(kept as u64)?;
+        Ok(file)
+    };
+    open().map_err(|e| Error::io(path, e))
 }
 
 /// Empty if there is none.

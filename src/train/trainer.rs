@@ -18,7 +18,7 @@ use crate::ops::patch_embed::Pixels;
 use crate::ops::{clip_grad_norm, cross_entropy, embedding};
 use crate::random;
 use crate::tensor::{Indices, Tensor};
-use crate::train::batch::{self, Packed, Prepared, Sample, Seen};
+use crate::train::batch::{self, Kept, Packed, Prepared, Sample, Seen};
 use crate::train::fit::TrainOptions;
 use crate::train::optim::{Moments, visit_trained};
 
@@ -130,13 +130,14 @@ impl Trainer {
         }
     }
 
-    pub fn prepare(&self, samples: &[&Sample]) -> Result<Vec<Prepared>> {
-        batch::prepare(&self.vlm, samples, self.vision_is_frozen())
+    /// `kept`: this trainer's own, from one call to the next.
+    pub fn prepare(&self, samples: &[&Sample], kept: &mut Kept) -> Result<Vec<Prepared>> {
+        batch::prepare(&self.vlm, samples, self.vision_is_frozen().then_some(kept))
     }
 
     /// One step on fresh samples.
     pub fn step(&mut self, samples: &[Sample], lr: f64) -> Result<StepReport> {
-        let prepared = self.prepare(&samples.iter().collect::<Vec<_>>())?;
+        let prepared = self.prepare(&samples.iter().collect::<Vec<_>>(), &mut Kept::default())?;
         self.step_prepared(&prepared.into_iter().map(Arc::new).collect::<Vec<_>>(), lr)
     }
 

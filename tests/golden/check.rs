@@ -10,6 +10,8 @@ use mpa::ops::attention::Span;
 use mpa::ops::patch_embed::Pixels;
 use mpa::ops::sample::Sampling;
 use mpa::tensor::Tensor;
+#[cfg(feature = "host-kernels")]
+use mpa::tensor::{DType, Device};
 use serde_json::Value;
 
 use super::common::{Tolerance, assert_close};
@@ -96,7 +98,12 @@ fn f64s(values: &[f32]) -> Vec<f64> {
 }
 
 fn close(what: &str, got: &Tensor, want: &[f32]) {
-    assert_close(what, got.f32s().unwrap(), &f64s(want), LOGITS);
+    assert_close(what, &values(got), &f64s(want), LOGITS);
+}
+
+/// Wherever the tensor lies.
+fn values(t: &Tensor) -> Vec<f32> {
+    t.to_f32().unwrap().f32s().unwrap().to_vec()
 }
 
 pub fn vision(golden: &Golden) {
@@ -119,7 +126,7 @@ pub fn vision(golden: &Golden) {
         // All pictures at once or one at a time, the same features.
         let refs: Vec<&Tiles> = all.iter().collect();
         let each = golden.vlm.features(&refs).unwrap();
-        close(name, &Tensor::concat(&each.iter().collect::<Vec<_>>()).unwrap(), features.f32s().unwrap());
+        close(name, &Tensor::concat(&each.iter().collect::<Vec<_>>()).unwrap(), &values(&features));
     }
 }
 
@@ -140,8 +147,8 @@ fn run(vlm: &Vlm, row: &Row, more: &[u32]) -> (Vec<Tensor>, Tensor) {
     (streams, logits)
 }
 
-fn last_row(t: &Tensor) -> &[f32] {
-    &t.f32s().unwrap()[(t.rows() - 1) * t.cols()..]
+fn last_row(t: &Tensor) -> Vec<f32> {
+    values(t)[(t.rows() - 1) * t.cols()..].to_vec()
 }
 
 pub fn text(golden: &Golden) {
@@ -155,16 +162,17 @@ pub fn text(golden: &Golden) {
             }
             if let Some((_, want)) = fixture.floats.get("ref/logits_last") {
                 let want = f64s(&want[i * logits.cols()..(i + 1) * logits.cols()]);
-                assert_close(&format!("{name} row {i} last logits"), last_row(&logits), &want, LOGITS);
+                assert_close(&format!("{name} row {i} last logits"), &last_row(&logits), &want, LOGITS);
             }
             if let Some((_, want)) = fixture.floats.get("ref/hidden_states_last_position") {
-                let got: Vec<f32> = streams.iter().flat_map(|s| last_row(s).to_vec()).collect();
+                let got: Vec<f32> = streams.iter().flat_map(last_row).collect();
                 assert_close(&format!("{name} hidden states"), &got, &f64s(want), LOGITS);
             }
             if let Some((shape, want)) = fixture.floats.get("ref/generated_logits") {
                 let generated: Vec<u32> = fixture.ints("ref/generated").iter().map(|&t| t as u32).collect();
                 let (_, logits) = run(&golden.vlm, row, &generated[..shape[0] - 1]);
-                let tail = &logits.f32s().unwrap()[logits.len() - want.len()..];
+                let all = values(&logits);
+                let tail = &all[all.len() - want.len()..];
                 assert_close(&format!("{name} logits while decoding"), tail, &f64s(want), LOGITS);
             }
         }
@@ -183,6 +191,7 @@ pub fn generation(golden: &Golden) {
             requests.push(Request {
                 messages: row.messages,
                 images: row.images,
+                tiles: vec![],
                 max_new_tokens: width,
                 sampling: Sampling { temperature: 0.0, top_p: 1.0 },
                 samples: 1,
@@ -214,5 +223,31 @@ pub fn generation(golden: &Golden) {
 
 /// Logits after the last token of each row.
 pub fn last_logits(vlm: &Vlm, rows: &[Row]) -> Vec<f32> {
-    rows.iter().flat_map(|row| last_row(&run(vlm, row, &[]).1).to_vec()).collect()
+    rows.iter().flat_map(|row| last_row(&run(vlm, row, &[]).1)).collect()
+}
+
+/// The model in bf16 on `device` against the same weights, rounded to bf16, computed in f32 on the CPU.
+#[cfg(feature = "host-kernels")]
+pub fn bf16(golden: &Golden, device: &Device) {
+    let narrow = |name: &str, param: &mut mpa::models::param::Param| {
+        let rounded = param.value.to_dtype(DType::Bf16).unwrap();
+        param.value = rounded.to_f32().unwrap_or_else(|e| panic!("{name}: {e}"));
+    };
+    let mut reference = super::set::load(&golden.folder, None);
+    reference.visit(&mut |name, param| narrow(name, param));
+    let kernels = super::set::load(&golden.folder, None).to_device(device, DType::Bf16).unwrap();
+    let config = &reference.config;
+    // Each layer rounds its stream and what it adds to it about ten times, by up to 2^-9 of their size on average; independent errors add
+    // up like the root of their number, and the largest of many logits is about five deviations off.
+    let roundings = 10.0 * (config.text.layers + config.vision.layers) as f64;
+    for name in CASES {
+        let Some(rows) = golden.case(name) else { continue };
+        for row in &rows {
+            let want = f64s(&values(&run(&reference, row, &[]).1));
+            let got = values(&run(&kernels, row, &[]).1);
+            let size = (want.iter().map(|x| x * x).sum::<f64>() / want.len() as f64).sqrt();
+            let abs = 5.0 * size * roundings.sqrt() * 2f64.powi(-9);
+            assert_close(&format!("{name} in bf16"), &got, &want, Tolerance { abs, rel: 0.0 });
+        }
+    }
 }

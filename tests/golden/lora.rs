@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mpa::models::prompt::{Content, Message};
 use mpa::models::vlm::Vlm;
+use mpa::train::batch::Kept;
 use mpa::train::fit::{LoraOptions, Picture, Sample, TrainOptions, Trainable, Trainer};
 use serde_json::Value;
 
@@ -21,8 +22,12 @@ pub fn training(golden: &Golden) {
         let samples = samples(golden, report);
         let vlm = load(&golden.folder, Some(&folder.join("adapter_init")));
         let mut trainer = trainer(vlm, report);
-        let prepared: Vec<_> =
-            trainer.prepare(&samples.iter().collect::<Vec<_>>()).unwrap().into_iter().map(Arc::new).collect();
+        let prepared: Vec<_> = trainer
+            .prepare(&samples.iter().collect::<Vec<_>>(), &mut Kept::default())
+            .unwrap()
+            .into_iter()
+            .map(Arc::new)
+            .collect();
         inputs(golden, &prepared);
 
         let fixture = golden.fixture(&format!("lora/{name}/train.safetensors"));

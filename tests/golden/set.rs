@@ -8,6 +8,7 @@ use mpa::data::images;
 use mpa::models::image::Rgb;
 use mpa::models::prompt::{Content, Message};
 use mpa::models::vlm::Vlm;
+use mpa::tensor::{DType, Device};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -35,6 +36,11 @@ pub fn sets() -> Vec<PathBuf> {
 
 /// Runs `test` on every model of every set.
 pub fn for_each_model(test: fn(&Golden)) {
+    for_each_model_on(&Device::Cpu, test);
+}
+
+/// The same with the models on a device, in f32.
+pub fn for_each_model_on(device: &Device, test: impl Fn(&Golden)) {
     let mut models = 0;
     for set in sets() {
         let mut folders: Vec<PathBuf> = std::fs::read_dir(&set)
@@ -46,7 +52,7 @@ pub fn for_each_model(test: fn(&Golden)) {
         assert!(!folders.is_empty(), "{}: no model folder", set.display());
         for folder in folders {
             eprintln!("{}", folder.display());
-            test(&Golden::open(folder, set.join("images")));
+            test(&Golden::open(folder, set.join("images"), device));
             models += 1;
         }
     }
@@ -54,8 +60,8 @@ pub fn for_each_model(test: fn(&Golden)) {
 }
 
 impl Golden {
-    fn open(folder: PathBuf, images: PathBuf) -> Golden {
-        let vlm = load(&folder, None);
+    fn open(folder: PathBuf, images: PathBuf, device: &Device) -> Golden {
+        let vlm = load(&folder, None).to_device(device, DType::F32).unwrap();
         let report = json(&folder.join("fixtures/report.json"));
         Golden { folder, vlm, report, images }
     }

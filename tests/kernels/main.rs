@@ -6,6 +6,15 @@
 mod common;
 mod device;
 
+mod add;
+mod attention;
+mod embedding;
+mod gelu;
+mod layer_norm;
 mod linear;
 mod patch_embed;
+mod pixel_shuffle;
 mod rms_norm;
+mod rope;
+mod sample;
+mod swiglu;

@@ -46,20 +46,7 @@ fn run(b: &Batch) -> Results<Tensor> {
     let (mut out, mut lse) = (poisoned(q), poisoned(&[q[0], b.config.heads]));
     forward(&mut out, Some(&mut lse), &b.q, &b.k, &b.v, &b.spans.as_slice().into(), b.config).unwrap();
     let (mut dq, mut dk, mut dv) = (poisoned(q), poisoned(k), poisoned(k));
-    backward(
-        &mut dq,
-        &mut dk,
-        &mut dv,
-        &b.dout,
-        &b.q,
-        &b.k,
-        &b.v,
-        &out,
-        &lse,
-        &b.spans.as_slice().into(),
-        b.config,
-    )
-    .unwrap();
+    backward(&mut dq, &mut dk, &mut dv, &b.dout, &b.q, &b.k, &b.v, &out, &lse, &b.spans, b.config).unwrap();
     [out, lse, dq, dk, dv]
 }
 

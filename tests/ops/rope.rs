@@ -1,4 +1,4 @@
-use mpa::ops::rope::{backward, forward, table};
+use mpa::ops::rope::{backward, forward, forward_pair, table, table_2d, table_mrope};
 use mpa::tensor::Tensor;
 
 use crate::common::{
@@ -125,4 +125,80 @@ fn same_bits_on_any_pool() {
         backward(&mut dx, &cos, &sin, 5).unwrap();
         [values(&out), values(&dx)].concat()
     });
+}
+
+/// (cos, sin) of position * theta^(-exponent) in f64. Angles are products in f32, off by some 1e-7 of their size.
+fn assert_angle(what: &str, got: (f32, f32), position: u32, theta: f64, exponent: f64) {
+    let angle = f64::from(position) * theta.powf(-exponent);
+    let tolerance = F32.abs + 2e-7 * angle;
+    for (got, want) in [(got.0, angle.cos()), (got.1, angle.sin())] {
+        assert!((f64::from(got) - want).abs() < tolerance, "{what}: {got}, expected {want}");
+    }
+}
+
+#[test]
+fn mrope_turns_each_section_by_its_own_position() {
+    // Qwen2-VL's sections, and a narrow one of odd lengths.
+    for (sections, rotated) in [([16, 24, 24], 128), ([1, 0, 4], 10)] {
+        let positions = [[0, 0, 0], [3, 3, 3], [3, 4, 17], [900, 7, 0]];
+        let (cos, sin) = table_mrope(&positions, sections, 1e6, rotated).unwrap();
+        assert_eq!((cos.shape(), sin.shape()), (&[4, rotated / 2][..], &[4, rotated / 2][..]));
+        for (token, position) in positions.iter().enumerate() {
+            for i in 0..rotated / 2 {
+                // transformers' apply_multimodal_rotary_pos_emb: dimension i has the angle of the axis whose section i is in.
+                let axis = (0..3).find(|&axis| i < sections[..=axis].iter().sum()).unwrap();
+                let at = token * rotated / 2 + i;
+                let exponent = 2.0 * i as f64 / rotated as f64;
+                let name = format!("{sections:?} token {token} dimension {i}");
+                assert_angle(&name, (values(&cos)[at], values(&sin)[at]), position[axis], 1e6, exponent);
+            }
+        }
+    }
+    // Text has one position for all three: then it is the 1-D table.
+    let same = table_mrope(&[[5; 3], [77; 3]], [16, 24, 24], 1e6, 128).unwrap();
+    let plain = table(&[5, 77], 1e6, 128).unwrap();
+    assert_eq!((values(&same.0), values(&same.1)), (values(&plain.0), values(&plain.1)));
+}
+
+#[test]
+fn the_2d_table_has_rows_first_then_columns() {
+    for head_size in [4, 12, 80] {
+        let positions = [[0, 0], [0, 3], [5, 0], [31, 64]];
+        let (cos, sin) = table_2d(&positions, 1e4, head_size).unwrap();
+        assert_eq!(cos.shape(), [4, head_size / 2]);
+        for (patch, position) in positions.iter().enumerate() {
+            for (axis, &position) in position.iter().enumerate() {
+                for i in 0..head_size / 4 {
+                    // transformers' VisionRotaryEmbedding of dim = HS/2: theta^(-2i/dim).
+                    let exponent = 2.0 * i as f64 / (head_size / 2) as f64;
+                    let at = patch * head_size / 2 + axis * head_size / 4 + i;
+                    let name = format!("head size {head_size} patch {patch} axis {axis} {i}");
+                    assert_angle(&name, (values(&cos)[at], values(&sin)[at]), position, 1e4, exponent);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn other_tables_are_refused() {
+    assert_op_error(table_mrope(&[], [16, 24, 23], 1e6, 128), "rope", "[16, 24, 23]");
+    assert_op_error(table_mrope(&[], [65, 0, 0], 1e6, 128), "rope", "64 frequencies");
+    assert_op_error(table_mrope(&[], [1, usize::MAX, 0], 1e6, 128), "rope", "64 frequencies");
+    assert_op_error(table_mrope(&[], [1, 1, 1], 1e6, 7), "rope", "7");
+    assert_op_error(table_2d(&[], 1e4, 6), "rope", "6");
+    assert_eq!(table_2d(&[], 1e4, 8).unwrap().0.shape(), [0, 4]);
+}
+
+#[test]
+fn a_pair_is_two_rotations() {
+    let mut rng = Rng(5);
+    let (cos, sin) = table(&[1, 2, 3], 1e4, 4).unwrap();
+    let (q, k) = (rng.tensor(&[3, 3 * 6], 1.0), rng.tensor(&[3, 6], 1.0));
+    let (mut q1, mut k1, mut q2, mut k2) = (q.clone(), k.clone(), q, k);
+    forward_pair(&mut q1, &mut k1, &cos, &sin, [3, 1]).unwrap();
+    forward(&mut q2, &cos, &sin, 3).unwrap();
+    forward(&mut k2, &cos, &sin, 1).unwrap();
+    assert_eq!((values(&q1), values(&k1)), (values(&q2), values(&k2)));
+    assert_op_error(forward_pair(&mut q1, &mut k1, &cos, &sin, [3, 0]), "rope", "0 heads");
 }

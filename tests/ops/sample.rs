@@ -1,5 +1,5 @@
 //! Greedy and sampled choice: limits, ties, and the distribution itself.
-use mpa::ops::sample::{Sampling, argmax, draw, log_probability};
+use mpa::ops::sample::{Draw, Sampling, argmax, draw, draw_rows, log_probability, log_probability_rows};
 
 use crate::common::*;
 
@@ -144,4 +144,35 @@ fn log_probabilities() {
     assert!((log_probability(&[0.0, 0.0], 1).unwrap() + std::f64::consts::LN_2).abs() < 1e-15);
     assert_eq!(log_probability(&[1e4, -1e4], 1).unwrap(), -2e4);
     assert_eq!(log_probability(&[1e4, -1e4], 0).unwrap(), 0.0);
+}
+
+#[test]
+fn many_rows_are_each_row_by_itself() {
+    let mut rng = Rng(63);
+    let logits = rng.tensor(&[3, 11], 4.0);
+    let row = |r: usize| &values(&logits)[r * 11..(r + 1) * 11];
+    let rows = [2, 0, 2, 1];
+    let draws: Vec<Draw> = [(1.0, 0.9), (0.0, 1.0), (2.0, 1.0), (1.0, 0.5)]
+        .map(|(temperature, top_p)| Draw { sampling: sampling(temperature, top_p), uniform: rng.uniform() })
+        .into();
+    let got = draw_rows(&logits, &rows.map(|r| r as u32)[..].into(), &draws).unwrap();
+    let want: Vec<u32> =
+        rows.iter().zip(&draws).map(|(&r, d)| draw(row(r), d.sampling, d.uniform).unwrap()).collect();
+    assert_eq!(got, want);
+    let got = log_probability_rows(&logits, &vec![3, 0, 10].into()).unwrap();
+    assert_eq!(got, [(0, 3), (1, 0), (2, 10)].map(|(r, token)| log_probability(row(r), token).unwrap()));
+
+    let one = |row| draw_rows(&logits, &vec![row].into(), &draws[..1]);
+    assert_op_error(one(3), "sample draw_rows", "rows below 3");
+    assert_op_error(draw_rows(&logits, &vec![0].into(), &draws), "sample draw_rows", "1 draws");
+    assert_op_error(
+        log_probability_rows(&logits, &vec![0].into()),
+        "sample log_probability_rows",
+        "3 tokens",
+    );
+    assert_op_error(
+        log_probability_rows(&logits, &vec![0, 11, 0].into()),
+        "sample log_probability_rows",
+        "11 at 1",
+    );
 }

@@ -1,9 +1,9 @@
 //! A teacher and a student that follow a script, and a run folder's worth of input for them.
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use mpa::error::{Error, Result};
 use mpa::models::generate::{Completion, Request};
@@ -15,22 +15,28 @@ use mpa::train::fit::{FitReport, OnStep};
 /// What an answerer says depends on its name, its adapter and the request alone.
 #[derive(Default)]
 pub struct Fake {
-    pub loads: Cell<usize>,
+    pub loads: AtomicUsize,
     /// Requests answered so far, over all models.
-    pub asked: Rc<Cell<usize>>,
+    pub asked: Arc<AtomicUsize>,
     /// Fail at this many requests, as if killed.
     pub die_at: Option<usize>,
+    /// Requests that fit into memory together.
+    pub room: Option<usize>,
+    /// A request whose text ends in this never fits.
+    pub too_large: Option<&'static str>,
 }
 
 struct Model {
     skill: u64,
-    asked: Rc<Cell<usize>>,
+    asked: Arc<AtomicUsize>,
     die_at: usize,
+    room: usize,
+    too_large: Option<&'static str>,
 }
 
 impl Engine for Fake {
     fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>> {
-        self.loads.set(self.loads.get() + 1);
+        self.loads.fetch_add(1, SeqCst);
         let teacher = model.ends_with("teacher");
         let learned = match adapter {
             None => 0,
@@ -38,7 +44,8 @@ impl Engine for Fake {
         };
         let skill = if teacher { 9 } else { 5 + learned };
         let die_at = self.die_at.unwrap_or(usize::MAX);
-        Ok(Box::new(Model { skill, asked: Rc::clone(&self.asked), die_at }))
+        let (room, too_large) = (self.room.unwrap_or(usize::MAX), self.too_large);
+        Ok(Box::new(Model { skill, asked: Arc::clone(&self.asked), die_at, room, too_large }))
     }
 
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
@@ -59,11 +66,15 @@ impl Engine for Fake {
 
 impl Answerer for Model {
     fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
+        let ends = |request: &Request, end| matches!(request.messages[0].content.last(), Some(Content::Text(t)) if t.ends_with(end));
+        let too_large = self.too_large.is_some_and(|end| requests.iter().any(|r| ends(r, end)));
+        if requests.len() > self.room || too_large {
+            return Err(Error::OutOfMemory { wanted: requests.len() << 30, in_use: 1 << 30 });
+        }
         requests
             .iter()
             .map(|request| {
-                self.asked.set(self.asked.get() + 1);
-                if self.asked.get() > self.die_at {
+                if self.asked.fetch_add(1, SeqCst) + 1 > self.die_at {
                     return Err(Error::Failure("killed".to_string()));
                 }
                 Ok((0..request.samples).map(|i| completion(self.say(request, i))).collect())

@@ -4,15 +4,16 @@ mod fake;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
 
 use fake::{Fake, input, plant, tree};
 use mpa::data::records;
 use mpa::error::Error;
 use mpa::mpa::progress::Progress;
-use mpa::mpa::run::{Outcome, run_with};
+use mpa::mpa::run::{Outcome, run};
 
 fn go(engine: &Fake, config: &Path, out: Option<&Path>) -> mpa::error::Result<Outcome> {
-    run_with(engine, config, out, &Progress::silent())
+    run(engine, config, out, &Progress::silent())
 }
 
 /// A folder in memory where the system has one: thousands of runs wait for the disk otherwise.
@@ -135,7 +136,7 @@ fn a_run_whose_model_fails_at_any_request_goes_on_to_the_same_bytes() {
     let config = input(folder.path(), 3);
     let fake = Fake::default();
     let want = tree(&go(&fake, &config, None).unwrap().folder);
-    for die_at in 0..fake.asked.get() {
+    for die_at in 0..fake.asked.load(SeqCst) {
         let again = folder.path().join("again");
         let dying = Fake { die_at: Some(die_at), ..Fake::default() };
         let error = go(&dying, &config, Some(&again)).unwrap_err();
@@ -144,9 +145,31 @@ fn a_run_whose_model_fails_at_any_request_goes_on_to_the_same_bytes() {
         go(&rest, &config, Some(&again)).unwrap();
         assert_eq!(different(&tree(&again), &want), Vec::<String>::new(), "failed at request {die_at}");
         // At most one batch is asked again.
-        assert!(rest.asked.get() + die_at <= fake.asked.get() + 3, "{die_at}: {}", rest.asked.get());
+        assert!(
+            rest.asked.load(SeqCst) + die_at <= fake.asked.load(SeqCst) + 3,
+            "{die_at}: {}",
+            rest.asked.load(SeqCst)
+        );
         fs::remove_dir_all(&again).unwrap();
     }
+}
+
+#[test]
+fn a_batch_that_does_not_fit_is_halved_and_a_record_that_never_fits_is_named() {
+    let folder = scratch();
+    let config = input(folder.path(), 4);
+    let want = tree(&go(&Fake::default(), &config, None).unwrap().folder);
+    for room in [1, 3] {
+        let again = folder.path().join("again");
+        go(&Fake { room: Some(room), ..Fake::default() }, &config, Some(&again)).unwrap();
+        assert_eq!(different(&tree(&again), &want), Vec::<String>::new(), "room for {room}");
+        fs::remove_dir_all(&again).unwrap();
+    }
+    let other = folder.path().join("other");
+    let outcome = go(&Fake { too_large: Some("is 2 ?"), ..Fake::default() }, &config, Some(&other)).unwrap();
+    let predictions = records::read(&outcome.folder.join("evaluate/student/predictions.jsonl")).unwrap();
+    let rejected: Vec<_> = predictions.iter().map(|r| (r.id.as_str(), r.rejected.as_deref())).collect();
+    assert_eq!(rejected, [("q0", None), ("q1", None), ("q2", Some("out of memory")), ("q3", None)]);
 }
 
 #[test]
@@ -157,7 +180,7 @@ fn a_finished_run_loads_no_model() {
     let before = tree(&first.folder);
     let second = Fake::default();
     let again = go(&second, &config, None).unwrap();
-    assert_eq!((second.loads.get(), second.asked.get()), (0, 0));
+    assert_eq!((second.loads.load(SeqCst), second.asked.load(SeqCst)), (0, 0));
     assert_eq!(again.summary, first.summary);
     assert_eq!(different(&tree(&first.folder), &before), Vec::<String>::new());
 }
@@ -178,7 +201,7 @@ fn a_repeated_run_gives_the_same_bytes_and_no_file_knows_where_it_is() {
     // A run folder's own config goes on in it.
     let idle = Fake::default();
     assert_eq!(go(&idle, &out.join("config.toml"), None).unwrap().folder, out);
-    assert_eq!(idle.asked.get(), 0);
+    assert_eq!(idle.asked.load(SeqCst), 0);
 }
 
 #[test]

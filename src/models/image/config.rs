@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{Filter, ImageProcessor, Target};
 use crate::error::{Error, Result};
+use crate::models::config::read_json;
 
 /// Types that process pictures alike. Newer and faster variants add a suffix.
 const TYPES: [&str; 2] = ["Idefics3ImageProcessor", "SmolVLMImageProcessor"];
@@ -20,23 +21,14 @@ impl ImageProcessor {
     pub fn read(folder: &Path) -> Result<ImageProcessor> {
         let processor = folder.join("processor_config.json");
         if processor.exists() {
-            let mut nested = read_object(&processor)?;
+            let mut nested = read_json(&processor)?;
             if let Some(Value::Object(map)) = nested.remove("image_processor") {
                 return Keys { path: processor, map }.processor();
             }
         }
         let path = folder.join("preprocessor_config.json");
-        let map = read_object(&path)?;
+        let map = read_json(&path)?;
         Keys { path, map }.processor()
-    }
-}
-
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(other) => Err(Error::input(path, format!("expected a JSON object, got {}", brief(&other)))),
-        Err(e) => Err(Error::input(path, e.to_string())),
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Block {
 }
 
 /// Rotation of each token of a pass, [T, HS/2].
-pub(super) struct Rope {
+pub(in crate::models) struct Rope {
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,
 }
@@ -98,8 +98,8 @@ impl Block {
         let (mut q, q_saved) = self.q.forward(&h1, pass)?;
         let (mut k, k_saved) = self.k.forward(&h1, pass)?;
         let (v, v_saved) = self.v.forward(&h1, pass)?;
-        rope::forward(&mut q, &rope.cos, &rope.sin, self.attention.heads)?;
-        rope::forward(&mut k, &rope.cos, &rope.sin, self.attention.kv_heads)?;
+        let heads = [self.attention.heads, self.attention.kv_heads];
+        rope::forward_pair(&mut q, &mut k, &rope.cos, &rope.sin, heads)?;
         let mut attn = x.like(q.shape())?;
         let mut lse = x.like_f32(&[x.rows(), self.attention.heads])?;
         match cache {
@@ -111,9 +111,8 @@ impl Block {
             }
         }
         let (mut x2, o_saved) = self.o.forward(&attn, pass)?;
-        add::forward(&mut x2, &x)?;
+        let h2 = self.norm2.forward_residual(&mut x2, &x)?;
 
-        let h2 = self.norm2.forward(&x2)?;
         let (gate, gate_saved) = self.gate.forward(&h2, pass)?;
         let (up, up_saved) = self.up.forward(&h2, pass)?;
         let mut act = x.like(up.shape())?;

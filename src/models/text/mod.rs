@@ -5,7 +5,8 @@ mod block;
 
 use std::sync::Arc;
 
-use block::{Block, BlockSaved, CacheTarget, Rope};
+pub(super) use block::Rope;
+use block::{Block, BlockSaved, CacheTarget};
 
 use crate::error::Result;
 use crate::models::config::TextConfig;
@@ -15,7 +16,7 @@ use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
 use crate::ops::{embedding, linear, rope};
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::{DType, Gpu, Indices, Tensor};
 
 const NAME: &str = "model.text_model";
 const EMBED: &str = "model.text_model.embed_tokens.weight";
@@ -104,7 +105,7 @@ impl Text {
         spans: &Arc<Spans>,
         pass: Pass,
     ) -> Result<(Tensor, TextSaved)> {
-        let rope = self.rope(positions, &x)?;
+        let rope = self.rope(positions)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut x = x;
         for block in &self.blocks {
@@ -124,12 +125,23 @@ impl Text {
         spans: &Spans,
         cache: &mut KvCache,
     ) -> Result<Tensor> {
-        let rope = self.rope(positions, &x)?;
         let tokens: Indices = (0..rows.len() as u32).collect();
+        self.blocks_cached(x, &self.rope(positions)?, (rows, &tokens), spans, cache)
+    }
+
+    /// The same with the rotation of each token, and the tokens 0, 1, 2, ... of `rows`, at hand.
+    pub(super) fn blocks_cached(
+        &self,
+        x: Tensor,
+        rope: &Rope,
+        (rows, tokens): (&Indices, &Indices),
+        spans: &Spans,
+        cache: &mut KvCache,
+    ) -> Result<Tensor> {
         let mut x = x;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            let target = CacheTarget { k: &mut layer.0, v: &mut layer.1, rows, tokens: &tokens };
-            (x, _) = block.forward(x, &rope, spans, Pass::Infer, Some(target))?;
+            let target = CacheTarget { k: &mut layer.0, v: &mut layer.1, rows, tokens };
+            (x, _) = block.forward(x, rope, spans, Pass::Infer, Some(target))?;
         }
         Ok(x)
     }
@@ -215,10 +227,27 @@ impl Text {
         }
     }
 
-    /// The rotation of each token, where x is.
-    fn rope(&self, positions: &[u32], x: &Tensor) -> Result<Rope> {
+    /// The GPU that holds the weights; `None` for main memory.
+    pub(super) fn gpu(&self) -> Option<&Arc<Gpu>> {
+        self.embed.value.gpu()
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.embed.value.dtype()
+    }
+
+    /// The rotation of each token, where the weights are.
+    pub(super) fn rope(&self, positions: &[u32]) -> Result<Rope> {
         let (cos, sin) = rope::table(positions, self.rope_theta, self.head_size)?;
-        Ok(Rope { cos: cos.to_device(&x.device())?, sin: sin.to_device(&x.device())? })
+        let device = self.embed.value.device();
+        Ok(Rope { cos: cos.to_device(&device)?, sin: sin.to_device(&device)? })
+    }
+
+    /// Other positions, as many as before, in the same place.
+    pub(super) fn set_rope(&self, rope: &mut Rope, positions: &[u32]) -> Result<()> {
+        let (cos, sin) = rope::table(positions, self.rope_theta, self.head_size)?;
+        rope.cos.write(&cos)?;
+        rope.sin.write(&sin)
     }
 }
 

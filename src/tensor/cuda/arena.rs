@@ -3,7 +3,7 @@
 //! whoever had it before.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::{Gpu, Ptr};
 use crate::error::{Error, Result};
@@ -13,6 +13,14 @@ pub(super) struct Arena {
     /// Addresses of unused blocks by their size.
     free: BTreeMap<usize, Vec<u64>>,
     usage: MemoryUse,
+    /// Where blocks come from and go to while a graph is captured.
+    pool: Option<Arc<Pool>>,
+}
+
+/// Blocks of a graph, which nobody else may use while it can be replayed.
+pub(super) struct Pool {
+    gpu: Weak<Gpu>,
+    free: Mutex<BTreeMap<usize, Vec<u64>>>,
 }
 
 /// Bytes of device memory, and how often the driver was asked for some.
@@ -31,6 +39,7 @@ pub struct Buffer {
     ptr: u64,
     bytes: usize,
     capacity: usize,
+    pool: Option<Arc<Pool>>,
 }
 
 /// What a request is rounded up to, so that requests of nearly the same size can share a block: eight sizes from one power of two to the next.
@@ -47,7 +56,22 @@ impl Arena {
     }
 
     fn take(&mut self, capacity: usize) -> Option<u64> {
-        self.free.get_mut(&capacity)?.pop()
+        let pooled = self.pool.as_ref().and_then(|pool| pool.free().get_mut(&capacity)?.pop());
+        pooled.or_else(|| self.free.get_mut(&capacity)?.pop())
+    }
+
+    /// Until `end_set_aside`, all blocks that are taken belong to the pool that is returned.
+    pub(super) fn set_aside(&mut self, gpu: &Arc<Gpu>) -> Result<Arc<Pool>> {
+        if self.pool.is_some() {
+            return Err(Error::Failure("a graph is being captured already".into()));
+        }
+        let pool = Arc::new(Pool { gpu: Arc::downgrade(gpu), free: Mutex::default() });
+        self.pool = Some(Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    pub(super) fn end_set_aside(&mut self) {
+        self.pool = None;
     }
 
     fn count(&mut self, capacity: usize) {
@@ -59,17 +83,17 @@ impl Arena {
 impl Buffer {
     pub(super) fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Buffer> {
         let capacity = capacity(bytes);
-        let ptr = {
+        let (ptr, pool) = {
             let mut arena = gpu.arena();
             let ptr = match arena.take(capacity) {
                 Some(ptr) => ptr,
                 None => arena.grow(gpu, capacity)?,
             };
             arena.count(capacity);
-            ptr
+            (ptr, arena.pool.clone())
         };
         gpu.driver.reuse(ptr, bytes, capacity);
-        Ok(Buffer { gpu: Arc::clone(gpu), ptr, bytes, capacity })
+        Ok(Buffer { gpu: Arc::clone(gpu), ptr, bytes, capacity, pool })
     }
 
     pub fn ptr(&self) -> Ptr {
@@ -117,7 +141,27 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut arena = self.gpu.arena();
         arena.usage.in_use -= self.capacity;
-        arena.free.entry(self.capacity).or_default().push(self.ptr);
+        match &self.pool {
+            Some(pool) => pool.free().entry(self.capacity).or_default().push(self.ptr),
+            None => arena.free.entry(self.capacity).or_default().push(self.ptr),
+        }
+    }
+}
+
+impl Pool {
+    fn free(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<u64>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // The last of a graph and its buffers has gone: everybody may use the blocks. Without a GPU there is nobody left.
+        let Some(gpu) = self.gpu.upgrade() else { return };
+        let mut arena = gpu.arena();
+        for (capacity, blocks) in std::mem::take(&mut *self.free()) {
+            arena.free.entry(capacity).or_default().extend(blocks);
+        }
     }
 }
 

@@ -4,26 +4,28 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use libloading::{Library, Symbol};
 
-use super::{Arg, Driver, Launch};
+use super::{Arg, Driver, Launch, Mark, Replay};
 use crate::error::{Error, Result};
 
 /// Memory that the host driver claims to have.
-const MEMORY: usize = 4 << 30;
+const MEMORY: usize = 512 << 20;
 
 static LOCK: Mutex<()> = Mutex::new(());
 
 pub(super) struct Host {
-    library: Library,
-    seed: u64,
+    machine: Arc<Machine>,
+    /// What is kept while a graph is captured.
+    captured: Mutex<Option<Vec<Work>>>,
     /// Sizes of the blocks that are lent out, by address.
     blocks: Mutex<HashMap<u64, usize>>,
 }
 
-/// kernels/host/host.cpp, mpa_host_launch.
+/// kernels/host/launch.h, mpa_host_launch.
 type LaunchFn = unsafe extern "C" fn(
     name: *const c_char,
     grid_x: u32,
@@ -54,7 +56,8 @@ impl Host {
         // SAFETY: the library is this project's own; loading it registers its kernels and does nothing else.
         let library = unsafe { Library::new(&path) }
             .map_err(|e| Error::input(&path, format!("expected the library of host kernels: {e}")))?;
-        Ok(Host { library, seed, blocks: Mutex::default() })
+        let machine = Arc::new(Machine { library, seed });
+        Ok(Host { machine, captured: Mutex::default(), blocks: Mutex::default() })
     }
 
     fn blocks(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
@@ -65,77 +68,37 @@ impl Host {
         self.blocks().values().sum()
     }
 
+    fn captured(&self) -> MutexGuard<'_, Option<Vec<Work>>> {
+        self.captured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse_while_capturing(&self, what: &str) -> Result<()> {
+        if self.captured().is_some() {
+            return Err(Error::Failure(format!("{what} while a graph is captured")));
+        }
+        Ok(())
+    }
+}
+
+/// The library's functions are called through this, from the driver and from what it has kept.
+struct Machine {
+    library: Library,
+    seed: u64,
+}
+
+impl Machine {
     /// # Safety
-    /// T is the type of the function `name` in kernels/host/host.cpp.
+    /// T is the type of the function `name` in kernels/host/launch.h.
     unsafe fn function<T>(&self, name: &CStr) -> Result<Symbol<'_, T>> {
         // SAFETY: the caller's contract.
         unsafe { self.library.get(name) }
             .map_err(|e| Error::Failure(format!("library of host kernels, {name:?}: {e}")))
     }
-}
 
-impl Driver for Host {
-    fn name(&self) -> &str {
-        "host-executed kernels"
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<Option<u64>> {
+    fn copy(&self, to: u64, from: u64, bytes: usize) {
         let _lock = lock();
-        if self.in_use() + bytes > MEMORY {
-            return Ok(None);
-        }
-        // SAFETY: void* mpa_host_alloc(size_t).
-        let alloc =
-            unsafe { self.function::<unsafe extern "C" fn(usize) -> *mut c_void>(c"mpa_host_alloc") }?;
-        // SAFETY: it may be called with any size.
-        let ptr = unsafe { alloc(bytes) } as u64;
-        if ptr == 0 {
-            return Ok(None);
-        }
-        self.blocks().insert(ptr, bytes);
-        Ok(Some(ptr))
-    }
-
-    fn free(&self, ptr: u64) {
-        let _lock = lock();
-        self.blocks().remove(&ptr);
-        // SAFETY: void mpa_host_free(void*).
-        if let Ok(free) = unsafe { self.function::<unsafe extern "C" fn(*mut c_void)>(c"mpa_host_free") } {
-            // SAFETY: from `alloc`, freed once.
-            unsafe { free(ptr as *mut c_void) };
-        }
-    }
-
-    fn reuse(&self, ptr: u64, bytes: usize, capacity: usize) {
-        let _lock = lock();
-        // SAFETY: void mpa_host_reuse(void*, size_t, size_t).
-        let reuse =
-            unsafe { self.function::<unsafe extern "C" fn(*mut c_void, usize, usize)>(c"mpa_host_reuse") };
-        if let Ok(reuse) = reuse {
-            // SAFETY: the block at `ptr` has `capacity` bytes and no other user.
-            unsafe { reuse(ptr as *mut c_void, bytes, capacity) };
-        }
-    }
-
-    fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
-        let _lock = lock();
-        // SAFETY: `to` has room for it (the caller's buffer); nothing runs on the "device" while the lock is held.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
-        Ok(())
-    }
-
-    fn download(&self, to: &mut [u8], from: u64) -> Result<()> {
-        let _lock = lock();
-        // SAFETY: as for `upload`, the other way round.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
-        Ok(())
-    }
-
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        let _lock = lock();
-        // SAFETY: both ranges lie in live buffers and do not overlap (the caller's contract).
+        // SAFETY: both ranges lie in live buffers and do not overlap (the contract of `Gpu::copy`).
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
-        Ok(())
     }
 
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
@@ -145,7 +108,7 @@ impl Driver for Host {
         let sizes: Vec<usize> = args.iter().map(|a| a.len).collect();
         let [x, y, z] = launch.grid.map(|n| n as u32);
         let mut message = [0u8; 512];
-        // SAFETY: the type is that of kernels/host/host.cpp.
+        // SAFETY: the type is that of kernels/host/launch.h.
         let run = unsafe { self.function::<LaunchFn>(c"mpa_host_launch") }?;
         // SAFETY: the arrays have the lengths given and live through the call; the library checks number and sizes of the arguments.
         let code = unsafe {
@@ -171,6 +134,130 @@ impl Driver for Host {
         }
         let text = CStr::from_bytes_until_nul(&message).map_or("no message".into(), CStr::to_string_lossy);
         Err(Error::Failure(format!("{kernel}: {text}")))
+    }
+}
+
+/// Work that was kept while a graph was captured.
+enum Work {
+    Launch(String, Launch, Vec<Arg>),
+    Copy(u64, u64, usize),
+}
+
+struct Kept {
+    machine: Arc<Machine>,
+    work: Vec<Work>,
+}
+
+impl Replay for Kept {
+    fn launch(&self) -> Result<()> {
+        for work in &self.work {
+            match work {
+                Work::Launch(kernel, launch, args) => self.machine.launch(kernel, *launch, args)?,
+                Work::Copy(to, from, bytes) => self.machine.copy(*to, *from, *bytes),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Driver for Host {
+    fn name(&self) -> &str {
+        "host-executed kernels"
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Option<u64>> {
+        let _lock = lock();
+        if self.in_use() + bytes > MEMORY {
+            return Ok(None);
+        }
+        // SAFETY: void* mpa_host_alloc(size_t).
+        let alloc = unsafe {
+            self.machine.function::<unsafe extern "C" fn(usize) -> *mut c_void>(c"mpa_host_alloc")
+        }?;
+        // SAFETY: it may be called with any size.
+        let ptr = unsafe { alloc(bytes) } as u64;
+        if ptr == 0 {
+            return Ok(None);
+        }
+        self.blocks().insert(ptr, bytes);
+        Ok(Some(ptr))
+    }
+
+    fn free(&self, ptr: u64) {
+        let _lock = lock();
+        self.blocks().remove(&ptr);
+        // SAFETY: void mpa_host_free(void*).
+        if let Ok(free) =
+            unsafe { self.machine.function::<unsafe extern "C" fn(*mut c_void)>(c"mpa_host_free") }
+        {
+            // SAFETY: from `alloc`, freed once.
+            unsafe { free(ptr as *mut c_void) };
+        }
+    }
+
+    fn reuse(&self, ptr: u64, bytes: usize, capacity: usize) {
+        let _lock = lock();
+        // SAFETY: void mpa_host_reuse(void*, size_t, size_t).
+        let reuse = unsafe {
+            self.machine.function::<unsafe extern "C" fn(*mut c_void, usize, usize)>(c"mpa_host_reuse")
+        };
+        if let Ok(reuse) = reuse {
+            // SAFETY: the block at `ptr` has `capacity` bytes and no other user.
+            unsafe { reuse(ptr as *mut c_void, bytes, capacity) };
+        }
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.refuse_while_capturing("an upload")?;
+        let _lock = lock();
+        // SAFETY: `to` has room for it (the caller's buffer); nothing runs on the "device" while the lock is held.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    fn download(&self, to: &mut [u8], from: u64) -> Result<()> {
+        self.refuse_while_capturing("a download")?;
+        let _lock = lock();
+        // SAFETY: as for `upload`, the other way round.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        match self.captured().as_mut() {
+            Some(work) => work.push(Work::Copy(to, from, bytes)),
+            None => self.machine.copy(to, from, bytes),
+        }
+        Ok(())
+    }
+
+    fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+        match self.captured().as_mut() {
+            Some(work) => work.push(Work::Launch(kernel.to_string(), launch, args.to_vec())),
+            None => return self.machine.launch(kernel, launch, args),
+        }
+        Ok(())
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        Ok(Mark::Time(Instant::now()))
+    }
+
+    fn between(&self, from: &Mark, to: &Mark) -> Result<f32> {
+        match (from, to) {
+            (Mark::Time(from), Mark::Time(to)) => Ok(to.duration_since(*from).as_secs_f32() * 1e3),
+            _ => Err(Error::op("between", "two marks of this device", "another's")),
+        }
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        *self.captured() = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Replay>> {
+        let work = self.captured().take().unwrap_or_default();
+        Ok(Box::new(Kept { machine: Arc::clone(&self.machine), work }))
     }
 
     fn synchronize(&self) -> Result<()> {

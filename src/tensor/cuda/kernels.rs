@@ -6,7 +6,10 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 pub(super) struct Module {
     pub(super) stem: &'static str,
     pub(super) fatbin: &'static [u8],
-    pub(super) symbols: &'static [&'static str],
+    /// Names of the kernels, each with the most threads of a block.
+    pub(super) symbols: &'static [(&'static str, u32)],
+    /// What ptxas says of them.
+    pub(super) report: &'static str,
 }
 
 /// How many kernels this binary has for GPUs.

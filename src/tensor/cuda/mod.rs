@@ -3,20 +3,29 @@
 //! ```text
 //! Tensor, ops --launch, copy--> Gpu --> Driver: nvidia.rs (cudarc) or host.rs (the same kernels on the CPU, for tests)
 //!                                +----> Arena: memory that is used again
+//!                                +----> graph.rs: launches kept, to be queued again at once
 //! ```
 
 mod arena;
+mod graph;
 #[cfg(feature = "host-kernels")]
 mod host;
 mod kernels;
 mod nvidia;
+mod resources;
+mod ring;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use arena::Arena;
 pub use arena::{Buffer, MemoryUse};
-pub use kernels::{NO_KERNELS, kernel_count};
-pub use nvidia::count as gpu_count;
+pub use graph::Graph;
+pub use kernels::{NO_KERNELS, NVCC, kernel_count};
+pub use nvidia::{GpuFacts, count as gpu_count, gpus, libraries as cuda_libraries};
+pub use resources::{KernelResources, kernel_resources, resources_table};
+
+use cudarc::driver::CudaEvent;
 
 use crate::error::Result;
 
@@ -28,16 +37,34 @@ trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     fn free(&self, ptr: u64);
     /// The first `bytes` of the block of `capacity` bytes at `ptr` are about to be used, what they held is not: a test's driver spoils them.
     fn reuse(&self, _ptr: u64, _bytes: usize, _capacity: usize) {}
-    /// `from` may be dropped when this returns.
+    /// `from` may be dropped when this returns. Not while a graph is captured.
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
-    /// Waits for the bytes.
+    /// Waits for the bytes. Not while a graph is captured.
     fn download(&self, to: &mut [u8], from: u64) -> Result<()>;
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
     /// Waits until all is done.
     fn synchronize(&self) -> Result<()>;
+    fn mark(&self) -> Result<Mark>;
+    /// Milliseconds between two marks, both of which have been passed.
+    fn between(&self, from: &Mark, to: &Mark) -> Result<f32>;
+    /// From here on launches and copies are kept and not run.
+    fn begin_capture(&self) -> Result<()>;
+    /// What has been kept.
+    fn end_capture(&self) -> Result<Box<dyn Replay>>;
     /// Free and total bytes.
     fn memory(&self) -> Result<(usize, usize)>;
+}
+
+/// Work that can be queued again.
+trait Replay: Send + Sync {
+    fn launch(&self) -> Result<()>;
+}
+
+/// A point in the order of the work.
+pub enum Mark {
+    Event(CudaEvent),
+    Time(Instant),
 }
 
 pub struct Gpu {
@@ -140,6 +167,11 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// Overwrites what lies at `to`, where there is room for it.
+    pub(super) fn write(&self, to: Ptr, bytes: &[u8]) -> Result<()> {
+        self.driver.upload(to.0, bytes)
+    }
+
     /// Waits for all work on `buffer`, then reads `to.len()` bytes of it.
     pub fn download(&self, to: &mut [u8], buffer: &Buffer) -> Result<()> {
         self.driver.download(to, buffer.ptr().0)
@@ -152,6 +184,23 @@ impl Gpu {
 
     pub fn synchronize(&self) -> Result<()> {
         self.driver.synchronize()
+    }
+
+    /// A point in the order of the work, for `milliseconds`.
+    pub fn mark(&self) -> Result<Mark> {
+        self.driver.mark()
+    }
+
+    /// What the device took from one mark to the other; waits for it.
+    pub fn milliseconds(&self, from: &Mark, to: &Mark) -> Result<f32> {
+        self.synchronize()?;
+        self.driver.between(from, to)
+    }
+
+    /// Bytes that can still be had, from the device or from what the arena keeps.
+    pub fn free_memory(&self) -> Result<usize> {
+        let usage = self.memory_use();
+        Ok(self.driver.memory()?.0 + usage.reserved - usage.in_use)
     }
 
     /// Free and total bytes of the device.

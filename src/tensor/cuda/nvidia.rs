@@ -5,10 +5,12 @@ use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute};
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError, result};
+use serde::Serialize;
 
 use super::kernels::{MODULES, NO_KERNELS};
-use super::{Arg, Driver, Launch};
+use super::ring::Rings;
+use super::{Arg, Driver, Launch, Mark, Replay};
 use crate::error::{Error, Result};
 
 /// The oldest GPUs that the kernels run on (mma.sync with bf16, cp.async).
@@ -20,6 +22,7 @@ pub(super) struct Nvidia {
     name: String,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    rings: Mutex<Rings>,
     functions: HashMap<&'static str, sys::CUfunction>,
     /// Dynamic shared memory that a function has been allowed, where it is more than the default.
     allowed: Mutex<HashMap<&'static str, usize>>,
@@ -45,6 +48,48 @@ pub fn count() -> Result<usize, String> {
     if count == 0 { Err("the NVIDIA driver shows no GPU".into()) } else { Ok(count as usize) }
 }
 
+/// A GPU that the driver shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct GpuFacts {
+    pub name: String,
+    pub memory_bytes: usize,
+    /// Compute capability, like 9.0.
+    pub capability: String,
+    /// Whether the kernels run on it.
+    pub usable: bool,
+}
+
+/// All GPUs that the driver shows, by ordinal, or why there are none. Nothing is allocated on them.
+pub fn gpus() -> Result<Vec<GpuFacts>, String> {
+    (0..count()?)
+        .map(|ordinal| facts(ordinal as i32).map_err(|e| format!("GPU {ordinal} does not answer: {e}")))
+        .collect()
+}
+
+fn facts(ordinal: i32) -> Result<GpuFacts, DriverError> {
+    use sys::CUdevice_attribute_enum as Attribute;
+    let device = result::device::get(ordinal)?;
+    // SAFETY: `device` is from the line above, here and below.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+    let capability = (
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
+    Ok(GpuFacts {
+        name: result::device::get_name(device)?,
+        // SAFETY: as above.
+        memory_bytes: unsafe { result::device::total_mem(device) }?,
+        capability: format!("{}.{}", capability.0, capability.1),
+        usable: capability >= LEAST_CAPABILITY,
+    })
+}
+
+/// Whether NVIDIA's driver library and its library of matrix products can be loaded: libcuda, libcublasLt.
+pub fn libraries() -> (bool, bool) {
+    // SAFETY: these only try to load the libraries.
+    unsafe { (sys::is_culib_present(), cudarc::cublaslt::sys::is_culib_present()) }
+}
+
 impl Nvidia {
     pub(super) fn open(ordinal: usize) -> Result<Self> {
         if let Some(why) = NO_KERNELS {
@@ -64,8 +109,9 @@ impl Nvidia {
             )));
         }
         let stream = context.new_stream().map_err(|e| fail("stream", e))?;
+        let rings = Mutex::new(Rings::new(&context).map_err(|e| fail("page-locked memory", e))?);
         let functions = functions()?;
-        Ok(Nvidia { name, context, stream, functions, allowed: Mutex::default() })
+        Ok(Nvidia { name, context, stream, rings, functions, allowed: Mutex::default() })
     }
 
     fn bind(&self) -> Result<()> {
@@ -97,7 +143,7 @@ fn functions() -> Result<HashMap<&'static str, sys::CUfunction>> {
         // SAFETY: the image is a whole fatbin that nvcc wrote, in memory for the life of the program.
         let loaded = unsafe { result::module::load_data(module.fatbin.as_ptr().cast::<c_void>()) }
             .map_err(|e| fail(&format!("kernels/{}.cu", module.stem), e))?;
-        for &symbol in module.symbols {
+        for &(symbol, _) in module.symbols {
             let name = CString::new(symbol).map_err(|_| Error::Failure(format!("{symbol:?} has a NUL")))?;
             // SAFETY: the module was loaded above and is never unloaded.
             let function =
@@ -106,6 +152,20 @@ fn functions() -> Result<HashMap<&'static str, sys::CUfunction>> {
         }
     }
     Ok(functions)
+}
+
+/// One thread at a time may use a graph.
+struct Kept(Mutex<CudaGraph>);
+
+// SAFETY: the driver takes graph handles from any thread, one at a time, which the lock sees to.
+unsafe impl Send for Kept {}
+// SAFETY: as above.
+unsafe impl Sync for Kept {}
+
+impl Replay for Kept {
+    fn launch(&self) -> Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).launch().map_err(|e| fail("graph", e))
+    }
 }
 
 impl Driver for Nvidia {
@@ -135,8 +195,8 @@ impl Driver for Nvidia {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: `to` has room for it (the caller's buffer). The driver has copied pageable memory out when the call returns.
-        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(|e| fail("upload", e))
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        rings.upload(&self.stream, to, from).map_err(|e| fail("upload", e))
     }
 
     fn download(&self, to: &mut [u8], from: u64) -> Result<()> {
@@ -185,6 +245,34 @@ impl Driver for Nvidia {
     fn synchronize(&self) -> Result<()> {
         self.bind()?;
         self.stream.synchronize().map_err(|e| fail("waiting", e))
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        let timed = self.context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        let event = timed.and_then(|event| event.record(&self.stream).map(|()| event));
+        event.map(Mark::Event).map_err(|e| fail("event", e))
+    }
+
+    fn between(&self, from: &Mark, to: &Mark) -> Result<f32> {
+        match (from, to) {
+            (Mark::Event(from), Mark::Event(to)) => from.elapsed_ms(to).map_err(|e| fail("event", e)),
+            _ => Err(Error::op("between", "two marks of this GPU", "another's")),
+        }
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        // Relaxed: the arena may still ask the driver for memory, which the other modes forbid while capturing.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        self.stream.begin_capture(mode).map_err(|e| fail("capture", e))
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Replay>> {
+        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        match self.stream.end_capture(flags) {
+            Ok(Some(graph)) => Ok(Box::new(Kept(Mutex::new(graph)))),
+            Ok(None) => Err(Error::Failure("CUDA, capture: nothing was captured".into())),
+            Err(e) => Err(fail("capture", e)),
+        }
     }
 
     fn memory(&self) -> Result<(usize, usize)> {

@@ -1,0 +1,37 @@
+// For kernels that do the same to each element of whole tensors: 16 bytes a thread, the last thread what is left.
+#pragma once
+#include "common.cuh"
+
+constexpr int ELEMENTWISE_THREADS = 256;
+
+// First element of this thread: N of them follow.
+template <int N>
+__device__ __forceinline__ int64_t elementwise_start() {
+  return (static_cast<int64_t>(blockIdx.x) * ELEMENTWISE_THREADS + threadIdx.x) * N;
+}
+
+// p[at .. at + N), where p has n elements and 16-byte alignment: zeros beyond its end.
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load_within(const T* p, int64_t at, int64_t n) {
+  if (at + N <= n) return load_pack<N>(p + at);
+  Pack<T, N> a;
+  for (int i = 0; i < N; i++) a[i] = at + i < n ? p[at + i] : from_f32<T>(0.0f);
+  return a;
+}
+
+// p[at .. at + N) = a as far as p goes.
+template <class T, int N>
+__device__ __forceinline__ void store_within(T* p, int64_t at, int64_t n, const Pack<T, N>& a) {
+  if (at + N <= n) return store_pack(p + at, a);
+  for (int i = 0; i < N; i++) {
+    if (at + i < n) p[at + i] = a[i];
+  }
+}
+
+// 1 / (1 + e^-z) for what is stored as T. bf16 keeps 8 bits, so there the fast exponential and division are exact enough: together they are some
+// 4 units in the last place of f32 off near z = 0 and 100 at |z| = 80, and give 0 where the result is below 2^-126.
+template <class T>
+__device__ __forceinline__ float sigmoid(float z) {
+  if (sizeof(T) == 2) return __fdividef(1.0f, 1.0f + __expf(-z));
+  return 1.0f / (1.0f + expf(-z));
+}

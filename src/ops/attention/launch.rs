@@ -1,0 +1,151 @@
+//! kernels/attention.cu: which kernel, and how many blocks. A span of one query has only its keys to be split by (decode), others are cut
+//! into blocks of queries (prefill). That is for each span to say, not for the batch: so its bits do not depend on the others.
+use std::sync::Arc;
+
+use super::super::{int, kernel_dtype};
+use super::{Config, Spans};
+use crate::error::{Error, Result};
+use crate::tensor::{Arg, DType, Gpu, Launch, Ptr, Tensor};
+
+const OP: &str = "attention forward";
+const THREADS: u32 = 128;
+/// attention_decode.cuh: keys of a split, and the most query heads of a block.
+const SPLIT: usize = 256;
+const MOST_HEADS: usize = 8;
+
+/// Keys up to which launches for a decode step over spans of at most `keys` serve a later step as well.
+pub fn decode_reach(keys: usize) -> usize {
+    keys.next_multiple_of(SPLIT)
+}
+
+/// What a kernel is given, besides what `Config` says.
+struct Call<'a> {
+    gpu: &'a Arc<Gpu>,
+    out: Ptr,
+    lse: Ptr,
+    /// q, k, v.
+    qkv: [Ptr; 3],
+    spans: &'a Spans,
+    dtype: DType,
+    config: &'a Config,
+}
+
+/// The tile of a block of many queries, as the kernel named `entry` has it.
+struct Tile {
+    entry: String,
+    queries: usize,
+    shared: usize,
+}
+
+/// `qkv`: q, k, v; shapes and spans have been checked.
+pub fn forward(
+    gpu: &Arc<Gpu>,
+    out: &mut Tensor,
+    lse: Option<&mut Tensor>,
+    qkv: [&Tensor; 3],
+    spans: &Spans,
+    config: &Config,
+) -> Result<()> {
+    let [q, k, v] = qkv;
+    let dtype = kernel_dtype(OP, &[out, q, k, v])?;
+    if !(config.scale > 0.0 && config.scale.is_finite()) {
+        return Err(Error::op(OP, "a finite scale above 0", config.scale.to_string()));
+    }
+    let lse = match lse {
+        None => Ptr::NULL,
+        Some(lse) if lse.dtype() == DType::F32 => lse.ptr_mut(gpu)?,
+        Some(lse) => return Err(Error::op(OP, "lse in f32", lse.dtype().to_string())),
+    };
+    let qkv = [q.ptr(gpu)?, k.ptr(gpu)?, v.ptr(gpu)?];
+    let call = Call { gpu, out: out.ptr_mut(gpu)?, lse, qkv, spans, dtype, config };
+    match decode_size(dtype, config.head_size) {
+        None => prefill(&call, 1),
+        Some(size) => {
+            prefill(&call, 2)?;
+            decode(&call, size)
+        }
+    }
+}
+
+/// Spans of `least` queries or more.
+fn prefill(call: &Call, least: usize) -> Result<()> {
+    let Call { spans, config, .. } = call;
+    let tile = tile(call.dtype, config.head_size)?;
+    let longest = spans.iter().map(|s| s.q_len).filter(|&n| n >= least).max().unwrap_or(0);
+    let tiles = longest.div_ceil(tile.queries);
+    let at = Launch { grid: [tiles * spans.len(), config.heads, 1], block: THREADS, shared: tile.shared };
+    int(OP, at.grid[0])?;
+    let mut args: Vec<Arg> = vec![call.out.into(), call.lse.into()];
+    args.extend(call.qkv.map(Arg::from));
+    args.push(call.spans.ptr(call.gpu)?.into());
+    for n in [least, tiles, config.heads, config.kv_heads, config.head_size] {
+        args.push(int(OP, n)?.into());
+    }
+    args.extend([Arg::from(config.scale), Arg::from(i32::from(config.causal))]);
+    call.gpu.launch(&tile.entry, at, &args)
+}
+
+/// Head size of the decode kernel that serves `head_size`: up to 128, rows in whole pieces of 16 bytes.
+fn decode_size(dtype: DType, head_size: usize) -> Option<usize> {
+    let fits = head_size.is_multiple_of(16 / dtype.size());
+    [64, 128].into_iter().find(|&size| fits && head_size <= size)
+}
+
+/// Spans of one query, which sees all keys, causal or not.
+fn decode(call: &Call, size: usize) -> Result<()> {
+    let Call { gpu, spans, config, dtype, .. } = call;
+    let &&Config { heads, kv_heads, head_size, scale, .. } = config;
+    let Some(longest) = spans.iter().filter(|s| s.q_len == 1).map(|s| s.k_len).max() else { return Ok(()) };
+    let splits = longest.div_ceil(SPLIT);
+    // Each split leaves its sums, the largest score and the sum of weights.
+    let parts = gpu.alloc(spans.len() * heads * splits * (head_size + 2) * size_of::<f32>())?;
+    let (at_spans, group) = (spans.ptr(gpu)?, heads / kv_heads);
+    let shared = group.min(MOST_HEADS) * (5 * head_size + SPLIT) * size_of::<f32>();
+    let grid = [spans.len() * splits, kv_heads * group.div_ceil(MOST_HEADS), 1];
+    int(OP, grid[0])?;
+    let mut args: Vec<Arg> = vec![parts.ptr().into()];
+    args.extend(call.qkv.map(Arg::from));
+    args.push(at_spans.into());
+    for n in [splits, heads, kv_heads, head_size] {
+        args.push(int(OP, n)?.into());
+    }
+    args.push(scale.into());
+    let entry = format!("attention_decode_forward_{dtype}_hs{size}");
+    gpu.launch(&entry, Launch { grid, block: THREADS, shared }, &args)?;
+
+    let warps = THREADS as usize / 32;
+    let at = Launch { grid: [(spans.len() * heads).div_ceil(warps), 1, 1], block: THREADS, shared: 0 };
+    let mut args: Vec<Arg> = vec![call.out.into(), call.lse.into(), parts.ptr().into(), at_spans.into()];
+    for n in [spans.len(), splits, heads, head_size] {
+        args.push(int(OP, n)?.into());
+    }
+    gpu.launch(&format!("attention_combine_forward_{dtype}"), at, &args)
+}
+
+/// The least head size that there is a kernel for and that holds `head_size`.
+fn fit(sizes: &[usize], head_size: usize, expected: &str) -> Result<usize> {
+    let size = sizes.iter().copied().find(|&s| s >= head_size);
+    size.ok_or_else(|| Error::op(OP, expected, head_size.to_string()))
+}
+
+fn tile(dtype: DType, head_size: usize) -> Result<Tile> {
+    if dtype == DType::F32 {
+        // attention_plain.cuh: the weights of 32 queries for 32 keys, with a gap after each 32.
+        let size = fit(&[64, 128, 256], head_size, "a head size up to 256 in f32")?;
+        return Ok(Tile {
+            entry: format!("attention_forward_f32_hs{size}"),
+            queries: 32,
+            shared: 32 * 33 * 4,
+        });
+    }
+    // attention_prefill.cuh: rows are copied in pieces of 16 bytes, which buffers (256-byte aligned) and such widths keep aligned.
+    const EXPECTED: &str = "a head size up to 128 and a multiple of 8 in bf16";
+    if !head_size.is_multiple_of(8) {
+        return Err(Error::op(OP, EXPECTED, head_size.to_string()));
+    }
+    let size = fit(&[64, 72, 80, 96, 128], head_size, EXPECTED)?;
+    let (queries, keys) = (128, if size > 96 { 32 } else { 64 });
+    // The queries, and two tiles of keys and of values.
+    let shared = (queries + 4 * keys) * size.next_multiple_of(16) * 2;
+    Ok(Tile { entry: format!("attention_forward_bf16_hs{size}"), queries, shared })
+}

@@ -1,0 +1,58 @@
+use std::f64::consts::PI;
+
+use mpa::ops::gelu::forward;
+use mpa::tensor::{DType, Tensor};
+
+use crate::common::{Rng, assert_close, assert_op_error, to_f64};
+use crate::device::{DTYPES, on_each_device, output, random, rounded_sum, values, what};
+
+/// Lengths: one, around a pack of either type, around a block's share of either type, several blocks with a tail.
+const LENGTHS: [usize; 10] = [1, 3, 4, 7, 8, 9, 1024, 1027, 2049, 6145];
+
+fn reference(x: &Tensor) -> Vec<f64> {
+    let gelu = |x: &f64| 0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
+    to_f64(x).iter().map(gelu).collect()
+}
+
+#[test]
+fn forward_matches_f64() {
+    on_each_device(|device| {
+        let mut rng = Rng(1);
+        for n in LENGTHS {
+            for dtype in DTYPES {
+                for scale in [1e-3, 1.0, 6.0, 1e4] {
+                    let x = random(&mut rng, device, dtype, &[n], scale);
+                    let mut out = output(&x, &[n]);
+                    forward(&mut out, &x).unwrap();
+                    let name = what(&[&"gelu", &n, &dtype, &scale]);
+                    assert_close(&name, &values(&out), &reference(&x), rounded_sum(dtype, 1, 1.0));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn ends_do_not_overflow() {
+    on_each_device(|device| {
+        for dtype in DTYPES {
+            let x = vec![-3e38, -1e20, -1e13, -1e4, -40.0, -5.0, -0.0, 0.0, 5.0, 40.0, 1e4, 1e13, 1e20, 3e38];
+            let x = Tensor::from_vec(&[x.len()], x).unwrap();
+            let x = x.to_dtype(dtype).unwrap().to_device(device).unwrap();
+            let mut out = output(&x, x.shape());
+            forward(&mut out, &x).unwrap();
+            assert_close("gelu", &values(&out), &reference(&x), rounded_sum(dtype, 1, 1.0));
+        }
+    });
+}
+
+#[test]
+fn mixed_types_and_devices_are_refused() {
+    on_each_device(|device| {
+        let mut rng = Rng(3);
+        let x = random(&mut rng, device, DType::F32, &[4], 1.0);
+        let narrow = random(&mut rng, device, DType::Bf16, &[4], 1.0);
+        assert_op_error(forward(&mut output(&x, &[4]), &narrow), "gelu", "all f32 or all bf16");
+        assert_op_error(forward(&mut rng.tensor(&[4], 1.0), &x), "tensor", "host-executed");
+    });
+}

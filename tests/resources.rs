@@ -1,0 +1,43 @@
+//! kernels/resources.tsv is what the kernels take of a GPU: a change of registers, shared memory or occupancy is seen in the diff that makes it.
+
+use std::fs;
+
+use mpa::tensor::{NO_KERNELS, NVCC, kernel_resources, resources_table};
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/resources.tsv");
+
+#[test]
+fn the_committed_table_is_that_of_these_kernels() {
+    let committed = fs::read_to_string(FILE).unwrap();
+    if let Some(why) = NO_KERNELS {
+        eprintln!("kernels/resources.tsv is not compared: this binary has no kernels, since {why}");
+        return;
+    }
+    let compiler = committed.lines().next().unwrap_or_default().to_string();
+    if compiler != format!("# nvcc {NVCC}") {
+        eprintln!("kernels/resources.tsv is not compared: it is {compiler:?}, this binary's nvcc is {NVCC}");
+        return;
+    }
+    let (now, then) = (resources_table(), committed);
+    let only = |a: &str, b: &str| {
+        let b: Vec<&str> = b.lines().collect();
+        a.lines().filter(|line| !b.contains(line)).collect::<Vec<_>>().join("\n")
+    };
+    assert!(
+        now == then,
+        "kernels/resources.tsv is out of date; `just resources` renews it.\nIn the file only:\n{}\nIn this binary only:\n{}",
+        only(&then, &now),
+        only(&now, &then)
+    );
+}
+
+#[test]
+fn every_kernel_is_in_the_table_and_none_spills() {
+    let mut kernels: Vec<_> = kernel_resources().into_iter().map(|row| row.kernel).collect();
+    kernels.dedup();
+    assert_eq!(kernels.len(), mpa::tensor::kernel_count());
+    for row in kernel_resources() {
+        assert_eq!((row.spill_stores, row.spill_loads), (0, 0), "{row:?} spills registers");
+        assert!(row.registers > 0 && row.occupancy.is_some_and(|o| o > 0), "{row:?}");
+    }
+}
