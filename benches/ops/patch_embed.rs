@@ -1,5 +1,6 @@
 use criterion::{Criterion, criterion_group};
-use mpa::ops::patch_embed;
+use mpa::ops::patch_embed::{self, Pixels, Projection};
+use mpa::tensor::Tensor;
 
 use crate::{measure, tensor};
 
@@ -10,13 +11,17 @@ const PLACES: [(&str, usize, usize, usize, usize); 2] =
 fn both(c: &mut Criterion) {
     for (name, n, picture, side, cols) in PLACES {
         let (p, k) = ((picture / side).pow(2), 3 * side * side);
-        let pixels = tensor(&[n, 3, picture, picture]);
+        let values = (0..n * picture * picture * 3).map(|i| (i * 37 % 251) as u8).collect();
+        let values = Tensor::from_u8(&[n, picture, picture, 3], values).unwrap();
+        let pixels = Pixels { values, levels: tensor(&[3, 256]) };
         let [mut weight, mut bias, mut position] =
             [&[cols, 3, side, side][..], &[cols], &[p, cols]].map(tensor);
         let (mut out, mut patches) = (tensor(&[n, p, cols]), tensor(&[n * p, k]));
-        let bytes = 4 * (pixels.len() + weight.len() + position.len() + out.len());
+        let bytes = pixels.values.len() + 4 * (weight.len() + position.len() + out.len());
         measure(c, "patch_embed forward", name, bytes, || {
-            patch_embed::forward(&mut out, &mut patches, &pixels, &weight, &bias, &position).unwrap();
+            let (bias, position) = (Some(&bias), Some(&position));
+            let projection = Projection { weight: &weight, bias, position, merge: 1 };
+            patch_embed::forward(&mut out, Some(&mut patches), &pixels, projection).unwrap();
         });
         measure(c, "patch_embed backward", name, bytes, || {
             patch_embed::backward(&mut weight, &mut bias, &mut position, &out, &patches).unwrap();

@@ -8,6 +8,7 @@ use crate::models::norm::LayerNorm;
 use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::weights::Weights;
 use crate::ops::attention::{Span, Spans};
+use crate::ops::patch_embed::{Pixels, Projection};
 use crate::ops::{add, attention, gelu, patch_embed};
 use crate::tensor::Tensor;
 
@@ -36,7 +37,7 @@ struct Block {
 
 /// Activations of one pass over N tiles.
 pub struct VisionSaved {
-    patches: Tensor, // [N*P, 3*S*S]
+    patches: Option<Tensor>, // [N*P, 3*S*S], where the embedding is trained
     /// Patch and position embedding, [N*P, C].
     pub embeddings: Tensor,
     blocks: Vec<BlockSaved>,
@@ -82,21 +83,21 @@ impl Vision {
         }
     }
 
-    /// pixels [N, 3, H, W] -> [N*P, C]
-    pub fn forward(&self, pixels: &Tensor, pass: Pass) -> Result<(Tensor, VisionSaved)> {
-        let tiles = pixels.shape().first().copied().unwrap_or(0);
-        let (p, c) = (self.patches, self.position.value.cols());
-        let patch_len = self.patch_weight.value.len() / c;
-        let mut patches = pixels.like(&[tiles * p, patch_len])?;
-        let mut embeddings = pixels.like(&[tiles, p, c])?;
-        patch_embed::forward(
-            &mut embeddings,
-            &mut patches,
-            pixels,
-            &self.patch_weight.value,
-            &self.patch_bias.value,
-            &self.position.value,
-        )?;
+    /// Tiles, wherever they are -> [N*P, C]
+    pub fn forward(&self, pixels: &Pixels, pass: Pass) -> Result<(Tensor, VisionSaved)> {
+        let weight = &self.patch_weight.value;
+        let pixels = pixels.on(&weight.device())?;
+        let (tiles, p, c) = (pixels.count(), self.patches, weight.shape()[0]);
+        let keep = matches!(pass, Pass::Train { .. }) && self.patch_weight.slot.is_some();
+        let mut patches = keep.then(|| weight.like(&[tiles * p, weight.len() / c])).transpose()?;
+        let mut embeddings = weight.like(&[tiles, p, c])?;
+        let projection = Projection {
+            weight,
+            bias: Some(&self.patch_bias.value),
+            position: Some(&self.position.value),
+            merge: 1,
+        };
+        patch_embed::forward(&mut embeddings, patches.as_mut(), &pixels, projection)?;
         let embeddings = embeddings.reshape(&[tiles * p, c])?;
         let spans: Spans =
             (0..tiles).map(|i| Span { q_start: i * p, q_len: p, k_start: i * p, k_len: p }).collect();
@@ -125,11 +126,11 @@ impl Vision {
             dx = self.blocks[i].backward(grads, dx, s, &saved.spans)?;
         }
         let slots = [self.patch_weight.slot, self.patch_bias.slot, self.position.slot];
-        if let [Some(w), Some(b), Some(p)] = slots
+        if let ([Some(w), Some(b), Some(p)], Some(patches)) = (slots, &saved.patches)
             && let Ok([dw, db, dp]) = grads.tensors.get_disjoint_mut([w, b, p])
         {
             let dy = dx.reshape(&[saved.spans.len(), self.patches, self.position.value.cols()])?;
-            patch_embed::backward(dw, db, dp, &dy, &saved.patches)?;
+            patch_embed::backward(dw, db, dp, &dy, patches)?;
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::models::text::Text;
 use crate::models::vision::Vision;
 use crate::models::weights::{self, Weights};
 use crate::ops::embedding;
+use crate::ops::patch_embed::Pixels;
 use crate::tensor::{DType, Device, Indices, Tensor};
 
 /// Patches that go through the vision tower in one pass: bounds the memory of its activations.
@@ -96,7 +97,7 @@ impl Vlm {
             let count = rest
                 .iter()
                 .take_while(|p| {
-                    tiles += p.pixels.shape()[0];
+                    tiles += p.pixels.count();
                     tiles <= per_pass
                 })
                 .count()
@@ -109,12 +110,12 @@ impl Vlm {
     }
 
     fn features_pass(&self, pictures: &[&Tiles], features: &mut Vec<Tensor>) -> Result<()> {
-        let pixels = Tensor::concat(&pictures.iter().map(|p| &p.pixels).collect::<Vec<_>>())?;
+        let pixels = Pixels::concat(&pictures.iter().map(|p| &p.pixels).collect::<Vec<_>>())?;
         let (hidden, _) = self.vision.forward(&pixels, Pass::Infer)?;
         let (out, _) = self.connector.forward(&hidden, Pass::Infer)?;
         let mut start = 0;
         for picture in pictures {
-            let rows = picture.pixels.shape()[0] * self.connector.tile_tokens();
+            let rows = picture.pixels.count() * self.connector.tile_tokens();
             features.push(out.slice(start..start + rows)?);
             start += rows;
         }

@@ -1,39 +1,102 @@
 //! Vision patching: a convolution whose stride is its kernel, as a matrix product, plus bias and position embedding (ViT, Dosovitskiy 2020).
-//! Pixels beyond the last whole patch are left out, as a convolution without padding does.
+//! Pictures are 8-bit; they are normalised while they are cut. Pixels beyond the last whole patch are left out, as a convolution without
+//! padding does.
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use super::add::add_to;
-use super::expect_shape;
+use super::linear::tiles;
 use super::matmul::{View, matmul};
 use super::pieces::{self, PIECE, widened};
 use super::vector_math::vectorised;
+use super::{expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{Arg, DType, Device, Gpu, Ptr, Tensor};
 
 const OP: &str = "patch_embed";
+/// Values that a byte can have.
+const LEVELS: usize = 256;
 
-/// The sizes of one call: N pictures of `height` x `width`, patches of `side`, C = `cols`.
+/// 8-bit pictures of one size, and what their values stand for.
+#[derive(Clone, Debug)]
+pub struct Pixels {
+    /// u8 [N, H, W, 3]
+    pub values: Tensor,
+    /// f32 [3, 256]: what each value becomes, by channel.
+    pub levels: Tensor,
+}
+
+impl Pixels {
+    /// All pictures; the levels of the first, which are those of all that one processor made.
+    pub fn concat(parts: &[&Pixels]) -> Result<Pixels> {
+        let levels = parts.first().map_or_else(|| Tensor::zeros(&[3, LEVELS]), |p| p.levels.clone());
+        let values = Tensor::concat(&parts.iter().map(|p| &p.values).collect::<Vec<_>>())?;
+        Ok(Pixels { values, levels })
+    }
+
+    /// These, on `device`.
+    pub fn on(&self, device: &Device) -> Result<Cow<'_, Pixels>> {
+        if self.values.device() == *device && self.levels.device() == *device {
+            return Ok(Cow::Borrowed(self));
+        }
+        let (values, levels) = (self.values.to_device(device)?, self.levels.to_device(device)?);
+        Ok(Cow::Owned(Pixels { values, levels }))
+    }
+
+    /// Number of pictures.
+    pub fn count(&self) -> usize {
+        self.values.shape().first().copied().unwrap_or(0)
+    }
+}
+
+/// What makes a row of a patch.
+#[derive(Clone, Copy)]
+pub struct Projection<'a> {
+    /// [C, 3, S, S]; or [C, 3, T, S, S] for patches of T frames, all of which are the picture (Qwen2-VL).
+    pub weight: &'a Tensor,
+    /// [C]
+    pub bias: Option<&'a Tensor>,
+    /// [P, C]
+    pub position: Option<&'a Tensor>,
+    /// Patches are put out in squares of `merge` x `merge`, each row by row, for what merges them afterwards. 1: row by row.
+    pub merge: usize,
+}
+
+/// The sizes of one call: N pictures of `height` x `width`, patches of T = `frames` times `side` x `side`, C = `cols`.
 #[derive(Clone, Copy)]
 struct Sizes {
     pictures: usize,
-    channels: usize,
     height: usize,
     width: usize,
+    frames: usize,
     side: usize,
+    merge: usize,
     cols: usize,
 }
 
 impl Sizes {
-    fn new(pixels: &Tensor, weight: &Tensor) -> Result<Self> {
-        let &[pictures, channels, height, width] = pixels.shape() else {
-            return Err(Error::op(OP, "pixels [N, 3, H, W]", format!("{:?}", pixels.shape())));
+    fn new(pixels: &Pixels, Projection { weight, merge, .. }: Projection) -> Result<Self> {
+        let (&[pictures, height, width, 3], DType::U8) = (pixels.values.shape(), pixels.values.dtype())
+        else {
+            return Err(Error::op(OP, "pixels u8 [N, H, W, 3]", format!("{:?}", pixels.values)));
         };
-        let &[cols, _, side, _] = weight.shape() else {
-            return Err(Error::op(OP, "weight [C, 3, S, S]", format!("{:?}", weight.shape())));
+        expect_shape(OP, "levels", &pixels.levels, &[3, LEVELS])?;
+        let (cols, frames, side) = match *weight.shape() {
+            [cols, 3, side, across] if side == across => (cols, 1, side),
+            [cols, 3, frames, side, across] if side == across => (cols, frames, side),
+            _ => {
+                let expected = "weight [C, 3, S, S] or [C, 3, T, S, S]";
+                return Err(Error::op(OP, expected, format!("{:?}", weight.shape())));
+            }
         };
-        expect_shape(OP, "weight", weight, &[cols, channels, side, side])?;
-        if side == 0 {
+        if side * frames == 0 {
             return Err(Error::op(OP, "patches of at least one pixel", format!("{:?}", weight.shape())));
         }
-        Ok(Sizes { pictures, channels, height, width, side, cols })
+        if merge == 0 || height / side % merge != 0 || width / side % merge != 0 {
+            let expected = format!("whole squares of {merge} x {merge} patches");
+            return Err(Error::op(OP, expected, format!("{} x {}", height / side, width / side)));
+        }
+        Ok(Sizes { pictures, height, width, frames, side, merge, cols })
     }
 
     /// P
@@ -41,59 +104,128 @@ impl Sizes {
         (self.height / self.side) * (self.width / self.side)
     }
 
-    /// 3*S*S
+    /// 3*T*S*S
     fn patch_len(self) -> usize {
-        self.channels * self.side * self.side
+        3 * self.frames * self.side * self.side
+    }
+
+    /// Top and left pixel of a picture's `index`-th patch.
+    fn corner(self, index: usize) -> (usize, usize) {
+        let (square, within) = (index / self.merge.pow(2), index % self.merge.pow(2));
+        let across = self.width / self.side / self.merge;
+        let y = square / across * self.merge + within / self.merge;
+        let x = square % across * self.merge + within % self.merge;
+        (y * self.side, x * self.side)
     }
 }
 
-/// out [N, P, C] ; pixels [N, 3, H, W]; weight [C, 3, S, S]; bias [C]; position [P, C], P = (H/S)*(W/S) in row-major order.
-/// patches [N*P, 3*S*S] is scratch, kept for the backward.
+/// out [N, P, C], P = (H/S)*(W/S) in the order that `merge` says. patches [N*P, 3*T*S*S], in the weight's order, is what the backward needs;
+/// a GPU does not make it.
 pub fn forward(
     out: &mut Tensor,
-    patches: &mut Tensor,
-    pixels: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    position: &Tensor,
+    patches: Option<&mut Tensor>,
+    pixels: &Pixels,
+    projection: Projection,
 ) -> Result<()> {
-    let sizes = Sizes::new(pixels, weight)?;
+    let sizes = Sizes::new(pixels, projection)?;
+    let Projection { bias, position, .. } = projection;
     let (p, k, cols) = (sizes.patches(), sizes.patch_len(), sizes.cols);
     let rows = sizes.pictures * p;
     expect_shape(OP, "out", out, &[sizes.pictures, p, cols])?;
-    expect_shape(OP, "patches", patches, &[rows, k])?;
-    expect_shape(OP, "bias", bias, &[cols])?;
-    expect_shape(OP, "position", position, &[p, cols])?;
+    if let Some(patches) = &patches {
+        expect_shape(OP, "patches", patches, &[rows, k])?;
+    }
+    if let Some(bias) = bias {
+        expect_shape(OP, "bias", bias, &[cols])?;
+    }
+    if let Some(position) = position {
+        expect_shape(OP, "position", position, &[p, cols])?;
+    }
+    if let Some(gpu) = pixels.values.gpu() {
+        if patches.is_some() {
+            return Err(Error::op(OP, "no patches to keep on a GPU", "some"));
+        }
+        return launch(gpu, out, pixels, projection, sizes);
+    }
     if out.is_empty() {
         return Ok(());
     }
-    let (out, patches, pixels) = (out.f32s_mut()?, patches.f32s_mut()?, pixels.f32s()?);
-    let (weight, bias, position) = (widened(weight)?, widened(bias)?, widened(position)?);
+    match patches {
+        Some(patches) => compute(out.f32s_mut()?, patches.f32s_mut()?, pixels, projection, sizes),
+        None => compute(out.f32s_mut()?, &mut vec![0.0; rows * k], pixels, projection, sizes),
+    }
+}
+
+/// The same in main memory; there is at least one row and one column.
+fn compute(
+    out: &mut [f32],
+    patches: &mut [f32],
+    pixels: &Pixels,
+    projection: Projection,
+    s: Sizes,
+) -> Result<()> {
+    let Projection { weight, bias, position, .. } = projection;
+    let (p, k, cols) = (s.patches(), s.patch_len(), s.cols);
+    let (values, levels, weight) = (pixels.values.u8s()?, pixels.levels.f32s()?, widened(weight)?);
     pieces::each(patches, pieces::whole_rows(k), |start, patches| {
-        for (i, patch) in patches.chunks_exact_mut(k.max(1)).enumerate() {
-            cut(patch, pixels, start / k + i, sizes);
+        for (i, patch) in patches.chunks_exact_mut(k).enumerate() {
+            cut(patch, values, levels, start / k + i, s);
         }
     });
+    let bias = bias.map_or_else(|| Ok(Cow::Owned(vec![0.0; cols])), widened)?;
+    let position = position.map(widened).transpose()?;
     pieces::each(out, pieces::whole_rows(cols), |start, out| {
         for (i, row) in out.chunks_exact_mut(cols).enumerate() {
             let at = (start / cols + i) % p * cols;
-            add_rows(row, &position[at..at + cols], &bias);
+            match &position {
+                Some(position) => add_rows(row, &position[at..at + cols], &bias),
+                None => row.copy_from_slice(&bias),
+            }
         }
     });
     let (a, b) = (View { data: patches, rs: k, cs: 1 }, View { data: &weight, rs: 1, cs: k });
-    matmul(rows, cols, k, out, cols, 1.0, a, b, true);
+    matmul(s.pictures * p, cols, k, out, cols, 1.0, a, b, true);
     Ok(())
 }
 
-/// Copies the `index`-th patch of all pictures out of the pixels, in the weight's order (channel, row, column).
-fn cut(patch: &mut [f32], pixels: &[f32], index: usize, s: Sizes) {
-    let (picture, within) = (index / s.patches(), index % s.patches());
-    let across = s.width / s.side;
-    let (top, left) = (within / across * s.side, within % across * s.side);
+/// kernels/patch_embed.cu; shapes have been checked.
+fn launch(gpu: &Arc<Gpu>, out: &mut Tensor, pixels: &Pixels, projection: Projection, s: Sizes) -> Result<()> {
+    let Projection { weight, bias, position, .. } = projection;
+    let dtype = kernel_dtype(OP, &[&[&*out, weight], bias.as_slice(), position.as_slice()].concat())?;
+    if pixels.levels.dtype() != DType::F32 {
+        return Err(Error::op(OP, "levels f32", format!("{:?}", pixels.levels)));
+    }
+    let rows = s.pictures * s.patches();
+    // The kernel counts within a picture in 32 bits.
+    int(OP, s.height * s.width * 3)?;
+    let (tile, mut at) = tiles(rows, s.cols, dtype);
+    at.shared += 3 * LEVELS * dtype.size();
+    let ptr = |tensor: Option<&Tensor>| tensor.map_or(Ok(Ptr::NULL), |t| t.ptr(gpu));
+    let mut args: Vec<Arg> = vec![
+        out.ptr_mut(gpu)?.into(),
+        pixels.values.ptr(gpu)?.into(),
+        pixels.levels.ptr(gpu)?.into(),
+        weight.ptr(gpu)?.into(),
+        ptr(bias)?.into(),
+        ptr(position)?.into(),
+    ];
+    for size in [rows, s.cols, s.height, s.width, s.frames, s.side, s.merge] {
+        args.push(int(OP, size)?.into());
+    }
+    gpu.launch(&format!("patch_embed_forward_{dtype}{tile}"), at, &args)
+}
+
+/// Copies the `index`-th patch of all pictures out of the pixels, in the weight's order (channel, frame, row, column).
+fn cut(patch: &mut [f32], values: &[u8], levels: &[f32], index: usize, s: Sizes) {
+    let (picture, (top, left)) = (index / s.patches(), s.corner(index % s.patches()));
     for (i, line) in patch.chunks_exact_mut(s.side).enumerate() {
-        let (channel, y) = (i / s.side, top + i % s.side);
-        let from = ((picture * s.channels + channel) * s.height + y) * s.width + left;
-        line.copy_from_slice(&pixels[from..from + s.side]);
+        let (channel, y) = (i / (s.frames * s.side), top + i % s.side);
+        let from = 3 * ((picture * s.height + y) * s.width + left);
+        let levels = &levels[channel * LEVELS..(channel + 1) * LEVELS];
+        let pixels = values[from..from + 3 * s.side].chunks_exact(3);
+        for (to, pixel) in line.iter_mut().zip(pixels) {
+            *to = levels[usize::from(pixel[channel])];
+        }
     }
 }
 

@@ -49,11 +49,10 @@ impl Seen {
     }
 
     fn bytes(&self) -> usize {
-        let values = match self {
-            Seen::Tiles(tiles) => &tiles.pixels,
-            Seen::Features { rows, .. } => rows,
-        };
-        values.len() * size_of::<f32>()
+        match self {
+            Seen::Tiles(tiles) => tiles.pixels.values.len(),
+            Seen::Features { rows, .. } => rows.len() * size_of::<f32>(),
+        }
     }
 }
 
@@ -208,7 +207,7 @@ pub fn pack<'a>(vlm: &Vlm, batch: &'a [Arc<Prepared>], tile_tokens: usize) -> Re
         packed.places.extend(vlm.picture_tokens(&sample.ids).iter().map(|p| p + start as u32));
         for picture in &sample.pictures {
             let count = match picture.as_ref() {
-                Seen::Tiles(tiles) => (tiles.pixels.shape()[0] * tile_tokens) as u32,
+                Seen::Tiles(tiles) => (tiles.pixels.count() * tile_tokens) as u32,
                 Seen::Features { rows, .. } => rows.rows() as u32,
             };
             let first = *first_row.entry(Arc::as_ptr(picture)).or_insert_with(|| {

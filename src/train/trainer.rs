@@ -14,6 +14,7 @@ use crate::models::vision::VisionSaved;
 use crate::models::vlm::Vlm;
 use crate::ops::adamw::Hyper;
 use crate::ops::attention::Spans;
+use crate::ops::patch_embed::Pixels;
 use crate::ops::{clip_grad_norm, cross_entropy, embedding};
 use crate::random;
 use crate::tensor::{Indices, Tensor};
@@ -224,7 +225,7 @@ impl Trainer {
             let features = if rows.is_empty() { None } else { Some(Tensor::concat(&rows)?) };
             return Ok((features, None));
         }
-        let (hidden, vision) = self.vlm.vision.forward(&Tensor::concat(&pixels)?, pass)?;
+        let (hidden, vision) = self.vlm.vision.forward(&Pixels::concat(&pixels)?, pass)?;
         let (features, connector) = self.vlm.connector.forward(&hidden, pass)?;
         Ok((Some(features), Some(VisionPass { vision, connector })))
     }

@@ -1,6 +1,8 @@
 //! What every test needs: a comparator that lets nothing pass unseen, reproducible data, the place of the fixtures.
 #![allow(dead_code)]
 
+pub mod patches;
+
 use mpa::tensor::Tensor;
 
 /// Allowed error of one element: `abs + rel * |want|`.

@@ -7,6 +7,7 @@ use mpa::models::image::Tiles;
 use mpa::models::linear::Pass;
 use mpa::models::vlm::{Prompt, Vlm};
 use mpa::ops::attention::Span;
+use mpa::ops::patch_embed::Pixels;
 use mpa::ops::sample::Sampling;
 use mpa::tensor::Tensor;
 #[cfg(feature = "host-kernels")]
@@ -72,7 +73,7 @@ fn pixels(golden: &Golden, fixture: &Fixture, rows: &[Row], name: &str) {
     let real = |(pixels, mask): (&[f32], &i64)| (*mask == 1).then(|| pixels.to_vec());
     let want: Vec<f32> = want.chunks(tile).zip(mask).filter_map(real).flatten().collect();
     let all: Vec<Tiles> = rows.iter().flat_map(|row| tiles(&golden.vlm, row)).collect();
-    let got: Vec<f32> = all.iter().flat_map(|t| t.pixels.f32s().unwrap().to_vec()).collect();
+    let got: Vec<f32> = all.iter().flat_map(|t| t.normalised().unwrap().f32s().unwrap().to_vec()).collect();
     assert_eq!(got.len(), want.len(), "{name}: number of pixels");
     let wrong = got.iter().zip(&want).filter(|(g, w)| g.to_bits() != w.to_bits()).count();
     assert_eq!(wrong, 0, "{name}: {wrong} of {} pixel values differ", want.len());
@@ -82,11 +83,11 @@ pub fn image_modes(golden: &Golden) {
     let fixture = golden.fixture("image_modes.safetensors");
     let processor = golden.vlm.images.clone().without_splitting();
     for mode in ["gray", "alpha"] {
-        let got = processor.process(&golden.image(mode)).unwrap();
+        let got = processor.process(&golden.image(mode)).unwrap().normalised().unwrap();
         let want = fixture.f32s(&format!("{mode}/pixel_values"));
         assert!(
-            got.pixels.f32s().unwrap().iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits())
-                && got.pixels.len() == want.len(),
+            got.f32s().unwrap().iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits())
+                && got.len() == want.len(),
             "{mode}: pixels differ"
         );
     }
@@ -110,7 +111,7 @@ pub fn vision(golden: &Golden) {
         let Some(rows) = golden.case(name) else { continue };
         let fixture = golden.fixture(&format!("{name}.safetensors"));
         let all: Vec<Tiles> = rows.iter().flat_map(|row| tiles(&golden.vlm, row)).collect();
-        let pixels = Tensor::concat(&all.iter().map(|t| &t.pixels).collect::<Vec<_>>()).unwrap();
+        let pixels = Pixels::concat(&all.iter().map(|t| &t.pixels).collect::<Vec<_>>()).unwrap();
         let (hidden, saved) = golden.vlm.vision.forward(&pixels, Pass::Infer).unwrap();
         let (features, _) = golden.vlm.connector.forward(&hidden, Pass::Infer).unwrap();
         for (what, got) in [

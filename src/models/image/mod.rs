@@ -1,4 +1,5 @@
-//! Pictures to tiles, as transformers' Idefics3ImageProcessor (PIL backend) does, bit for bit: resize, split, rescale, normalise.
+//! Pictures to tiles, as transformers' Idefics3ImageProcessor (PIL backend) does, bit for bit: resize, split, rescale, normalise. The last
+//! two are a table of what each of the 256 values becomes: tiles stay 8-bit until they are cut into patches (ops::patch_embed).
 
 mod config;
 mod resize;
@@ -10,6 +11,7 @@ pub use resize::{Filter, resize};
 pub use tiles::Plan;
 
 use crate::error::{Error, Result};
+use crate::ops::patch_embed::Pixels;
 use crate::tensor::Tensor;
 
 /// 8-bit RGB, row-major.
@@ -60,8 +62,27 @@ enum Target {
 pub struct Tiles {
     pub rows: usize,
     pub cols: usize,
-    /// [N, 3, S, S], normalised.
-    pub pixels: Tensor,
+    /// N pictures of S x S.
+    pub pixels: Pixels,
+}
+
+impl Tiles {
+    /// What the processor of the published model puts out: f32 [N, 3, S, S].
+    pub fn normalised(&self) -> Result<Tensor> {
+        let &[tiles, height, width, channels] = self.pixels.values.shape() else {
+            return Err(Error::op("image", "pixels [N, S, S, 3]", format!("{:?}", self.pixels.values)));
+        };
+        let (values, levels) = (self.pixels.values.u8s()?, self.pixels.levels.f32s()?);
+        let mut planes = vec![0.0; values.len()];
+        for (i, plane) in planes.chunks_exact_mut((height * width).max(1)).enumerate() {
+            let (tile, channel) = (i / channels, i % channels);
+            let from = values[tile * height * width * channels..].chunks_exact(channels);
+            for (to, pixel) in plane.iter_mut().zip(from) {
+                *to = levels[256 * channel + usize::from(pixel[channel])];
+            }
+        }
+        Tensor::from_vec(&[tiles, channels, height, width], planes)
+    }
 }
 
 impl ImageProcessor {
@@ -84,41 +105,31 @@ impl ImageProcessor {
         drop(first);
 
         let (side, grid) = (self.tile, plan.rows * plan.cols);
-        let levels = self.levels();
-        let mut pixels = vec![0.0; (grid + 1) * 3 * side * side];
-        let (cut, last) = pixels.split_at_mut(grid * 3 * side * side);
-        cut.par_chunks_exact_mut(3 * side * side).enumerate().for_each(|(i, out)| {
-            planes(&whole, (i % plan.cols * side, i / plan.cols * side), side, &levels, out);
+        let mut values = vec![0; (grid + 1) * 3 * side * side];
+        let (cut, last) = values.split_at_mut(grid * 3 * side * side);
+        cut.par_chunks_exact_mut(3 * side * side).enumerate().for_each(|(i, tile)| {
+            copy_square(tile, &whole, (i % plan.cols * side, i / plan.cols * side), side);
         });
-        let global = resize(&whole, side, side, self.filter)?;
-        planes(&global, (0, 0), side, &levels, last);
-        Ok(Tiles {
-            rows: plan.rows,
-            cols: plan.cols,
-            pixels: Tensor::from_vec(&[grid + 1, 3, side, side], pixels)?,
-        })
+        copy_square(last, &resize(&whole, side, side, self.filter)?, (0, 0), side);
+        let values = Tensor::from_u8(&[grid + 1, side, side, 3], values)?;
+        Ok(Tiles { rows: plan.rows, cols: plan.cols, pixels: Pixels { values, levels: self.levels()? } })
     }
 
     /// What each of the 256 values becomes, by channel: the product with the factor in f64, rounded to f32, then (x - mean) / std in f32.
-    fn levels(&self) -> [[f32; 256]; 3] {
-        std::array::from_fn(|c| {
-            std::array::from_fn(|value| {
-                let x = (value as f64 * self.scale.unwrap_or(1.0)) as f32;
-                self.norm.map_or(x, |(mean, std)| (x - mean[c]) / std[c])
-            })
-        })
+    fn levels(&self) -> Result<Tensor> {
+        let level = |i: usize| {
+            let (channel, value) = (i / 256, i % 256);
+            let x = (value as f64 * self.scale.unwrap_or(1.0)) as f32;
+            self.norm.map_or(x, |(mean, std)| (x - mean[channel]) / std[channel])
+        };
+        Tensor::from_vec(&[3, 256], (0..3 * 256).map(level).collect())
     }
 }
 
-/// The square of `side` at `corner` (x, y) as three planes [3, side, side].
-fn planes(picture: &Rgb, corner: (usize, usize), side: usize, levels: &[[f32; 256]; 3], out: &mut [f32]) {
-    for (c, (plane, levels)) in out.chunks_exact_mut(side * side).zip(levels).enumerate() {
-        for (y, row) in plane.chunks_exact_mut(side).enumerate() {
-            let start = 3 * ((corner.1 + y) * picture.width + corner.0);
-            let from = picture.data[start..start + 3 * side].chunks_exact(3);
-            for (o, pixel) in row.iter_mut().zip(from) {
-                *o = levels[usize::from(pixel[c])];
-            }
-        }
+/// The square of `side` at `corner` (x, y) of a picture.
+fn copy_square(out: &mut [u8], picture: &Rgb, corner: (usize, usize), side: usize) {
+    for (y, row) in out.chunks_exact_mut(3 * side).enumerate() {
+        let start = 3 * ((corner.1 + y) * picture.width + corner.0);
+        row.copy_from_slice(&picture.data[start..start + 3 * side]);
     }
 }

@@ -1,0 +1,140 @@
+use mpa::ops::patch_embed::{Pixels, Projection, forward};
+use mpa::tensor::{DType, Tensor};
+
+use crate::common::patches::{Inputs, Shape};
+use crate::common::{Rng, Tolerance, assert_close, assert_op_error};
+use crate::device::{DTYPES, on_each_device, output, rounded_sum, values, what};
+
+/// `shape` in words.
+fn name(s: Shape, dtype: DType) -> String {
+    what(&[&"patch_embed", &s.n, &s.h, &s.w, &s.frames, &s.side, &s.merge, &s.cols, &dtype])
+}
+
+/// A patch's sum, bias and position, and what rounding the levels to bf16 adds: each of the k products is off by up to 2^-9 of its size, in
+/// no direction, which sums up to sqrt(k) / 3 of that; four times.
+fn tolerance(s: Shape, dtype: DType) -> Tolerance {
+    let k = s.patch_len();
+    let sum = rounded_sum(dtype, k + 2, 1.0);
+    match dtype {
+        DType::Bf16 => Tolerance { abs: sum.abs + 4.0 * (k as f64).sqrt() / 3.0 * 2f64.powi(-9), ..sum },
+        _ => sum,
+    }
+}
+
+/// One pixel; odd sides, whose K = 27, 108, 147 and 588 are or are not a multiple of 8; pixels beyond the last patch; rows and columns that end
+/// within a tile and beyond; the real patches of 14 and 16; no patch at all.
+const SHAPES: [Shape; 10] = [
+    Shape::new(1, (1, 1), 1, 1),
+    Shape::new(2, (7, 11), 3, 5),
+    Shape::new(3, (13, 6), 6, 34),
+    Shape::new(5, (28, 27), 7, 67),
+    Shape::new(2, (33, 17), 16, 20),
+    Shape::new(1, (28, 42), 14, 9),
+    Shape::new(17, (16, 16), 8, 65),
+    Shape::new(2, (3, 3), 4, 5),
+    Shape::new(0, (8, 8), 4, 5),
+    Shape::new(2, (6, 6), 2, 3),
+];
+
+/// Squares of 2 x 2 patches of two frames: a strip each way, several pictures, more patches than a tile has rows, the real patches of 14.
+const MERGED: [Shape; 5] = [
+    Shape::qwen(1, (2, 2), 1, 1),
+    Shape::qwen(1, (4, 24), 2, 7),
+    Shape::qwen(3, (24, 8), 4, 33),
+    Shape::qwen(1, (20, 28), 2, 10),
+    Shape::qwen(1, (56, 28), 14, 12),
+];
+
+#[test]
+fn forward_matches_f64() {
+    on_each_device(|device| {
+        let mut rng = Rng(1);
+        for s in SHAPES.into_iter().chain(MERGED) {
+            for dtype in DTYPES {
+                let i = Inputs::new(s, &mut rng).to_dtype(dtype).to_device(device);
+                let mut out = output(&i.weight, &[s.n, s.patches(), s.cols]);
+                forward(&mut out, None, &i.pixels, i.projection()).unwrap();
+                assert_close(&name(s, dtype), &values(&out), &i.reference(), tolerance(s, dtype));
+            }
+        }
+    });
+}
+
+#[test]
+fn forward_without_bias_or_position_matches_f64() {
+    on_each_device(|device| {
+        let mut rng = Rng(2);
+        for s in [SHAPES[1], SHAPES[3], MERGED[2]] {
+            for dtype in DTYPES {
+                let i = Inputs::new(s, &mut rng).to_dtype(dtype).to_device(device);
+                for (without_bias, without_position) in [(true, true), (true, false), (false, true)] {
+                    let mut projection = i.projection();
+                    projection.bias = projection.bias.filter(|_| !without_bias);
+                    projection.position = projection.position.filter(|_| !without_position);
+                    let mut out = output(&i.weight, &[s.n, s.patches(), s.cols]);
+                    forward(&mut out, None, &i.pixels, projection).unwrap();
+                    let want = i.reference_without(without_bias, without_position);
+                    assert_close(&name(s, dtype), &values(&out), &want, tolerance(s, dtype));
+                }
+            }
+        }
+    });
+}
+
+/// So many patches that tiles of 128 x 128 are taken.
+#[test]
+fn large_tiles_match_f64() {
+    on_each_device(|device| {
+        let mut rng = Rng(3);
+        let s = Shape::new(3, (260, 252), 4, 3);
+        assert!((s.n * s.patches()).div_ceil(128) < 128, "{s:?} would be enough with one column of tiles");
+        let s = Shape { cols: 3 + 4 * 128, ..s };
+        let i = Inputs::new(s, &mut rng).to_dtype(DType::Bf16).to_device(device);
+        let mut out = output(&i.weight, &[s.n, s.patches(), s.cols]);
+        forward(&mut out, None, &i.pixels, i.projection()).unwrap();
+        assert_close(&name(s, DType::Bf16), &values(&out), &i.reference(), tolerance(s, DType::Bf16));
+    });
+}
+
+/// A picture has the same rows, to the bit, alone and among others.
+#[test]
+fn pictures_do_not_depend_on_each_other() {
+    on_each_device(|device| {
+        let mut rng = Rng(4);
+        for s in [Shape::new(6, (21, 28), 7, 10), Shape::qwen(6, (16, 8), 2, 10)] {
+            for dtype in DTYPES {
+                let i = Inputs::new(s, &mut rng).to_dtype(dtype).to_device(device);
+                let run = |pixels: &Pixels| {
+                    let mut out = output(&i.weight, &[pixels.count(), s.patches(), s.cols]);
+                    forward(&mut out, None, pixels, i.projection()).unwrap();
+                    values(&out)
+                };
+                let all = run(&i.pixels);
+                let last = i.pixels.values.slice(s.n - 1..s.n).unwrap();
+                let alone = run(&Pixels { values: last, levels: i.pixels.levels.clone() });
+                assert_eq!(alone, all[all.len() - alone.len()..], "{}", name(s, dtype));
+            }
+        }
+    });
+}
+
+#[test]
+fn what_no_kernel_does_is_refused() {
+    on_each_device(|device| {
+        let i = Inputs::new(SHAPES[1], &mut Rng(5)).to_device(device);
+        let s = i.shape;
+        let run = |patches: Option<&mut Tensor>, pixels: &Pixels, projection: Projection| {
+            forward(&mut output(&i.weight, &[s.n, s.patches(), s.cols]), patches, pixels, projection)
+        };
+        let mut patches = output(&i.weight, &[s.n * s.patches(), s.patch_len()]);
+        assert_op_error(run(Some(&mut patches), &i.pixels, i.projection()), "patch_embed", "no patches");
+        let narrow = i.bias.to_dtype(DType::Bf16).unwrap().to_device(device).unwrap();
+        let mixed = Projection { bias: Some(&narrow), ..i.projection() };
+        assert_op_error(run(None, &i.pixels, mixed), "patch_embed", "all f32 or all bf16");
+        let levels = i.pixels.levels.to_dtype(DType::Bf16).unwrap().to_device(device).unwrap();
+        let pixels = Pixels { levels, ..i.pixels.clone() };
+        assert_op_error(run(None, &pixels, i.projection()), "patch_embed", "levels f32");
+        let pixels = Pixels { levels: Tensor::zeros(&[3, 256]), ..i.pixels.clone() };
+        assert_op_error(run(None, &pixels, i.projection()), "tensor", "host-executed");
+    });
+}
