@@ -7,7 +7,7 @@
 //
 //   attention_forward_bf16_hsN         attention_prefill.cuh  128 queries x head a block, tensor cores; HS up to N, a multiple of 8
 //   attention_forward_f32_hsN          attention_plain.cuh    32 queries x head a block, exact; any HS up to N
-//   attention_decode_forward_*_hsN     attention_decode.cuh   spans of one query: 256 keys x key/value head a block; HS up to N, in whole packs
+//   attention_decode_forward_*_hsN     attention_decode.cuh   spans of one query, 256 keys x key/value head a block; HS up to N, whole packs
 //   attention_combine_forward_*                               then a warp a query head adds up the splits
 // The forward kernels take spans of `least` queries or more: a launcher that has both kinds calls them with least = 2, so that how a
 // span is computed, and thus its bits, depends on the span alone. Blocks: grid.x = tiles of the longest span x spans; grid.y = heads.
@@ -15,12 +15,12 @@
 // Prefill, FLOPs: 4 HS a query, head and key seen. Bytes: 2 HS (2 NH Tq + 2 NKV Tk). Bound by the tensor cores at 989 TFLOP/s (H100, bf16):
 //   Qwen2-VL-2B, T = 2048, causal, NH 12, NKV 2, HS 128: 12.9 GFLOP, 13.0 us (14.7 MB: 4.4 us).
 //   SmolVLM-500M's vision tower, 17 tiles of 1024 patches, NH 12, HS 64: 54.8 GFLOP, 55 us.
-//   mma.sync reaches about two thirds of that peak on an H100; the rest needs wgmma.
-// Decode, bytes: 4 HS NKV a key in bf16, and 2 / 256 of that a query head for the parts. Bound by memory at 3.35 TB/s:
+//   mma.sync does not reach that peak on an H100: wgmma is the next step there.
+// Decode, bytes: 4 HS NKV a key in bf16, and 2 / 256 of that for each query head of a group (parts). Bound by memory at 3.35 TB/s:
 //   SmolVLM-500M, 64 sequences of 1500 keys, NH 15, NKV 5, HS 64: 123 MB, 37 us.
 // Reached: not yet run on a GPU.
 //
-// Considered: one row tile a warp (half the registers, but shared memory is then read as fast as it can be for each product); K and V in
+// Considered: one row tile a warp (half the registers, but shared memory is then as busy as the tensor cores); K and V in
 // one buffer each, filled in turn, with 64 keys at HS 128 (two barriers a tile, twice the registers for scores; to be measured); query heads
 // of a group stacked into one tile (fewer reads of K from L2; matters for spans shorter than a tile); decode on tensor cores (the group's
 // heads as rows: for groups of 8 and more, where products take longer than memory).

@@ -72,7 +72,8 @@ __device__ __forceinline__ void soften(float* weights, float* part, int keys) {
 
 // sums[warp][head][column] over the rows of V that the warp takes.
 template <class T, int LANES>
-__device__ __forceinline__ void add_values(float* sums, const float* weights, const T* v, int64_t stride, int keys, int n_heads, int head_size) {
+__device__ __forceinline__ void add_values(float* sums, const float* weights, const T* v, int64_t stride, int keys, int n_heads,
+                                           int head_size) {
   constexpr int N = 16 / sizeof(T), ROWS = THREADS / LANES;
   const int row = threadIdx.x / LANES, column = threadIdx.x % LANES * N;
   float acc[MOST_HEADS][N] = {};
@@ -109,7 +110,7 @@ __device__ __forceinline__ void attention(float* parts, const T* q, const T* k, 
   const int index = blockIdx.x / splits, split = blockIdx.x % splits;
   const Span span(spans[index], true);
   const int keys = min(SPLIT, span.k_len - split * SPLIT);
-  if (span.q_len != 1 || keys <= 0) return;  // nothing to do, or the other kernel's
+  if (span.q_len != 1 || keys <= 0) return;  // another kernel's, or nothing to do (saves time: no one would read the part)
   const int64_t stride = static_cast<int64_t>(kv_heads) * head_size;
   q += (static_cast<int64_t>(span.q_start) * heads + first_head) * head_size;
   k += (span.k_start + split * SPLIT) * stride + kv_head * head_size;

@@ -1,7 +1,8 @@
 // f32 with no tensor cores, where exactness counts: checkpoints in f32, golden tests. Any head size up to 256.
 //
-// A block: 32 queries of one head of one span, four warps of 8. Four lanes share a query: of a tile of keys each takes the scores of a quarter
-// (whole products), and of the output every fourth group of four columns. K and V come through L1, where the 8 queries of a warp ask for the same.
+// A block: 32 queries of one head of one span, four warps of 8. Four lanes share a query: of a tile of keys each takes the scores of a
+// quarter (whole products), and of the output every fourth group of four columns. K and V come through L1, where the 8 queries of a warp
+// ask for the same.
 #pragma once
 #include "attention_span.cuh"
 
@@ -44,7 +45,7 @@ __device__ __forceinline__ void attention(float* out, float* lse, const float* q
   const int head = blockIdx.y, quad = lane_id() % 4;
   const int first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * QUERIES + warp_id() * WARP_QUERIES;
   const Span span(spans[blockIdx.x / tiles], causal);
-  if (span.q_len < least || first >= span.q_len) return;  // another kernel's, or nothing to do
+  if (span.q_len < least || first >= span.q_len) return;  // another kernel's; nothing to do
   const int own = first + lane_id() / 4, query = min(own, span.q_len - 1);  // lanes past the end work along
   const bool wide = head_size % 4 == 0;
   const int64_t stride = static_cast<int64_t>(kv_heads) * head_size;
@@ -54,6 +55,7 @@ __device__ __forceinline__ void attention(float* out, float* lse, const float* q
   v += span.k_start * stride + head / (heads / kv_heads) * head_size;
   float* const weights = shared_memory<float>() + threadIdx.x / 4 * PITCH;
   float sums[HS / 16][4] = {}, top = -INFINITY, total = 0.0f;
+  // Keys that one of the warp's queries sees (more would be masked: saves time), and that this lane's sees.
   const int keys = span.seen(first + WARP_QUERIES - 1), seen = span.seen(query);
 
   for (int start = 0; start < keys; start += KEYS) {

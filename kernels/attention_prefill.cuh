@@ -27,12 +27,12 @@ struct Tile {
 // Rows of a head into shared memory: `rows` of them are there, columns from head_size on are zero, and so are further rows.
 template <int HS, int ROWS>
 __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int64_t stride, int rows, int head_size) {
-  using P = Tile<HS>;
+  using T = Tile<HS>;
 #pragma unroll 1  // unrolled, its addresses would take the registers that the sums need
-  for (int i = threadIdx.x; i < ROWS * P::CHUNKS; i += P::THREADS) {
-    const int row = i / P::CHUNKS, chunk = i % P::CHUNKS;
+  for (int i = threadIdx.x; i < ROWS * T::CHUNKS; i += T::THREADS) {
+    const int row = i / T::CHUNKS, chunk = i % T::CHUNKS;
     const bool real = row < rows && chunk * 8 < head_size;
-    cp_async16(to + P::at(row, chunk), real ? from + row * stride + chunk * 8 : from, real);
+    cp_async16(to + T::at(row, chunk), real ? from + row * stride + chunk * 8 : from, real);
   }
 }
 
@@ -47,17 +47,17 @@ struct Sums {
 // s = Q K^T for the warp's 32 queries.
 template <int HS>
 __device__ __forceinline__ void scores(float (&s)[2][Tile<HS>::KEYS / 8][4], const bf16* q, const bf16* k) {
-  using P = Tile<HS>;
-  const int lane = lane_id(), first = warp_id() * P::WARP_QUERIES;
+  using T = Tile<HS>;
+  const int lane = lane_id(), first = warp_id() * T::WARP_QUERIES;
 #pragma unroll
-  for (int depth = 0; depth < P::WIDTH / 16; depth++) {
+  for (int depth = 0; depth < T::WIDTH / 16; depth++) {
     uint32_t a[2][4];
 #pragma unroll
-    for (int t = 0; t < 2; t++) ldmatrix_x4(a[t], q + P::at(first + 16 * t + lane % 16, 2 * depth + lane / 16));
+    for (int t = 0; t < 2; t++) ldmatrix_x4(a[t], q + T::at(first + 16 * t + lane % 16, 2 * depth + lane / 16));
 #pragma unroll
-    for (int n = 0; n < P::KEYS / 16; n++) {
+    for (int n = 0; n < T::KEYS / 16; n++) {
       uint32_t b[4];
-      ldmatrix_x4(b, k + P::at(16 * n + lane % 8 + lane / 16 * 8, 2 * depth + lane / 8 % 2));
+      ldmatrix_x4(b, k + T::at(16 * n + lane % 8 + lane / 16 * 8, 2 * depth + lane / 8 % 2));
 #pragma unroll
       for (int t = 0; t < 2; t++) {
         mma_bf16(s[t][2 * n], a[t], b[0], b[1]);
@@ -105,10 +105,10 @@ __device__ __forceinline__ void soften(Sums<HS>& sums, float (&s)[2][Tile<HS>::K
 // out += P V, with P rounded to bf16.
 template <int HS>
 __device__ __forceinline__ void add_values(Sums<HS>& sums, const float (&s)[2][Tile<HS>::KEYS / 8][4], const bf16* v) {
-  using P = Tile<HS>;
+  using T = Tile<HS>;
   const int lane = lane_id();
 #pragma unroll
-  for (int depth = 0; depth < P::KEYS / 16; depth++) {
+  for (int depth = 0; depth < T::KEYS / 16; depth++) {
     uint32_t a[2][4];
 #pragma unroll
     for (int t = 0; t < 2; t++) {
@@ -122,7 +122,7 @@ __device__ __forceinline__ void add_values(Sums<HS>& sums, const float (&s)[2][T
 #pragma unroll
     for (int d = 0; d < HS / 16; d++) {
       uint32_t b[4];
-      ldmatrix_x4_trans(b, v + P::at(row, 2 * d + lane / 16));
+      ldmatrix_x4_trans(b, v + T::at(row, 2 * d + lane / 16));
 #pragma unroll
       for (int t = 0; t < 2; t++) {
         mma_bf16(sums.out[t][2 * d], a[t], b[0], b[1]);
@@ -131,16 +131,17 @@ __device__ __forceinline__ void add_values(Sums<HS>& sums, const float (&s)[2][T
     }
     if constexpr (HS % 16 != 0) {
       uint32_t b[2];
-      ldmatrix_x2_trans(b, v + P::at(row, HS / 8 - 1));
+      ldmatrix_x2_trans(b, v + T::at(row, HS / 8 - 1));
 #pragma unroll
       for (int t = 0; t < 2; t++) mma_bf16(sums.out[t][HS / 8 - 1], a[t], b[0], b[1]);
     }
   }
 }
 
-// out and lse [.., NH] of the warp's queries from `first` on. out is the head's first column.
+// out and lse of the warp's queries, from `first` on.
 template <int HS>
-__device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* lse, const Span& span, int first, int heads, int head_size) {
+__device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* lse, const Span& span, int first, int head, int heads,
+                                      int head_size) {
   const int quad = lane_id() % 4;
 #pragma unroll
   for (int t = 0; t < 2; t++) {
@@ -152,7 +153,7 @@ __device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* ls
       const int query = first + 16 * t + 8 * half + lane_id() / 4;
       if (query >= span.q_len) continue;
       const float scale = inverse(total);
-      const int64_t row = static_cast<int64_t>(span.q_start + query) * heads;
+      const int64_t row = static_cast<int64_t>(span.q_start + query) * heads + head;
 #pragma unroll
       for (int d = 0; d < HS / 8; d++) {
         if (8 * d >= head_size) break;
@@ -168,22 +169,22 @@ __device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* ls
 template <int HS>
 __device__ __forceinline__ void attention(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const int4* spans, int least,
                                           int tiles, int heads, int kv_heads, int head_size, float scale, int causal) {
-  using P = Tile<HS>;
+  using T = Tile<HS>;
   // With a causal mask the last tiles have the most keys: they go first.
-  const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * P::QUERIES;
+  const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * T::QUERIES;
   const Span span(spans[blockIdx.x / tiles], causal);
-  if (span.q_len < least || first >= span.q_len) return;  // another kernel's, or nothing to do
+  if (span.q_len < least || first >= span.q_len) return;  // another kernel's; nothing to do (saves time)
   const int64_t stride = static_cast<int64_t>(kv_heads) * head_size, q_stride = static_cast<int64_t>(heads) * head_size;
   q += (span.q_start + first) * q_stride + head * head_size;
   k += span.k_start * stride + head / (heads / kv_heads) * head_size;
   v += span.k_start * stride + head / (heads / kv_heads) * head_size;
   bf16* const q_tile = shared_memory<bf16>();
-  bf16* const k_tiles = q_tile + P::QUERIES * P::WIDTH;
-  bf16* const v_tiles = k_tiles + 2 * P::TILE;
-  const int keys = span.seen(first + P::QUERIES - 1);  // the rest of the block's tiles is past the diagonal
-  // Queries of this warp; where it has none, or sees no more keys, it only helps to load.
-  const int mine = first + warp_id() * P::WARP_QUERIES;
-  const int mine_seen = mine < span.q_len ? span.seen(mine + P::WARP_QUERIES - 1) : 0;
+  bf16* const k_tiles = q_tile + T::QUERIES * T::WIDTH;
+  bf16* const v_tiles = k_tiles + 2 * T::TILE;
+  const int keys = span.seen(first + T::QUERIES - 1);  // what is past the diagonal would be masked: saves time
+  // Queries of this warp. Where it has none, or they see no more keys, it only helps to load (saves time: the rest would be masked).
+  const int mine = first + warp_id() * T::WARP_QUERIES;
+  const int mine_seen = mine < span.q_len ? span.seen(mine + T::WARP_QUERIES - 1) : 0;
 
   Sums<HS> sums;
 #pragma unroll
@@ -193,34 +194,34 @@ __device__ __forceinline__ void attention(bf16* out, float* lse, const bf16* q, 
     for (int half = 0; half < 2; half++) sums.top[t][half] = -INFINITY, sums.total[t][half] = 0.0f;
   }
   const auto load = [&](int start, int buffer) {
-    copy_rows<HS, P::KEYS>(k_tiles + buffer * P::TILE, k + start * stride, stride, span.k_len - start, head_size);
-    copy_rows<HS, P::KEYS>(v_tiles + buffer * P::TILE, v + start * stride, stride, span.k_len - start, head_size);
+    copy_rows<HS, T::KEYS>(k_tiles + buffer * T::TILE, k + start * stride, stride, span.k_len - start, head_size);
+    copy_rows<HS, T::KEYS>(v_tiles + buffer * T::TILE, v + start * stride, stride, span.k_len - start, head_size);
     cp_async_commit();
   };
-  if (keys > 0) {  // else copies would be under way when the block ends
-    copy_rows<HS, P::QUERIES>(q_tile, q, q_stride, span.q_len - first, head_size);
+  if (keys > 0) {  // no copy may be under way when the block ends
+    copy_rows<HS, T::QUERIES>(q_tile, q, q_stride, span.q_len - first, head_size);
     load(0, 0);
   }
-  for (int start = 0, buffer = 0; start < keys; start += P::KEYS, buffer ^= 1) {
+  for (int start = 0, buffer = 0; start < keys; start += T::KEYS, buffer ^= 1) {
     cp_async_wait<0>();
     __syncthreads();  // this tile has come for all, and all are done with the one before, whose buffer is filled next
-    if (start + P::KEYS < keys) load(start + P::KEYS, buffer ^ 1);
+    if (start + T::KEYS < keys) load(start + T::KEYS, buffer ^ 1);
     if (start >= mine_seen) continue;
-    float s[2][P::KEYS / 8][4] = {};
-    scores<HS>(s, q_tile, k_tiles + buffer * P::TILE);
-    if (start + P::KEYS > span.seen(mine)) {  // only to save time elsewhere
+    float s[2][T::KEYS / 8][4] = {};
+    scores<HS>(s, q_tile, k_tiles + buffer * T::TILE);
+    if (start + T::KEYS > span.seen(mine)) {  // saves time: elsewhere all are seen
 #pragma unroll
       for (int t = 0; t < 2; t++)
-        for (int n = 0; n < P::KEYS / 8; n++)
+        for (int n = 0; n < T::KEYS / 8; n++)
           for (int e = 0; e < 4; e++) {
             const int key = start + 8 * n + lane_id() % 4 * 2 + e % 2;
             if (key >= span.seen(mine + 16 * t + e / 2 * 8 + lane_id() / 4)) s[t][n][e] = -INFINITY;
           }
     }
     soften<HS>(sums, s, scale * LOG2_E);
-    add_values<HS>(sums, s, v_tiles + buffer * P::TILE);
+    add_values<HS>(sums, s, v_tiles + buffer * T::TILE);
   }
-  store<HS>(sums, out + head * head_size, lse == nullptr ? lse : lse + head, span, mine, heads, head_size);
+  store<HS>(sums, out, lse, span, mine, head, heads, head_size);
 }
 
 }  // namespace prefill

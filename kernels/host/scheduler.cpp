@@ -43,6 +43,7 @@ void fiber_body() {
     publish(&machine.launch_ends);
     {
       Quiet quiet;
+      if (!self().copies.issued.empty()) fail("returns while its cp.async are under way", Location::current());
       self().state = State::returned;
     }
     Fiber::yield();

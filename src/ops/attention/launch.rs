@@ -61,8 +61,8 @@ pub fn forward(
     match decode_size(dtype, config.head_size) {
         None => prefill(&call, 1),
         Some(size) => {
-            prefill(&call, 2)?;
-            decode(&call, size)
+            decode(&call, size)?;
+            prefill(&call, 2)
         }
     }
 }
