@@ -23,7 +23,9 @@ const TARGETS: [&str; 4] = [
 const HOPPER_ONLY: &str = "wgmma.cuh";
 
 fn main() {
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "PATH", "CXX", "MPA_REQUIRE_NVCC"] {
+    for variable in
+        ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "PATH", "CXX", "MPA_REQUIRE_NVCC", "MPA_COMMIT"]
+    {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     println!("cargo::rerun-if-changed=kernels");
@@ -35,6 +37,7 @@ fn main() {
 
 fn run() -> Result<(), String> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
+    println!("cargo::rustc-env=MPA_COMMIT={}", commit(&root));
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?);
     let kernels = sources(&root.join("kernels"))?;
     let required = env::var("MPA_REQUIRE_NVCC").is_ok_and(|v| v == "1");
@@ -57,6 +60,23 @@ fn run() -> Result<(), String> {
         build_host_library(&root, &out)?;
     }
     Ok(())
+}
+
+/// The commit that measurements name: MPA_COMMIT (scripts/gpu-pack.sh sets it). Else the one at hand, which later commits may follow without a
+/// build: watching git would compile everything again for each of them.
+fn commit(root: &Path) -> String {
+    if let Ok(commit) = env::var("MPA_COMMIT")
+        && !commit.trim().is_empty()
+    {
+        return commit.trim().to_owned();
+    }
+    let output = Command::new("git").arg("-C").arg(root).args(["rev-parse", "--short", "HEAD"]).output();
+    match output {
+        Ok(output) if output.status.success() => {
+            format!("{} or later", String::from_utf8_lossy(&output.stdout).trim())
+        }
+        _ => "unknown".to_owned(),
+    }
 }
 
 /// A kernels/*.cu: its path, and the names of its kernels with the most threads of a block.

@@ -1,5 +1,6 @@
 //! The Model Parity Aligner (arXiv 2509.16633) in one binary. Modules in data-flow order; imports go down this list only:
 //! `cli` -> `demo` -> `mpa` -> `train`, `data` -> `models` -> `ops` -> `tensor` -> `error`.
+//! Beside them `selftest` and `bench`, which check and time the ops: `cli` -> `selftest`, `bench` -> `ops`.
 
 pub mod cli;
 pub mod demo;
@@ -8,8 +9,10 @@ pub mod mpa;
 pub mod data;
 pub mod train;
 
+pub mod bench;
 pub mod models;
 pub mod ops;
+pub mod selftest;
 pub mod tensor;
 
 pub mod error;

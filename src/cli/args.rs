@@ -1,4 +1,6 @@
 //! What the command line accepts.
+mod device;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,6 +10,7 @@ use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
 use crate::tensor::Backend;
+pub use device::{Bench, BenchOps, Selftest};
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
 #[derive(Parser)]
@@ -59,6 +62,9 @@ pub enum Command {
     Evaluate(Evaluate),
     Generate(Generate),
     Merge(Merge),
+    Selftest(Selftest),
+    #[command(subcommand)]
+    Bench(Bench),
     Doctor(Doctor),
 }
 

@@ -1,4 +1,6 @@
-//! Which device the models of a command run on.
+//! Which device the models of a command run on, and how commands that look at devices say what they found.
+
+use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::mpa::engine::Native;
@@ -29,4 +31,42 @@ pub fn cpu_only(args: &Compute, what: &str) -> Result<Native> {
         return Ok(Native::cpu());
     }
     Err(Error::Usage(format!("{what} runs on the CPU only so far, expected --backend auto or cpu")))
+}
+
+/// What a record of a device's work has to name.
+pub struct Facts {
+    pub gpu: String,
+    pub driver: String,
+    pub commit: &'static str,
+}
+
+impl Facts {
+    pub fn of(device: &Device) -> Facts {
+        let (gpu, driver) = match device {
+            Device::Cpu => ("cpu".to_string(), "none".to_string()),
+            Device::Cuda(gpu) => (gpu.name().to_string(), gpu.driver_version()),
+        };
+        Facts { gpu, driver, commit: env!("MPA_COMMIT") }
+    }
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, driver {}, commit {}", self.gpu, self.driver, self.commit)
+    }
+}
+
+/// Columns as wide as their longest entry; the last as it is.
+pub fn align<const N: usize>(lines: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for line in lines {
+        for (width, entry) in widths.iter_mut().zip(line) {
+            *width = (*width).max(entry.chars().count());
+        }
+    }
+    let join = |line: &[String; N]| {
+        let entries = line.iter().zip(widths).map(|(entry, width)| format!("{entry:<width$}"));
+        entries.collect::<Vec<_>>().join("  ").trim_end().to_string()
+    };
+    lines.iter().map(join).collect::<Vec<_>>().join("\n")
 }

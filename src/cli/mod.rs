@@ -2,6 +2,7 @@
 
 mod annotate;
 mod args;
+mod bench;
 mod compute;
 mod demo;
 mod doctor;
@@ -13,6 +14,7 @@ mod merge;
 mod predict;
 mod run;
 mod select;
+mod selftest;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -27,16 +29,23 @@ use crate::error::{Error, Result};
 use crate::mpa::progress::Progress;
 use args::{Cli, Command, Compute};
 
-/// What a command has to say: one of the two is printed on stdout.
+/// What a command has to say: json or text is printed on stdout.
 struct Output {
     json: Value,
     text: String,
+    /// What makes this a failure all the same.
+    failed: Option<String>,
 }
 
 impl Output {
     fn new(json: &impl Serialize, text: impl Into<String>) -> Result<Output> {
         let json = serde_json::to_value(json).map_err(|e| Error::Failure(format!("--json: {e}")))?;
-        Ok(Output { json, text: text.into() })
+        Ok(Output { json, text: text.into(), failed: None })
+    }
+
+    /// Exit code 1 after printing, if there is a reason.
+    fn failed(self, failed: Option<String>) -> Output {
+        Output { failed, ..self }
     }
 }
 
@@ -51,7 +60,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     match dispatch(cli.command, &cli.compute, &progress) {
         Ok(output) => {
             let text = if cli.json { output.json.to_string() } else { output.text };
-            print(&text)
+            let code = print(&text);
+            match output.failed {
+                Some(why) => {
+                    complain(&why);
+                    1
+                }
+                None => code,
+            }
         }
         Err(error) => {
             complain(&error.to_string());
@@ -71,6 +87,8 @@ fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<
         Command::Evaluate(args) => evaluate::run(&args, compute, progress),
         Command::Generate(args) => generate::run(&args, compute, progress),
         Command::Merge(args) => merge::run(&args),
+        Command::Selftest(args) => selftest::run(&args, compute, progress),
+        Command::Bench(args::Bench::Ops(args)) => bench::ops(&args, compute, progress),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -165,6 +165,10 @@ impl Driver for Host {
         "host-executed kernels"
     }
 
+    fn version(&self) -> String {
+        "none".into()
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Option<u64>> {
         let _lock = lock();
         if self.in_use() + bytes > MEMORY {

@@ -32,6 +32,8 @@ use crate::error::Result;
 /// What a GPU can do. Pointers are addresses on the device; every call is queued behind the ones before it.
 trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     fn name(&self) -> &str;
+    /// Of the driver, for records of measurements.
+    fn version(&self) -> String;
     /// `None`: out of memory.
     fn alloc(&self, bytes: usize) -> Result<Option<u64>>;
     fn free(&self, ptr: u64);
@@ -146,6 +148,11 @@ impl Gpu {
 
     pub fn name(&self) -> &str {
         self.driver.name()
+    }
+
+    /// The driver's version and that of CUDA which it serves, like `580.159.04 CUDA 13.0`.
+    pub fn driver_version(&self) -> String {
+        self.driver.version()
     }
 
     /// Queues a kernel of kernels/*.cu. `args` are its parameters in order, with their exact types. A grid without blocks is no work.

@@ -154,6 +154,13 @@ fn functions() -> Result<HashMap<&'static str, sys::CUfunction>> {
     Ok(functions)
 }
 
+/// What the loaded kernel module says of itself: the first word of its line that looks like 580.159.04.
+fn module_version() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let numbers = |word: &&str| word.contains('.') && word.split('.').all(|part| part.parse::<u32>().is_ok());
+    text.lines().next()?.split_whitespace().find(numbers).map(str::to_owned)
+}
+
 /// One thread at a time may use a graph.
 struct Kept(Mutex<CudaGraph>);
 
@@ -171,6 +178,15 @@ impl Replay for Kept {
 impl Driver for Nvidia {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn version(&self) -> String {
+        let mut cuda = 0;
+        // SAFETY: it writes one int.
+        let known = unsafe { sys::cuDriverGetVersion(&raw mut cuda) } == sys::CUresult::CUDA_SUCCESS;
+        let cuda = known.then(|| format!("CUDA {}.{}", cuda / 1000, cuda % 1000 / 10));
+        let parts: Vec<String> = module_version().into_iter().chain(cuda).collect();
+        parts.join(" ")
     }
 
     fn alloc(&self, bytes: usize) -> Result<Option<u64>> {

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# All that a machine with a GPU is needed for, in one go of at most ten minutes: facts, self-test, compute-sanitizer, benchmarks, peers, one table.
+# Usage: scripts/gpu-check.sh BINDIR OUTDIR
+#   BINDIR has the binary mpa (scripts/gpu-pack.sh makes .gpu); OUTDIR gets the CSV files and logs (table.csv and ops.csv are the ones to commit).
+# Nothing else of the project is needed than this repository's scripts/ and benches/peers/; of the machine python3 with torch (and transformers)
+# for the peers and compute-sanitizer. What is missing is said, and its part is skipped.
+# A part that fails or runs out of its time does not keep the others from running. Exit code: 1 if a part failed, else 3 if one was skipped, else 0.
+# Environment: MPA_CHECK_BACKEND=host|cuda (cuda). host: kernels on the CPU, small shapes: tries this script out where there is no GPU.
+set -uo pipefail
+[ $# -eq 2 ] || { echo "usage: scripts/gpu-check.sh BINDIR OUTDIR" >&2; exit 2; }
+cd "$(dirname "$0")/.." || exit 2
+mpa=$(realpath "$1")/mpa
+[ -x "$mpa" ] || chmod +x "$mpa" 2>/dev/null || { echo "gpu-check: there is no $mpa (scripts/gpu-pack.sh builds it)" >&2; exit 2; }
+mkdir -p "$2" || exit 2
+out=$(realpath "$2")
+backend=${MPA_CHECK_BACKEND:-cuda}
+case $backend in
+cuda) quick=() torch=(--device cuda) ;;
+host) quick=(--quick) torch=(--device cpu --quick) ;;
+*) echo "gpu-check: MPA_CHECK_BACKEND: expected cuda or host, got $backend" >&2; exit 2 ;;
+esac
+rm -f "$out"/{facts.txt,mpa.txt,memcheck.txt,racecheck.txt,ops.csv,peers.csv,peers.txt,table.csv}
+shapes=$(mktemp)
+trap 'rm -f "$shapes"' EXIT
+failed=() skipped=()
+
+part() { # name, seconds, file for the output, command
+    local name=$1 seconds=$2 log=$3 code=0 began=$SECONDS
+    shift 3
+    printf '\n== %s ==\n' "$name"
+    timeout -k 5 "$seconds" "$@" 2>&1 | tee -a "$log" || code=$?
+    if ((code == 124 || code == 137)); then
+        echo "gpu-check: $name ran out of its $seconds s"
+    fi
+    if ((code)); then failed+=("$name (exit code $code)"); fi
+    echo "($((SECONDS - began)) s)"
+}
+
+skip() { # name, why
+    printf '\n== %s ==\nskipped: %s\n' "$1" "$2"
+    skipped+=("$1 ($2)")
+}
+
+facts() {
+    date -u
+    uname -srm
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
+    else
+        echo "there is no nvidia-smi"
+    fi
+    "$mpa" doctor
+}
+
+sanitize() { # tool; its log is the end of what it prints
+    if command -v compute-sanitizer >/dev/null; then
+        part "$1" 90 "$out/$1.txt" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+            "$mpa" selftest --quick --backend "$backend"
+    else
+        skip "$1" "there is no compute-sanitizer"
+    fi
+}
+
+peer() { # script, seconds, module it needs
+    if ! command -v python3 >/dev/null; then
+        skip "peer $1" "there is no python3"
+    elif ! python3 -c "import importlib.util as u, sys; sys.exit(u.find_spec('$3') is None)" 2>/dev/null; then
+        skip "peer $1" "python3 has no $3"
+    else
+        part "peer $1" "$2" "$out/peers.txt" python3 "benches/peers/$1.py" --shapes "$shapes" --csv "$out/peers.csv" --commit "$commit" "${torch[@]}"
+    fi
+}
+
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+facts 2>&1 | tee "$out/facts.txt"
+command -v nvidia-smi >/dev/null || skipped+=("nvidia-smi (there is none)")
+# The limits add up to less than ten minutes.
+part selftest 100 "$out/mpa.txt" "$mpa" selftest --backend "$backend" "${quick[@]}"
+sanitize memcheck
+sanitize racecheck
+part bench 90 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
+"$mpa" bench ops --shapes --json >"$shapes"
+commit=$(sed -n '2s/.*,"\([^"]*\)",[^,]*$/\1/p' "$out/ops.csv" 2>/dev/null)
+: "${commit:=unknown}"
+peer products 40 torch
+peer attention 70 torch
+peer patching 30 torch
+peer decode 50 transformers
+if command -v python3 >/dev/null; then
+    part table 10 "$out/peers.txt" python3 benches/peers/table.py "$out/table.csv" "$out/ops.csv" "$out/peers.csv"
+else
+    skip table "there is no python3"
+fi
+
+printf '\n== summary, %d s ==\n' "$SECONDS"
+((${#failed[@]})) && printf 'FAILED   %s\n' "${failed[@]}"
+((${#skipped[@]})) && printf 'skipped  %s\n' "${skipped[@]}"
+if ((${#failed[@]})); then exit 1; fi
+if ((${#skipped[@]})); then exit 3; fi
+echo "all parts ran, none failed"

@@ -1,0 +1,238 @@
+//! What is run, in numbers: sizes, bytes, FLOPs, and small versions.
+
+use serde::Serialize;
+
+/// What an op is run on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Work {
+    /// From one place of the device's memory to another.
+    Copy {
+        size: usize,
+    },
+    Linear {
+        m: usize,
+        n: usize,
+        k: usize,
+    },
+    Lora {
+        m: usize,
+        n: usize,
+        k: usize,
+        r: usize,
+    },
+    /// `spans`: queries and keys of each sequence.
+    Attention {
+        heads: usize,
+        kv_heads: usize,
+        head_size: usize,
+        causal: bool,
+        spans: Vec<(usize, usize)>,
+    },
+    RmsNorm {
+        rows: usize,
+        cols: usize,
+    },
+    RmsNormResidual {
+        rows: usize,
+        cols: usize,
+    },
+    LayerNorm {
+        rows: usize,
+        cols: usize,
+    },
+    Add {
+        rows: usize,
+        cols: usize,
+    },
+    Swiglu {
+        rows: usize,
+        cols: usize,
+    },
+    Gelu {
+        rows: usize,
+        cols: usize,
+    },
+    Rope {
+        tokens: usize,
+        heads: usize,
+        kv_heads: usize,
+        head_size: usize,
+    },
+    Embedding {
+        tokens: usize,
+        width: usize,
+        vocabulary: usize,
+    },
+    Splice {
+        tokens: usize,
+        width: usize,
+        features: usize,
+    },
+    PixelShuffle {
+        pictures: usize,
+        patches: usize,
+        width: usize,
+        factor: usize,
+    },
+    /// Square pictures; patches of `frames` x `patch` x `patch`, put out in squares of `merge` x `merge`.
+    PatchEmbed {
+        pictures: usize,
+        side: usize,
+        patch: usize,
+        frames: usize,
+        merge: usize,
+        width: usize,
+        position: bool,
+    },
+    Sample {
+        rows: usize,
+        vocabulary: usize,
+        temperature: f32,
+        top_p: f32,
+    },
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Shape {
+    pub name: String,
+    /// It says what the device can do at most.
+    pub ceiling: bool,
+    #[serde(flatten)]
+    pub work: Work,
+}
+
+impl Work {
+    pub fn op(&self) -> &'static str {
+        match self {
+            Work::Copy { .. } => "copy",
+            Work::Linear { .. } => "linear",
+            Work::Lora { .. } => "lora",
+            Work::Attention { .. } => "attention",
+            Work::RmsNorm { .. } => "rms_norm",
+            Work::RmsNormResidual { .. } => "rms_norm_residual",
+            Work::LayerNorm { .. } => "layer_norm",
+            Work::Add { .. } => "add",
+            Work::Swiglu { .. } => "swiglu",
+            Work::Gelu { .. } => "gelu",
+            Work::Rope { .. } => "rope",
+            Work::Embedding { .. } => "embedding",
+            Work::Splice { .. } => "splice",
+            Work::PixelShuffle { .. } => "pixel_shuffle",
+            Work::PatchEmbed { .. } => "patch_embed",
+            Work::Sample { .. } => "sample",
+        }
+    }
+
+    /// What must be read and written at least once, for elements of `size` bytes.
+    pub fn bytes(&self, size: usize) -> usize {
+        let elements = match self {
+            &Work::Copy { size } => return 2 * size,
+            &Work::Linear { m, n, k } => m * k + n * k + m * n,
+            &Work::Lora { m, n, k, r } => m * k + r * (n + k) + 2 * m * n + m * r,
+            Work::Attention { heads, kv_heads, head_size, spans, .. } => {
+                let rows = |(q, k): &(usize, usize)| 2 * q * heads + 2 * k * kv_heads;
+                spans.iter().map(rows).sum::<usize>() * head_size
+            }
+            &Work::RmsNorm { rows, cols } => 2 * rows * cols + cols,
+            &Work::RmsNormResidual { rows, cols } => 4 * rows * cols + cols,
+            &Work::LayerNorm { rows, cols } => 2 * rows * cols + 2 * cols,
+            &Work::Add { rows, cols } | &Work::Swiglu { rows, cols } => 3 * rows * cols,
+            &Work::Gelu { rows, cols } => 2 * rows * cols,
+            &Work::Rope { tokens, heads, kv_heads, head_size } => {
+                // Cosines and sines are f32.
+                let turned = 2 * tokens * (heads + kv_heads) * head_size;
+                return turned * size + tokens * head_size * 4;
+            }
+            &Work::Embedding { tokens, width, .. } => return tokens * (2 * width * size + 4),
+            &Work::Splice { width, features, .. } => return features * (2 * width * size + 8),
+            &Work::PixelShuffle { pictures, patches, width, .. } => 2 * pictures * patches * width,
+            &Work::PatchEmbed { pictures, side, patch, frames, width, position, .. } => {
+                // Pixels are bytes.
+                let patches = (side / patch).pow(2);
+                let once =
+                    3 * frames * patch * patch * width + width + if position { patches * width } else { 0 };
+                return pictures * (3 * side * side + patches * width * size) + once * size;
+            }
+            // Logits are f32, ids are 4 bytes.
+            &Work::Sample { rows, vocabulary, .. } => return rows * (vocabulary + 1) * 4,
+        };
+        elements * size
+    }
+
+    /// Additions and multiplications of matrix products; of attention those that the mask leaves. 0 for what memory limits anyway.
+    pub fn flops(&self) -> usize {
+        match self {
+            &Work::Linear { m, n, k } => 2 * m * n * k,
+            &Work::Lora { m, n, k, r } => 2 * m * r * (n + k),
+            Work::Attention { heads, head_size, causal, spans, .. } => {
+                let seen =
+                    |&(q, k): &(usize, usize)| if *causal { q * (k - q) + q * (q + 1) / 2 } else { q * k };
+                4 * heads * head_size * spans.iter().map(seen).sum::<usize>()
+            }
+            &Work::PatchEmbed { pictures, side, patch, frames, width, .. } => {
+                2 * pictures * (side / patch).pow(2) * 3 * frames * patch * patch * width
+            }
+            _ => 0,
+        }
+    }
+}
+
+impl Shape {
+    /// A ceiling that a CPU reaches within a second.
+    pub(super) fn for_a_cpu(self) -> Shape {
+        match self.work {
+            Work::Copy { .. } => Shape { name: "64 MiB".into(), work: Work::Copy { size: 64 << 20 }, ..self },
+            _ => Shape {
+                name: "1024 x 1024 x 1024".into(),
+                work: Work::Linear { m: 1024, n: 1024, k: 1024 },
+                ..self
+            },
+        }
+    }
+
+    /// A few rows of it.
+    pub(super) fn cut(self) -> Shape {
+        let (few, wide) = (|n: usize| n.min(5), |n: usize| n.min(64));
+        let work = match self.work {
+            Work::Copy { size } => Work::Copy { size: size.min(1 << 16) },
+            Work::Linear { m, n, k } => Work::Linear { m: few(m), n: wide(n), k: wide(k) },
+            Work::Lora { m, n, k, r } => Work::Lora { m: few(m), n: wide(n), k: wide(k), r: few(r) },
+            Work::Attention { heads, kv_heads, head_size, causal, spans } => {
+                let spans =
+                    spans.iter().take(2).map(|&(q, k)| (q.min(33), if q == 1 { wide(k) } else { k.min(33) }));
+                let spans = spans.collect();
+                Work::Attention { heads: heads / kv_heads, kv_heads: 1, head_size, causal, spans }
+            }
+            Work::RmsNorm { rows, cols } => Work::RmsNorm { rows: few(rows), cols },
+            Work::RmsNormResidual { rows, cols } => Work::RmsNormResidual { rows: few(rows), cols },
+            Work::LayerNorm { rows, cols } => Work::LayerNorm { rows: few(rows), cols },
+            Work::Add { rows, cols } => Work::Add { rows: few(rows), cols },
+            Work::Swiglu { rows, cols } => Work::Swiglu { rows: few(rows), cols },
+            Work::Gelu { rows, cols } => Work::Gelu { rows: few(rows), cols },
+            Work::Rope { tokens, heads, kv_heads, head_size } => {
+                Work::Rope { tokens: few(tokens), heads, kv_heads, head_size }
+            }
+            Work::Embedding { tokens, width, vocabulary } => {
+                Work::Embedding { tokens: few(tokens), width, vocabulary: wide(vocabulary) }
+            }
+            Work::Splice { width, .. } => Work::Splice { tokens: 8, width, features: 5 },
+            Work::PixelShuffle { width, factor, .. } => {
+                Work::PixelShuffle { pictures: 1, patches: 4 * factor * factor, width: wide(width), factor }
+            }
+            Work::PatchEmbed { patch, frames, merge, width, position, .. } => Work::PatchEmbed {
+                pictures: 1,
+                side: 2 * patch,
+                patch,
+                frames,
+                merge,
+                width: wide(width),
+                position,
+            },
+            Work::Sample { rows, vocabulary, temperature, top_p } => {
+                Work::Sample { rows: few(rows), vocabulary: wide(vocabulary), temperature, top_p }
+            }
+        };
+        Shape { name: format!("{} (cut)", self.name), work, ..self }
+    }
+}
