@@ -105,6 +105,7 @@ struct Tile {
       load(step + STAGES - 1);
       add_step(shared + step % STAGES * BUFFER);
     }
+    cp_async_wait<0>();  // a block must not end while copies, be they zeros, are under way into its shared memory
   }
 
   __device__ __forceinline__ void add_step(bf16* buffer) {

@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(512) sample_forward_f32(uint32_t* t
   const double least = log((1.0 - top_p) * total / cols);  // -inf if all are kept
   for (int c = threadIdx.x; c < cols; c += THREADS) {
     const double z = (x[c] - max) / temperature;
-    if (z >= least) candidates.add(exp(z), c);
+    if (z >= least) candidates.add(exp(z), c);  // without the test: the same tokens, later
   }
 
   const End nucleus = candidates.shortest([=](double mass) { return mass >= top_p * total; });

@@ -59,7 +59,11 @@ impl Linear {
 
     /// x [M, K] -> [M, N]
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Result<(Tensor, LinearSaved)> {
-        let mut out = x.like(&[x.rows(), self.outputs()])?;
+        self.forward_into(x.like(&[x.rows(), self.outputs()])?, x, pass)
+    }
+
+    /// The same into `out`, which may be f32 where x is narrower.
+    pub fn forward_into(&self, mut out: Tensor, x: &Tensor, pass: Pass) -> Result<(Tensor, LinearSaved)> {
         linear::forward(&mut out, x, &self.weight.value, self.bias.as_ref().map(|b| &b.value))?;
         let mut saved = LinearSaved { xa: None, mask_seed: None };
         if let Some(adapter) = &self.lora {

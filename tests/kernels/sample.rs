@@ -100,8 +100,8 @@ fn ends_of_the_uniform_and_of_the_temperature() {
 #[test]
 fn ties_go_to_the_lower_id_and_edges_to_the_next() {
     on_each_device(|device| {
-        // Weights of 1: each uniform falls on the edge between two tokens.
-        let draws = [drawing(1.0, 1.0, 0.625), drawing(1.0, 0.5, 0.75), drawing(1.0, 0.125, 0.0)];
+        // Weights of 1: a uniform falls on the edge between two tokens, top_p on that of the nucleus, whose last half a token is then drawn.
+        let draws = [drawing(1.0, 1.0, 0.625), drawing(1.0, 0.5, 0.75), drawing(1.0, 0.5, 0.875)];
         assert_same_tokens(device, [1, 8], vec![2.5; 8], &[0; 3], &draws);
         // 2050 of 4099 are kept, of several threads' shares; the 1026th is drawn.
         assert_same_tokens(device, [1, 4099], vec![-3.0; 4099], &[0], &[drawing(1.0, 0.5, 0.5)]);

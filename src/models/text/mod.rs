@@ -157,7 +157,8 @@ impl Text {
         let normed = self.norm.forward(&x)?;
         let (logits, linear) = match &self.head {
             Some(head) => {
-                let (logits, saved) = head.forward(&normed, pass)?;
+                let logits = normed.like_f32(&[normed.rows(), head.outputs()])?;
+                let (logits, saved) = head.forward_into(logits, &normed, pass)?;
                 (logits, Some(saved))
             }
             None => {
