@@ -99,6 +99,7 @@ struct Tile {
     };
 
     // Steps beyond the last are loaded as zeros and not used: the groups to wait for are counted alike in all steps.
+    // mutant: flip: one more is what the first step loads, in its place.
     for (int step = 0; step < STAGES - 1; step++) load(step);
     for (int step = 0; step * STEP < depth; step++) {  // mutant: flip: one more step is one of zeros
       cp_async_wait<STAGES - 2>();
