@@ -1,7 +1,8 @@
 use criterion::{Criterion, criterion_group};
 use mpa::ops::attention::{Config, Span, Spans, backward, forward};
 
-use crate::{measure_flops, tensor};
+use crate::{as_dtype, measure_flops, tensor};
+use mpa::tensor::DType;
 
 struct Place {
     name: &'static str,
@@ -14,7 +15,27 @@ struct Place {
     causal: bool,
 }
 
-const PLACES: [Place; 6] = [
+const PLACES: [Place; 8] = [
+    Place {
+        name: "Qwen2-VL-2B text, prompt of 1000 tokens",
+        spans: 1,
+        q_len: 1000,
+        k_len: 1000,
+        heads: 12,
+        kv_heads: 2,
+        head_size: 128,
+        causal: true,
+    },
+    Place {
+        name: "Qwen2-VL-7B text, prompt of 1000 tokens",
+        spans: 1,
+        q_len: 1000,
+        k_len: 1000,
+        heads: 28,
+        kv_heads: 4,
+        head_size: 128,
+        causal: true,
+    },
     Place {
         name: "SmolVLM vision, 1 picture of 1024 patches",
         spans: 1,
@@ -83,7 +104,7 @@ fn both(c: &mut Criterion) {
         let Place { name, spans, q_len, k_len, heads, kv_heads, head_size, causal } = place;
         let config = Config { heads, kv_heads, head_size, scale: 1.0 / (head_size as f32).sqrt(), causal };
         let (q, k) = ([spans * q_len, heads * head_size], [spans * k_len, kv_heads * head_size]);
-        let (mut out, mut lse) = (tensor(&q), tensor(&[spans * q_len, heads]));
+        let (mut out, mut lse) = (tensor(&q), as_dtype(&[spans * q_len, heads], DType::F32));
         let (mut dq, mut dk, mut dv, dout) = (tensor(&q), tensor(&k), tensor(&k), tensor(&q));
         let (q, k, v) = (tensor(&q), tensor(&k), tensor(&k));
         let spans: Spans =

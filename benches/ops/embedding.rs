@@ -2,7 +2,7 @@ use criterion::{Criterion, criterion_group};
 use mpa::ops::embedding;
 use mpa::tensor::{DType, Indices};
 
-use crate::{measure, tensor};
+use crate::{as_dtype, measure, tensor};
 
 fn all(c: &mut Criterion) {
     let places = [
@@ -11,7 +11,7 @@ fn all(c: &mut Criterion) {
     ];
     for (place, t, width, vocabulary, dtype) in places {
         let ids: Indices = (0..t).map(|i| (i * 977 % vocabulary) as u32).collect();
-        let table = tensor(&[vocabulary, width]).to_dtype(dtype).unwrap();
+        let table = as_dtype(&[vocabulary, width], dtype);
         let (mut out, mut dtable) = (tensor(&[t, width]), tensor(&[vocabulary, width]));
         let bytes = t * width * 4;
         measure(c, "embedding forward", place, bytes + t * width * dtype.size(), || {

@@ -2,7 +2,7 @@ use criterion::{Criterion, criterion_group};
 use mpa::ops::linear;
 use mpa::tensor::{DType, Tensor};
 
-use crate::{measure_flops, tensor};
+use crate::{as_dtype, measure_flops, tensor};
 
 /// Rows of x, and the layer's N and K.
 const PLACES: [(&str, usize, usize, usize); 8] = [
@@ -22,7 +22,7 @@ fn all(c: &mut Criterion) {
         let mut dweight = Tensor::zeros(&[n, k]);
         let flops = 2 * m * n * k;
         for dtype in [DType::F32, DType::Bf16] {
-            let w = tensor(&[n, k]).to_dtype(dtype).unwrap();
+            let w = as_dtype(&[n, k], dtype);
             measure_flops(c, &format!("linear forward {dtype}"), place, flops, || {
                 linear::forward(&mut y, &x, &w, None).expect("shapes fit")
             });

@@ -1,9 +1,15 @@
 //! Criterion benches, one file per op, as in src/ops. Shapes are of real models and named.
+//!
+//! MPA_BENCH_BACKEND=cuda runs them on a GPU, in bf16; what has no launcher there is left out. (`mpa bench ops` says more about a GPU: it
+//! overwrites the caches, goes by the device's clock and names ceilings.)
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use criterion::{Criterion, Throughput};
-use mpa::tensor::Tensor;
+use mpa::tensor::{Backend, DType, Device, Tensor};
 
 mod adamw;
 mod add;
@@ -32,27 +38,55 @@ pub struct Place {
 }
 
 /// Hidden states.
-pub const HIDDEN: [Place; 4] = [
+pub const HIDDEN: [Place; 7] = [
     Place { name: "demo student", rows: 1000, cols: 64 },
     Place { name: "SmolVLM-256M text, decode", rows: 1, cols: 576 },
     Place { name: "SmolVLM-256M text", rows: 1024, cols: 576 },
     Place { name: "SmolVLM-256M vision", rows: 1024, cols: 768 },
+    Place { name: "SmolVLM-500M text", rows: 1024, cols: 960 },
+    Place { name: "Qwen2-VL-2B text", rows: 1024, cols: 1536 },
+    Place { name: "Qwen2-VL-7B text", rows: 1024, cols: 3584 },
 ];
 
 /// What an MLP holds between its linear layers.
-pub const MLP: [Place; 4] = [
+pub const MLP: [Place; 7] = [
     Place { name: "demo student", rows: 1000, cols: 256 },
     Place { name: "SmolVLM-256M text, decode", rows: 1, cols: 1536 },
     Place { name: "SmolVLM-256M text", rows: 1024, cols: 1536 },
     Place { name: "SmolVLM-256M vision", rows: 1024, cols: 3072 },
+    Place { name: "SmolVLM-500M text", rows: 1024, cols: 2560 },
+    Place { name: "Qwen2-VL-2B text", rows: 1024, cols: 8960 },
+    Place { name: "Qwen2-VL-7B text", rows: 1024, cols: 18944 },
 ];
 
-/// Values spread over [-2, 2), the same each time.
+/// Where the ops run: MPA_BENCH_BACKEND, the CPU without it.
+static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+    let backend = std::env::var("MPA_BENCH_BACKEND").unwrap_or_else(|_| "cpu".into());
+    let backend = Backend::from_str(&backend, true).expect("MPA_BENCH_BACKEND: cpu or cuda");
+    Device::choose(backend, 0).expect("the backend is there").0
+});
+
+pub fn on_gpu() -> bool {
+    *DEVICE != Device::Cpu
+}
+
+/// Values spread over [-2, 2), the same each time; f32 on the CPU, bf16 on a GPU.
 pub fn tensor(shape: &[usize]) -> Tensor {
+    as_dtype(shape, if on_gpu() { DType::Bf16 } else { DType::F32 })
+}
+
+/// The same in `dtype`, on the device.
+pub fn as_dtype(shape: &[usize], dtype: DType) -> Tensor {
     let values = (0..shape.iter().product::<usize>() as u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 22) as f32 - 2.0)
         .collect();
-    Tensor::from_vec(shape, values).expect("as many values as the shape has")
+    let values = Tensor::from_vec(shape, values).expect("as many values as the shape has");
+    placed(values.to_dtype(dtype).expect("a float type"))
+}
+
+/// The same tensor, on the device.
+pub fn placed(tensor: Tensor) -> Tensor {
+    tensor.to_device(&DEVICE).expect("room for it")
 }
 
 /// Times `f` as `name` at `place`; `bytes` is what must be read and written at least once.
@@ -66,6 +100,20 @@ pub fn measure_flops(c: &mut Criterion, name: &str, place: &str, flops: usize, f
 }
 
 fn time(c: &mut Criterion, name: &str, place: &str, throughput: Throughput, mut f: impl FnMut()) {
+    let gpu = match &*DEVICE {
+        Device::Cpu => None,
+        Device::Cuda(gpu) => Some(gpu),
+    };
+    // Backwards and training have no kernels yet: the bench's own complaint about that is all that is said.
+    if gpu.is_some() && catch_unwind(AssertUnwindSafe(&mut f)).is_err() {
+        return eprintln!("{name}, {place}: not on {:?}", *DEVICE);
+    }
+    let mut f = || {
+        f();
+        if let Some(gpu) = gpu {
+            gpu.synchronize().expect("the device works");
+        }
+    };
     let mut group = c.benchmark_group(name);
     group.sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
     group.throughput(throughput);

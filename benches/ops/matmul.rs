@@ -1,10 +1,14 @@
 use criterion::{Criterion, criterion_group};
 use mpa::ops::matmul::{View, matmul};
 
-use crate::{measure_flops, tensor};
+use crate::{measure_flops, on_gpu, tensor};
 
 /// C [m, n] = A B over k, in the three layouts of a linear layer's forward and backward.
 fn layouts(c: &mut Criterion) {
+    // What linear, lora and attention use on a CPU.
+    if on_gpu() {
+        return;
+    }
     let places = [
         ("demo student, 2000 tokens, q", 2000, 64, 64),
         ("demo student, 2000 tokens, gate", 2000, 256, 64),

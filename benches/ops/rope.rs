@@ -1,7 +1,7 @@
 use criterion::{Criterion, criterion_group};
 use mpa::ops::rope;
 
-use crate::{measure, tensor};
+use crate::{measure, placed, tensor};
 
 /// Name, tokens, heads, head size.
 const PLACES: [(&str, usize, usize, usize); 3] =
@@ -11,6 +11,7 @@ fn both(c: &mut Criterion) {
     for (name, rows, heads, head_size) in PLACES {
         let positions: Vec<u32> = (0..rows as u32).collect();
         let (cos, sin) = rope::table(&positions, 1e5, head_size).unwrap();
+        let (cos, sin) = (placed(cos), placed(sin));
         let mut x = tensor(&[rows, heads * head_size]);
         let bytes = 8 * x.len() + 8 * cos.len();
         measure(c, "rope forward", name, bytes, || rope::forward(&mut x, &cos, &sin, heads).unwrap());

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::ops::attention::{self, Config, Span, Spans};
+use crate::ops::patch_embed::{self, Pixels, Projection};
 use crate::ops::sample::{self, Draw, Sampling};
 use crate::ops::{add, embedding, gelu, layer_norm, linear, lora, pixel_shuffle, rms_norm, rope, swiglu};
 use crate::random;
@@ -91,8 +92,7 @@ impl Maker {
                 let mut out = self.random(&[pictures, patches / square, width * square])?;
                 Ok(Box::new(move || pixel_shuffle::forward(&mut out, &x, factor)))
             }
-            // To be added with its kernel, whose pictures are 8-bit; see also src/selftest/patch_embed.rs.
-            Work::PatchEmbed { .. } => Err(Error::op("bench", "a kernel for patch_embed", "none yet")),
+            Work::PatchEmbed { .. } => self.patch_embed(work),
             Work::Sample { rows, vocabulary, temperature, top_p } => {
                 self.sample(rows, vocabulary, Sampling { temperature, top_p })
             }
@@ -161,6 +161,28 @@ impl Maker {
         let [mut out, q] = self.randoms(&[queries, heads * head_size])?;
         let [k, v] = self.randoms(&[keys, kv_heads * head_size])?;
         Ok(Box::new(move || attention::forward(&mut out, None, &q, &k, &v, &spans, config)))
+    }
+
+    fn patch_embed(&self, work: &Work) -> Result<Call> {
+        let &Work::PatchEmbed { pictures, side, patch, frames, merge, width, position } = work else {
+            return Err(Error::Failure(format!("bench: no case for {}", work.op())));
+        };
+        let byte = |i: usize| (random::mix(2, &[i as u64]) >> 56) as u8;
+        let values = (0..pictures * side * side * 3).into_par_iter().map(byte).collect();
+        let values = Tensor::from_u8(&[pictures, side, side, 3], values)?.to_device(&self.device)?;
+        let pixels = Pixels { values, levels: self.random_f32(&[3, 256])? };
+        let weight = match frames {
+            1 => self.random(&[width, 3, patch, patch])?,
+            _ => self.random(&[width, 3, frames, patch, patch])?,
+        };
+        let patches = (side / patch).pow(2);
+        let (bias, at) = (self.random(&[width])?, self.random(&[patches, width])?);
+        let mut out = self.random(&[pictures, patches, width])?;
+        Ok(Box::new(move || {
+            let position = position.then_some(&at);
+            let projection = Projection { weight: &weight, bias: Some(&bias), position, merge };
+            patch_embed::forward(&mut out, None, &pixels, projection)
+        }))
     }
 
     fn rope(&self, tokens: usize, [heads, kv_heads]: [usize; 2], head_size: usize) -> Result<Call> {

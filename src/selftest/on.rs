@@ -29,6 +29,11 @@ impl<'a> On<'a> {
         self.place(self.numbers(shape, scale)?, DType::F32)
     }
 
+    /// Rounded to `dtype`, and f32 wherever it is.
+    pub fn rounded_f32(&mut self, shape: &[usize], scale: f32) -> Result<Tensor> {
+        self.place(self.numbers(shape, scale)?.to_dtype(self.dtype)?, DType::F32)
+    }
+
     fn numbers(&self, shape: &[usize], scale: f32) -> Result<Tensor> {
         let number = |i: usize| {
             let bits = random::mix(self.drawn, &[i as u64]) >> 40;

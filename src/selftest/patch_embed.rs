@@ -1,7 +1,82 @@
-//! patch_embed: to be added with its kernel, whose pictures are 8-bit.
+//! patch_embed: 8-bit pictures to embedded patches.
 
-use super::{Case, Size};
+use super::check::Tolerance;
+use super::{Case, Output, Size};
+use crate::error::Result;
+use crate::ops::patch_embed::{Pixels, Projection, forward};
+use crate::selftest::on::On;
+use crate::tensor::Tensor;
 
-pub(super) fn cases(_size: Size) -> Vec<Case> {
-    Vec::new()
+#[derive(Clone, Copy)]
+struct Tower {
+    name: &'static str,
+    pictures: usize,
+    height: usize,
+    width: usize,
+    patch: usize,
+    frames: usize,
+    merge: usize,
+    cols: usize,
+    position: bool,
+}
+
+const SMOL: Tower = Tower {
+    name: "SmolVLM-500M",
+    pictures: 5,
+    height: 512,
+    width: 512,
+    patch: 16,
+    frames: 1,
+    merge: 1,
+    cols: 768,
+    position: true,
+};
+const QWEN: Tower = Tower {
+    name: "Qwen2-VL",
+    pictures: 2,
+    height: 448,
+    width: 336,
+    patch: 14,
+    frames: 2,
+    merge: 2,
+    cols: 1280,
+    position: false,
+};
+const SO400M: Tower = Tower { name: "SigLIP so400m", height: 384, width: 384, patch: 14, cols: 1152, ..SMOL };
+
+pub(super) fn cases(size: Size) -> Vec<Case> {
+    let small = [
+        Tower { name: "small", pictures: 2, height: 48, width: 33, cols: 40, ..SMOL },
+        Tower { name: "small, pixels left over", pictures: 3, height: 30, width: 45, cols: 70, ..SO400M },
+        Tower { name: "small, in squares", pictures: 2, height: 28, width: 84, cols: 33, ..QWEN },
+    ];
+    let full: &[Tower] = if size.quick() { &[] } else { &[SMOL, SO400M, QWEN] };
+    let case = |t: &Tower| {
+        let Tower { name, pictures, height, width, patch, cols, .. } = *t;
+        let shape = format!("{name}, {pictures} x {height} x {width} by {patch}, {cols}");
+        let t = *t;
+        Case::new("patch_embed", shape, move |on| embed(on, t))
+    };
+    small.iter().chain(full).map(case).collect()
+}
+
+fn embed(on: &mut On, t: Tower) -> Result<Vec<Output>> {
+    let Tower { pictures, height, width, patch, frames, merge, cols, .. } = t;
+    let values = on.indices(pictures * height * width * 3, 256).iter().map(|&v| v as u8).collect();
+    let values = on.moved(Tensor::from_u8(&[pictures, height, width, 3], values)?)?;
+    // Numbers that the device's type holds: it multiplies them in that type.
+    let levels = on.rounded_f32(&[3, 256], 1.0)?;
+    let k = 3 * frames * patch * patch;
+    let small = 1.0 / (k as f32).sqrt();
+    let weight = match frames {
+        1 => on.random(&[cols, 3, patch, patch], small)?,
+        _ => on.random(&[cols, 3, frames, patch, patch], small)?,
+    };
+    let patches = (height / patch) * (width / patch);
+    let (bias, position) = (on.random(&[cols], 1.0)?, on.random(&[patches, cols], 1.0)?);
+    let mut out = on.output(&[pictures, patches, cols])?;
+    let position = t.position.then_some(&position);
+    let projection = Projection { weight: &weight, bias: Some(&bias), position, merge };
+    forward(&mut out, None, &Pixels { values, levels }, projection)?;
+    Output::one(out, Tolerance::product(on.dtype, k, f64::from(small)).store(on.dtype))
 }
