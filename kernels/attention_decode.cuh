@@ -29,6 +29,7 @@ __device__ __forceinline__ Pack<T, N> load_or_zeros(const T* p, bool real) {
 template <class T, int LANES>
 __device__ __forceinline__ void scores(float* weights, const float* q, const T* k, int64_t stride, int keys, int n_heads, int head_size) {
   constexpr int N = 16 / sizeof(T), ROWS = THREADS / LANES;
+  static_assert(SPLIT % (UNROLL * ROWS) == 0, "a round must end in the split");
   const int row = threadIdx.x / LANES, column = threadIdx.x % LANES * N;
   for (int start = 0; start < keys; start += UNROLL * ROWS) {
     Pack<T, N> x[UNROLL];
@@ -50,8 +51,7 @@ __device__ __forceinline__ void scores(float* weights, const float* q, const T* 
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
         for (int bit = LANES / 2; bit > 0; bit /= 2) s[u] += __shfl_xor_sync(FULL_WARP, s[u], bit);
-        const int key = start + u * ROWS + row;
-        if (column == 0 && key < keys) weights[h * SPLIT + key] = s[u];
+        if (column == 0) weights[h * SPLIT + start + u * ROWS + row] = s[u];  // past the last key none is read
       }
     }
   }

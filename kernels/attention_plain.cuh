@@ -11,7 +11,7 @@ namespace plain {
 constexpr int WARP_QUERIES = 8, QUERIES = 32;
 constexpr int PITCH = 33;  // of a query's weights in shared memory: eight queries in different banks
 
-// row[c .. c + 4), zeros past its end. wide: rows are a multiple of four and aligned.
+// row[c .. c + 4), zeros past its end. wide: rows are a multiple of four and aligned (saves time).
 __device__ __forceinline__ Pack<float, 4> load4(const float* row, int c, int head_size, bool wide) {
   if (wide) return load_pack<4>(row + c);
   Pack<float, 4> x;
@@ -39,8 +39,8 @@ __device__ __forceinline__ void scores(float (&s)[N], const float* q, const floa
 
 // HS: the largest head size. weights: of this lane's query, in shared memory.
 template <int HS>
-__device__ __forceinline__ void attention(float* out, float* lse, const float* q, const float* k, const float* v, const int4* spans, int least,
-                                          int tiles, int heads, int kv_heads, int head_size, float scale, int causal) {
+__device__ __forceinline__ void attention(float* out, float* lse, const float* q, const float* k, const float* v, const int4* spans,
+                                          int least, int tiles, int heads, int kv_heads, int head_size, float scale, int causal) {
   constexpr int KEYS = HS > 128 ? 16 : 32;  // more would not fit the registers
   const int head = blockIdx.y, quad = lane_id() % 4;
   const int first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * QUERIES + warp_id() * WARP_QUERIES;

@@ -22,6 +22,7 @@ struct Matrix {
   __device__ __forceinline__ int place(int k) const { return k; }
   __device__ __forceinline__ T at(const T* line, int k) const { return line != nullptr && k < depth ? line[k] : from_f32<T>(0.0f); }
   // 16 bytes at a time want aligned rows; others go element by element.
+  // mutant: condition: false sends every row there, which only takes longer.
   __device__ __forceinline__ bool aligned() const { return depth % 8 == 0; }
 
   __device__ __forceinline__ void load8(T* to, const T* line, int k) const {
@@ -98,8 +99,9 @@ struct Tile {
     };
 
     // Steps beyond the last are loaded as zeros and not used: the groups to wait for are counted alike in all steps.
+    // mutant: flip: one more is what the first step loads, in its place.
     for (int step = 0; step < STAGES - 1; step++) load(step);
-    for (int step = 0; step * STEP < depth; step++) {
+    for (int step = 0; step * STEP < depth; step++) {  // mutant: flip: one more step is one of zeros
       cp_async_wait<STAGES - 2>();
       __syncthreads();  // this step's buffer is whole, and all are done with the one that is loaded now
       load(step + STAGES - 1);
@@ -172,7 +174,7 @@ struct ExactTile {
     const int first_m = threadIdx.x / 8, first_n = threadIdx.x % 8;  // and every 8th row from there
 #pragma unroll
     for (int i = 0; i < 16; i++) sums[i / 4][i % 4] = 0.0f;
-    for (int k0 = 0; k0 < depth; k0 += STEP) {
+    for (int k0 = 0; k0 < depth; k0 += STEP) {  // mutant: flip: one more step is one of zeros
       const int k = threadIdx.x % STEP;
       const auto place_a = a.place(k0 + k);
       const auto place_b = b.place(k0 + k);

@@ -57,7 +57,7 @@ __device__ __forceinline__ void linear_skinny_forward(Out* y, const bf16* x, con
   const bf16* line_b[2] = {b.line(n0 + group), b.line(n0 + group + 8)};
   float c[2][4] = {};
 #pragma unroll 4
-  for (int k0 = 32 * warp_id(); k0 < depth; k0 += 32 * WARPS) {
+  for (int k0 = 32 * warp_id(); k0 < depth; k0 += 32 * WARPS) {  // mutant: flip: one more round is one of zeros
     uint32_t fa[2][4], fb[2][4];
 #pragma unroll
     for (int i = 0; i < 2; i++) {

@@ -10,7 +10,7 @@ use super::matmul::dot::{self, Panel, Rows, Sums};
 use super::matmul::{Shared, View, block, for_pieces, matmul};
 use super::{expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Elements, Gpu, Launch, Ptr, Tensor};
+use crate::tensor::{DType, Elements, Gpu, Launch, Matmul, Ptr, Tensor};
 
 /// K up to which `matmul` is faster than tiles of dot products, whose lanes have to be summed up at the end.
 const SHALLOW: usize = 256;
@@ -71,7 +71,8 @@ pub(super) struct Scale {
     pub accumulate: bool,
 }
 
-/// kernels/linear.cu; shapes have been checked.
+/// cuBLASLt, or kernels/linear.cu for few rows and where the former is not to be had; shapes have been checked. The former may choose another
+/// algorithm, and round otherwise, for another M.
 pub(super) fn launch(
     gpu: &Arc<Gpu>,
     op: &'static str,
@@ -92,6 +93,22 @@ pub(super) fn launch(
         let block = 32 * SKINNY_WARPS as u32;
         ("linear_skinny_forward_bf16".to_owned(), Launch { grid: [n.div_ceil(SKINNY), 1, 1], block, shared })
     } else {
+        let job = Matmul {
+            y: y.ptr_mut(gpu)?,
+            x: x.ptr(gpu)?,
+            weight: weight.ptr(gpu)?,
+            bias: bias.map(|b| b.ptr(gpu)).transpose()?,
+            m,
+            n,
+            k,
+            dtype,
+            out: y.dtype(),
+            alpha,
+            accumulate,
+        };
+        if gpu.matmul(&job)? {
+            return Ok(());
+        }
         let (tile, at) = tiles(m, n, dtype);
         (format!("linear_forward_{dtype}{tile}"), at)
     };

@@ -14,7 +14,9 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
-pub use cuda::{Arg, Buffer, Gpu, Graph, Launch, Mark, MemoryUse, NO_KERNELS, Ptr, gpu_count, kernel_count};
+pub use cuda::{
+    Arg, Buffer, Gpu, Graph, Launch, Mark, Matmul, MemoryUse, NO_KERNELS, Ptr, gpu_count, kernel_count,
+};
 pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
 pub use device::{Backend, Device};
 pub use dtype::DType;

@@ -103,11 +103,11 @@ impl Inputs {
     }
 
     /// The parameters rounded.
-    pub fn to_dtype(self, dtype: DType) -> Self {
+    pub fn rounded(self, dtype: DType) -> Self {
         self.with(|x| x.to_dtype(dtype).unwrap())
     }
 
-    pub fn to_device(self, device: &Device) -> Self {
+    pub fn on(self, device: &Device) -> Self {
         let pixels = self.pixels.on(device).unwrap().into_owned();
         Inputs { pixels, ..self.with(|x| x.to_device(device).unwrap()) }
     }

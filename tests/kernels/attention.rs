@@ -30,12 +30,12 @@ struct Batch {
     config: Config,
 }
 
-/// Uniform in [-size, size) (q) and [-1, 1) (k, v); NaN in the rows that are no one's.
+/// Uniform in [-size, size) (q) and [-1, 1) (k, v); NaN in the rows that are no one's. After the last key memory ends.
 fn batch(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Config, size: f32) -> Batch {
     let mut rng = Rng(1);
     let spans = spans(lens);
-    let mut matrix = |ranges: Vec<(usize, usize)>, width: usize, size: f32| {
-        let rows = ranges.iter().map(|(start, len)| start + len).max().unwrap_or(0) + 1;
+    let mut matrix = |ranges: Vec<(usize, usize)>, after: usize, width: usize, size: f32| {
+        let rows = ranges.iter().map(|(start, len)| start + len).max().unwrap_or(0) + after;
         let mut data = vec![f32::NAN; rows * width];
         for (start, len) in ranges {
             data[start * width..][..len * width].copy_from_slice(&rng.vec(len * width, size));
@@ -44,9 +44,9 @@ fn batch(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Config,
     };
     let keys = || spans.iter().map(|s| (s.k_start, s.k_len)).collect();
     let queries = spans.iter().map(|s| (s.q_start, s.q_len)).collect();
-    let q = matrix(queries, config.heads * config.head_size, size);
-    let k = matrix(keys(), config.kv_heads * config.head_size, 1.0);
-    let v = matrix(keys(), config.kv_heads * config.head_size, 1.0);
+    let q = matrix(queries, 1, config.heads * config.head_size, size);
+    let k = matrix(keys(), 0, config.kv_heads * config.head_size, 1.0);
+    let v = matrix(keys(), 0, config.kv_heads * config.head_size, 1.0);
     Batch { q, k, v, spans, config }
 }
 

@@ -22,7 +22,7 @@ fn forward_matches_the_convolution_in_f64() {
     let merged = [Shape::qwen(1, (4, 8), 2, 5), Shape::qwen(2, (12, 6), 1, 3)];
     for s in SHAPES.into_iter().chain(merged) {
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
-            let inputs = Inputs::new(s, &mut rng).to_dtype(dtype);
+            let inputs = Inputs::new(s, &mut rng).rounded(dtype);
             let mut out = poisoned(&[s.n, s.patches(), s.cols]);
             let mut patches = poisoned(&[s.n * s.patches(), s.patch_len()]);
             let (want, tolerance) = (inputs.reference(), f32_sum(s.patch_len()));

@@ -3,10 +3,12 @@
 //! ```text
 //! Tensor, ops --launch, copy--> Gpu --> Driver: nvidia.rs (cudarc) or host.rs (the same kernels on the CPU, for tests)
 //!                                +----> Arena: memory that is used again
+//!                                |                 blas.rs: plain matrix products by cuBLASLt, where there is one
 //!                                +----> graph.rs: launches kept, to be queued again at once
 //! ```
 
 mod arena;
+mod blas;
 mod graph;
 #[cfg(feature = "host-kernels")]
 mod host;
@@ -27,6 +29,7 @@ pub use resources::{KernelResources, kernel_resources, resources_table};
 
 use cudarc::driver::CudaEvent;
 
+use super::DType;
 use crate::error::Result;
 
 /// What a GPU can do. Pointers are addresses on the device; every call is queued behind the ones before it.
@@ -45,6 +48,10 @@ trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     fn download(&self, to: &mut [u8], from: u64) -> Result<()>;
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
+    /// Queues a matrix product of the vendor's; false if it has none that does it.
+    fn matmul(&self, _job: &Matmul) -> Result<bool> {
+        Ok(false)
+    }
     /// Waits until all is done.
     fn synchronize(&self) -> Result<()>;
     fn mark(&self) -> Result<Mark>;
@@ -89,6 +96,22 @@ pub struct Launch {
     pub grid: [usize; 3],
     pub block: u32,
     pub shared: usize,
+}
+
+/// y = alpha x W^T (+ bias) (+ y): y [M, N] of type `out`; x [M, K], W [N, K] and bias [N] of type `dtype`, all row-major.
+#[derive(Clone, Copy, Debug)]
+pub struct Matmul {
+    pub y: Ptr,
+    pub x: Ptr,
+    pub weight: Ptr,
+    pub bias: Option<Ptr>,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub dtype: DType,
+    pub out: DType,
+    pub alpha: f32,
+    pub accumulate: bool,
 }
 
 /// One argument of a kernel, as its bytes.
@@ -161,6 +184,11 @@ impl Gpu {
             return Ok(());
         }
         self.driver.launch(kernel, launch, args)
+    }
+
+    /// Queues a matrix product of the vendor's; false if there is none that does it: then a kernel of ours has to.
+    pub fn matmul(&self, job: &Matmul) -> Result<bool> {
+        self.driver.matmul(job)
     }
 
     /// Memory for `bytes`, holding anything.

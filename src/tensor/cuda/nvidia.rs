@@ -8,9 +8,10 @@ use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError, result};
 use serde::Serialize;
 
+use super::blas::Blas;
 use super::kernels::{MODULES, NO_KERNELS};
 use super::ring::Rings;
-use super::{Arg, Driver, Launch, Mark, Replay};
+use super::{Arg, Driver, Launch, Mark, Matmul, Replay};
 use crate::error::{Error, Result};
 
 /// The oldest GPUs that the kernels run on (mma.sync with bf16, cp.async).
@@ -23,6 +24,8 @@ pub(super) struct Nvidia {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     rings: Mutex<Rings>,
+    /// `None`: there is no cuBLASLt, or it has been closed.
+    blas: Option<Blas>,
     functions: HashMap<&'static str, sys::CUfunction>,
     /// Dynamic shared memory that a function has been allowed, where it is more than the default.
     allowed: Mutex<HashMap<&'static str, usize>>,
@@ -111,7 +114,8 @@ impl Nvidia {
         let stream = context.new_stream().map_err(|e| fail("stream", e))?;
         let rings = Mutex::new(Rings::new(&context).map_err(|e| fail("page-locked memory", e))?);
         let functions = functions()?;
-        Ok(Nvidia { name, context, stream, rings, functions, allowed: Mutex::default() })
+        let blas = Blas::open()?;
+        Ok(Nvidia { name, context, stream, rings, blas, functions, allowed: Mutex::default() })
     }
 
     fn bind(&self) -> Result<()> {
@@ -172,6 +176,17 @@ unsafe impl Sync for Kept {}
 impl Replay for Kept {
     fn launch(&self) -> Result<()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).launch().map_err(|e| fail("graph", e))
+    }
+}
+
+impl Drop for Nvidia {
+    fn drop(&mut self) {
+        // What cuBLASLt has on the GPU is freed in its context, when nothing uses it any more.
+        if self.synchronize().is_ok() {
+            self.blas = None;
+        } else {
+            std::mem::forget(self.blas.take());
+        }
     }
 }
 
@@ -256,6 +271,12 @@ impl Driver for Nvidia {
             )
         }
         .map_err(|e| fail(&format!("{name} with {launch:?}"), e))
+    }
+
+    fn matmul(&self, job: &Matmul) -> Result<bool> {
+        let Some(blas) = &self.blas else { return Ok(false) };
+        self.bind()?;
+        blas.matmul(job, self.stream.cu_stream())
     }
 
     fn synchronize(&self) -> Result<()> {
