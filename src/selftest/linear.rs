@@ -52,7 +52,7 @@ const FULL: &[Layer] = &[
     biased("Qwen2-VL-2B q", [512, 1536, 1536]),
     layer("Qwen2-VL-2B down", [512, 1536, 8960]),
     layer("Qwen2-VL-7B gate, decode", [8, 18944, 3584]),
-    logits("Qwen2-VL-7B logits", [1, 151_936, 3584]),
+    logits("Qwen2-VL-2B logits", [1, 151_936, 1536]),
 ];
 
 /// M, N, K, R.

@@ -80,8 +80,12 @@ fn data_type(dtype: DType) -> Option<cudaDataType_t> {
 }
 
 impl Blas {
-    /// `None` without the library. The context is current.
+    /// `None` without the library, or with MPA_CUBLASLT=0: then kernels/linear.cu has all the work (scripts/gpu-check.sh tests it so). The context
+    /// is current.
     pub(super) fn open() -> Result<Option<Blas>> {
+        if std::env::var_os("MPA_CUBLASLT").is_some_and(|v| v == "0") {
+            return Ok(None);
+        }
         // SAFETY: it only tries to load the library. Everything below panics without it.
         if !unsafe { sys::is_culib_present() } {
             return Ok(None);
