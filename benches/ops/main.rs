@@ -3,7 +3,7 @@
 //! MPA_BENCH_BACKEND=cuda runs them on a GPU, in bf16; what has no launcher there is left out. (`mpa bench ops` says more about a GPU: it
 //! overwrites the caches, goes by the device's clock and names ceilings.)
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -99,14 +99,24 @@ pub fn measure_flops(c: &mut Criterion, name: &str, place: &str, flops: usize, f
     time(c, name, place, Throughput::Elements(flops as u64), f);
 }
 
+/// Runs a bench once; what has no kernel yet (backwards, training) fails, and its complaint is all that is said.
+fn attempt(f: &mut impl FnMut()) -> Result<(), String> {
+    let hook = take_hook();
+    set_hook(Box::new(|_| {}));
+    let outcome = catch_unwind(AssertUnwindSafe(f));
+    set_hook(hook);
+    outcome.map_err(|why| why.downcast_ref::<String>().cloned().unwrap_or_default())
+}
+
 fn time(c: &mut Criterion, name: &str, place: &str, throughput: Throughput, mut f: impl FnMut()) {
     let gpu = match &*DEVICE {
         Device::Cpu => None,
         Device::Cuda(gpu) => Some(gpu),
     };
-    // Backwards and training have no kernels yet: the bench's own complaint about that is all that is said.
-    if gpu.is_some() && catch_unwind(AssertUnwindSafe(&mut f)).is_err() {
-        return eprintln!("{name}, {place}: not on {:?}", *DEVICE);
+    if gpu.is_some()
+        && let Err(why) = attempt(&mut f)
+    {
+        return eprintln!("{name}, {place}: left out: {why}");
     }
     let mut f = || {
         f();

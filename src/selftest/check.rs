@@ -118,3 +118,40 @@ pub(super) fn compare(got: &[f32], wanted: &[f32], tolerance: &Tolerance) -> Fou
     let why = (used > 1.0).then(|| format!("{} at {at}, wanted {}", got[at], wanted[at]));
     Found { error: Some(error), used: Some(used), why }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passes(got: &[f32], wanted: &[f32], tolerance: &Tolerance) -> bool {
+        compare(got, wanted, tolerance).why.is_none()
+    }
+
+    #[test]
+    fn what_is_no_number_or_missing_never_passes() {
+        let wide = Tolerance::new(f64::INFINITY, 0.0, "");
+        assert!(passes(&[1.0, 2.0], &[1.0, 9.0], &wide));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(!passes(&[1.0, bad], &[1.0, 9.0], &wide), "{bad}");
+        }
+        assert!(!passes(&[1.0, 2.0], &[1.0, f32::NAN], &wide));
+        assert!(!passes(&[f32::NAN], &[f32::NAN], &wide));
+        assert!(!passes(&[1.0], &[1.0, 2.0], &wide));
+        // A query without keys.
+        assert!(passes(&[f32::NEG_INFINITY], &[f32::NEG_INFINITY], &wide));
+    }
+
+    #[test]
+    fn errors_count_by_what_is_allowed_for_their_element() {
+        assert!(passes(&[0.0, -1.0], &[0.0, -1.0], &Tolerance::exact("")));
+        assert!(!passes(&[0.0, 1e-30], &[0.0, 0.0], &Tolerance::exact("")));
+        let relative = Tolerance::new(0.0, 0.01, "");
+        assert!(passes(&[100.9, 1.0], &[100.0, 1.0], &relative));
+        assert!(!passes(&[100.0, 1.02], &[100.0, 1.0], &relative));
+        let by_row = Tolerance { row: 0.01, width: 2, ..Tolerance::new(0.0, 0.0, "") };
+        assert!(passes(&[100.0, 1.9], &[100.0, 1.0], &by_row));
+        assert!(!passes(&[100.0, 1.0, 2.0, 1.9], &[100.0, 1.0, 2.0, 1.0], &by_row));
+        let found = compare(&[1.0, 3.0], &[1.5, 3.0], &Tolerance::new(1.0, 0.0, ""));
+        assert_eq!((found.error, found.used), (Some(0.5), Some(0.5)));
+    }
+}

@@ -37,12 +37,15 @@ impl Size {
     }
 }
 
+/// Makes inputs, calls the op, returns what it wrote.
+type Run = dyn Fn(&mut On) -> Result<Vec<Output>>;
+
 /// One op at one shape.
 pub struct Case {
     pub op: &'static str,
     pub shape: String,
     types: &'static [DType],
-    run: Box<dyn Fn(&mut On) -> Result<Vec<Output>>>,
+    run: Box<Run>,
 }
 
 /// The types that most kernels are made for.
