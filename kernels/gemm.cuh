@@ -143,10 +143,12 @@ struct Tile {
         const int col = n0 + warp_n() + 8 * j + 2 * quad;
         T* to = c + static_cast<int64_t>(row) * cols + col;
         const float* sum = sums[i / 2][j] + i % 2 * 2;
+        // mutant: condition: false stores pairs one by one, which only takes longer.
         if (cols % 2 == 0) {  // pairs are whole and aligned
           if (col >= cols) continue;
           store_pack(to, Pack<T, 2>{from_f32<T>(finish(row, col, sum[0])), from_f32<T>(finish(row, col + 1, sum[1]))});
         } else {
+          // mutant: flip: col is even, cols is not.
           if (col < cols) to[0] = from_f32<T>(finish(row, col, sum[0]));
           if (col + 1 < cols) to[1] = from_f32<T>(finish(row, col + 1, sum[1]));
         }

@@ -63,6 +63,9 @@ struct Draft {
     rng: ChaCha8Rng,
 }
 
+/// Tiles of each different picture of a batch, and which of them each request has.
+type Unique = (Vec<Arc<Tiles>>, Vec<Vec<usize>>);
+
 impl Vlm {
     /// Cuts the pictures of a batch into tiles ahead of `generate`, which does it otherwise: on another thread, while an earlier batch is
     /// being answered.
@@ -110,8 +113,7 @@ impl Vlm {
         Ok(done)
     }
 
-    /// Tiles of each different picture, and which of them each request has.
-    fn unique_tiles(&self, requests: &[Request]) -> Result<(Vec<Arc<Tiles>>, Vec<Vec<usize>>)> {
+    fn unique_tiles(&self, requests: &[Request]) -> Result<Unique> {
         let mut seen: Vec<(&Arc<Rgb>, Option<&Arc<Tiles>>)> = Vec::new();
         let mut place = HashMap::new();
         let mut index = Vec::with_capacity(requests.len());
