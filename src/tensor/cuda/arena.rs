@@ -70,6 +70,10 @@ impl Arena {
         Ok(pool)
     }
 
+    pub(super) fn is_capturing(&self) -> bool {
+        self.pool.is_some()
+    }
+
     pub(super) fn end_set_aside(&mut self) {
         self.pool = None;
     }

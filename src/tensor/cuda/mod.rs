@@ -30,7 +30,7 @@ pub use resources::{KernelResources, kernel_resources, resources_table};
 use cudarc::driver::CudaEvent;
 
 use super::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a GPU can do. Pointers are addresses on the device; every call is queued behind the ones before it.
 trait Driver: Send + Sync + std::panic::RefUnwindSafe {
@@ -200,17 +200,19 @@ impl Gpu {
 
     pub fn upload(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
         let buffer = self.alloc(bytes.len())?;
-        self.driver.upload(buffer.ptr().0, bytes)?;
+        self.write(buffer.ptr(), bytes)?;
         Ok(buffer)
     }
 
     /// Overwrites what lies at `to`, where there is room for it.
     pub(super) fn write(&self, to: Ptr, bytes: &[u8]) -> Result<()> {
+        self.refuse_while_capturing("an upload")?;
         self.driver.upload(to.0, bytes)
     }
 
     /// Waits for all work on `buffer`, then reads `to.len()` bytes of it.
     pub fn download(&self, to: &mut [u8], buffer: &Buffer) -> Result<()> {
+        self.refuse_while_capturing("a download")?;
         self.driver.download(to, buffer.ptr().0)
     }
 
@@ -247,6 +249,14 @@ impl Gpu {
 
     pub fn memory_use(&self) -> MemoryUse {
         self.arena().usage()
+    }
+
+    /// A graph would keep an upload's bytes of now, and nothing has run that a download could wait for.
+    fn refuse_while_capturing(&self, what: &str) -> Result<()> {
+        if self.arena().is_capturing() {
+            return Err(Error::Failure(format!("{what} while a graph is captured")));
+        }
+        Ok(())
     }
 
     fn arena(&self) -> MutexGuard<'_, Arena> {
