@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+#[cfg(feature = "host-kernels")]
 use std::path::Path;
 use std::process::Output;
 
