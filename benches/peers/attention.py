@@ -72,8 +72,11 @@ def ragged(bench, shape, spans, backends):
     def repeated():
         return packed(*(x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v)))
 
+    # One tensor for all three: that they have the same lengths is known by it.
+    offsets = starts.long()
+
     def nested(backend):
-        parts = [torch.nested.nested_tensor_from_jagged(x, starts.long()).transpose(1, 2) for x in (q, k, v)]
+        parts = [torch.nested.nested_tensor_from_jagged(x, offsets).transpose(1, 2) for x in (q, k, v)]
         return sdpa(backend, *parts, causal, gqa)
 
     ways = {"flash, packed": lambda: packed(k, v), "flash, packed, keys repeated": repeated}
