@@ -19,6 +19,7 @@ misaligned-pack          load_pack is not 16-byte aligned
 misaligned-ldmatrix      ldmatrix_x4 is not 16-byte aligned
 missing-commit           wrong: .*nan
 missing-wait             wrong: .*nan
+ends-while-copying       returns while its cp.async are under way
 divergent-barrier        divergent __syncthreads: some threads at .*faults.cu:[0-9]+, others at .*faults.cu:[0-9]+
 returns-early            threads at __syncthreads, .*faults.cu
 divergent-shuffle        lanes of one warp diverge: __shfl_

@@ -89,7 +89,7 @@ extern "C" void* mpa_host_alloc(size_t bytes) {
 }
 
 // A block of `capacity` bytes gets a new user, who asked for `bytes`: what it held is spoiled, what lies beyond is out of bounds.
-extern "C" void mpa_host_reuse(void* memory, size_t bytes, size_t capacity) {
+extern "C" void mpa_host_reuse(void* memory, [[maybe_unused]] size_t bytes, size_t capacity) {
 #if defined(__SANITIZE_ADDRESS__)
   ASAN_UNPOISON_MEMORY_REGION(memory, capacity);
 #endif

@@ -47,6 +47,11 @@ extern "C" __global__ void __launch_bounds__(64) selftest_fault(float* y, const 
   // The block that comes last sums what all have written.
   if (fault == BLOCKS_RACE && t == static_cast<int>(blockIdx.x)) *total = 0;
   __syncthreads();
+  if (fault == ENDS_WHILE_COPYING) cp_async16(tile + t * 4, from, true);
+  else if (fault == MISSING_COMMIT || fault == MISSING_WAIT) {  // too late for what has been read
+    cp_async_commit();
+    cp_async_wait<0>();
+  }
   if (t != 0) return;
   if (fault != MISSING_FENCE) __threadfence();
   bool last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;

@@ -76,6 +76,7 @@ extern "C" __global__ void __launch_bounds__(64) selftest_cp_async(uint32_t* out
     }
     __syncthreads();
   }
+  cp_async_wait<0>();
 }
 
 // out[18][32]: each shuffle at widths 32, 16 and 8, then votes.

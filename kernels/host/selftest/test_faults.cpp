@@ -11,7 +11,7 @@ constexpr int BLOCKS = 3, N = 256;
 
 const char* const NAMES[FAULTS] = {
     "none",           "reads-past-global", "writes-past-global", "reads-past-shared",   "copies-outside-shared", "ldmatrix-outside-shared",
-    "misaligned-pack", "misaligned-vector", "misaligned-ldmatrix", "missing-commit",     "missing-wait",          "missing-barrier",
+    "misaligned-pack", "misaligned-vector", "misaligned-ldmatrix", "missing-commit",     "missing-wait",          "ends-while-copying", "missing-barrier",
     "missing-warp-barrier", "missing-fence", "overwrites-too-early", "blocks-race",      "divergent-barrier",     "returns-early",
     "divergent-shuffle", "some-lanes-shuffle", "wrong-mask", "uninitialised-sum",
 };
