@@ -30,7 +30,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 if [ -z "$tests" ]; then
     # The path is in cargo's last words: "Executable tests/kernels/main.rs (target/release/deps/kernels-...)".
-    tests=$(cargo test --release --locked --features host-kernels --test kernels --no-run 2>&1 | tee /dev/stderr |
+    tests=$(cargo test --release --locked --features host-kernels --test kernels --no-run 2>&1 | tee >(cat >&2) |
         sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
 fi
 [ -x "$tests" ] || { echo "test-kernels: no test binary${tests:+ $tests}" >&2; exit 1; }
