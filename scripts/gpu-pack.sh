@@ -22,7 +22,7 @@ rm -rf .gpu
 mkdir .gpu
 strip -o .gpu/mpa "$target/release/mpa"
 if ((benches)); then
-    built=$(cargo bench --locked --bench ops --no-run 2>&1 | tee /dev/stderr | sed -nE 's/.*Executable .*\((.*)\)$/\1/p')
+    built=$(cargo bench --locked --bench ops --no-run 2>&1 | tee >(cat >&2) | sed -nE 's/.*Executable .*\((.*)\)$/\1/p')
     [ -f "$built" ] || { echo "gpu-pack: cargo named no bench executable" >&2; exit 1; }
     strip -o .gpu/benches "$built"
 fi
