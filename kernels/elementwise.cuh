@@ -13,8 +13,10 @@ __device__ __forceinline__ int64_t elementwise_start() {
 // p[at .. at + N), where p has n elements and 16-byte alignment: zeros beyond its end.
 template <int N, class T>
 __device__ __forceinline__ Pack<T, N> load_within(const T* p, int64_t at, int64_t n) {
+  // mutant: guard, flip: the loop reads the same, which only takes longer.
   if (at + N <= n) return load_pack<N>(p + at);
   Pack<T, N> a;
+  // mutant: loop: where not all N are there, the last is not.
   for (int i = 0; i < N; i++) a[i] = at + i < n ? p[at + i] : from_f32<T>(0.0f);
   return a;
 }
@@ -22,7 +24,9 @@ __device__ __forceinline__ Pack<T, N> load_within(const T* p, int64_t at, int64_
 // p[at .. at + N) = a as far as p goes.
 template <class T, int N>
 __device__ __forceinline__ void store_within(T* p, int64_t at, int64_t n, const Pack<T, N>& a) {
+  // mutant: guard, flip: the loop writes the same, which only takes longer.
   if (at + N <= n) return store_pack(p + at, a);
+  // mutant: loop, flip: where not all N are there, the last is not.
   for (int i = 0; i < N; i++) {
     if (at + i < n) p[at + i] = a[i];
   }
@@ -32,6 +36,7 @@ __device__ __forceinline__ void store_within(T* p, int64_t at, int64_t n, const 
 // 4 units in the last place of f32 off near z = 0 and 100 at |z| = 80, and give 0 where the result is below 2^-126.
 template <class T>
 __device__ __forceinline__ float sigmoid(float z) {
+  // mutant: guard: the exact way is right for bf16 as well.
   if (sizeof(T) == 2) return __fdividef(1.0f, 1.0f + __expf(-z));
   return 1.0f / (1.0f + expf(-z));
 }
