@@ -13,6 +13,7 @@ constexpr int PITCH = 33;  // of a query's weights in shared memory: eight queri
 
 // row[c .. c + 4), zeros past its end. wide: rows are a multiple of four and aligned (saves time).
 __device__ __forceinline__ Pack<float, 4> load4(const float* row, int c, int head_size, bool wide) {
+  // mutant: guard: the loop reads the same, which only takes longer.
   if (wide) return load_pack<4>(row + c);
   Pack<float, 4> x;
   for (int i = 0; i < 4; i++) x[i] = c + i < head_size ? row[c + i] : 0.0f;
