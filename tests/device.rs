@@ -40,6 +40,22 @@ fn there_and_back_keeps_every_bit() {
 }
 
 #[test]
+fn zeros_are_zeros_and_nobody_elses_elements_change() {
+    let (_, device) = device();
+    for dtype in [DType::F32, DType::Bf16] {
+        let filled = Rng(1).tensor(&[3, 7], 1.0).to_dtype(dtype).unwrap().to_device(&device).unwrap();
+        let mut cleared = filled.clone();
+        cleared.clear().unwrap();
+        assert_eq!(values(&cleared), [0.0; 21]);
+        assert!(values(&filled).iter().all(|&x| x != 0.0));
+    }
+    for device in [device, Device::Cpu] {
+        let zeros = Tensor::zeros_on(&device, &[2, 5]).unwrap();
+        assert_eq!((values(&zeros), zeros.device()), (vec![0.0; 10], device));
+    }
+}
+
+#[test]
 fn rows_are_sliced_joined_and_copied_where_they_lie() {
     let (_, device) = device();
     let here = Rng(2).tensor(&[5, 3], 1.0);

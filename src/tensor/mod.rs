@@ -49,6 +49,24 @@ impl Tensor {
         self.like_as(shape, DType::F32)
     }
 
+    /// f32 zeros on `device`.
+    pub fn zeros_on(device: &Device, shape: &[usize]) -> Result<Self> {
+        let Device::Cuda(gpu) = device else { return Ok(Tensor::zeros(shape)) };
+        let mut zeros = Tensor::on_gpu(gpu, shape, DType::F32)?;
+        zeros.clear()?;
+        Ok(zeros)
+    }
+
+    /// Makes all elements zero, in place where no other tensor shares them.
+    pub fn clear(&mut self) -> Result<()> {
+        let Some(gpu) = self.gpu().cloned() else {
+            self.f32s_mut()?.fill(0.0);
+            return Ok(());
+        };
+        let at = self.ptr_mut(&gpu)?;
+        gpu.zero(at, self.len() * self.dtype().size())
+    }
+
     fn like_as(&self, shape: &[usize], dtype: DType) -> Result<Self> {
         match &self.storage {
             Storage::Device { buffer, .. } => Tensor::on_gpu(buffer.gpu(), shape, dtype),

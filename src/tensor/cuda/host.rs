@@ -94,6 +94,12 @@ impl Machine {
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
     }
 
+    fn zero(&self, at: u64, bytes: usize) {
+        let _lock = lock();
+        // SAFETY: the range lies in a live buffer (the contract of `Gpu::zero`).
+        unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
+    }
+
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         let _lock = lock();
         let name = CString::new(kernel).map_err(|_| Error::Failure(format!("{kernel:?} has a NUL")))?;
@@ -134,6 +140,7 @@ impl Machine {
 enum Work {
     Launch(String, Launch, Vec<Arg>),
     Copy(u64, u64, usize),
+    Zero(u64, usize),
 }
 
 struct Kept {
@@ -147,6 +154,7 @@ impl Replay for Kept {
             match work {
                 Work::Launch(kernel, launch, args) => self.machine.launch(kernel, *launch, args)?,
                 Work::Copy(to, from, bytes) => self.machine.copy(*to, *from, *bytes),
+                Work::Zero(at, bytes) => self.machine.zero(*at, *bytes),
             }
         }
         Ok(())
@@ -222,6 +230,14 @@ impl Driver for Host {
         match self.captured().as_mut() {
             Some(work) => work.push(Work::Copy(to, from, bytes)),
             None => self.machine.copy(to, from, bytes),
+        }
+        Ok(())
+    }
+
+    fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        match self.captured().as_mut() {
+            Some(work) => work.push(Work::Zero(at, bytes)),
+            None => self.machine.zero(at, bytes),
         }
         Ok(())
     }

@@ -47,6 +47,7 @@ trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     /// Waits for the bytes. Not while a graph is captured.
     fn download(&self, to: &mut [u8], from: u64) -> Result<()>;
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+    fn zero(&self, at: u64, bytes: usize) -> Result<()>;
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
     /// Queues a matrix product of the vendor's; false if it has none that does it.
     fn matmul(&self, _job: &Matmul) -> Result<bool> {
@@ -219,6 +220,11 @@ impl Gpu {
     /// Copies on the device; the ranges must not overlap.
     pub(super) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         if bytes == 0 { Ok(()) } else { self.driver.copy(to, from, bytes) }
+    }
+
+    /// Fills with zero bytes.
+    pub(super) fn zero(&self, at: Ptr, bytes: usize) -> Result<()> {
+        if bytes == 0 { Ok(()) } else { self.driver.zero(at.0, bytes) }
     }
 
     pub fn synchronize(&self) -> Result<()> {

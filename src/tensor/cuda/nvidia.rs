@@ -248,6 +248,13 @@ impl Driver for Nvidia {
             .map_err(|e| fail("copy", e))
     }
 
+    fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the range lies in a live buffer (the caller's contract).
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }
+            .map_err(|e| fail("zeros", e))
+    }
+
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         let Some((&name, &function)) = self.functions.get_key_value(kernel) else {
             return Err(Error::Failure(format!("this binary has no kernel {kernel}")));
