@@ -260,6 +260,21 @@ fn dropout_masks_follow_the_step() {
 }
 
 #[test]
+fn recomputed_blocks_give_the_same_bits() {
+    let samples = samples(3);
+    for trainable in [lora(0.1), Trainable::Full(vec![Tower::Vision, Tower::Text])] {
+        let run = |recompute| {
+            let options = TrainOptions { recompute, ..options() };
+            let mut trainer = Trainer::new(vlm(), trainable.clone(), options).unwrap();
+            let losses = [1e-2, 1e-2].map(|lr| trainer.step(&samples, lr).unwrap().loss.to_bits());
+            let named = trainer.named_gradients().into_iter();
+            (losses, named.map(|(name, g)| (name, g.bytes().unwrap().to_vec())).collect::<Vec<_>>())
+        };
+        assert_eq!(run(false), run(true));
+    }
+}
+
+#[test]
 fn bf16_base_weights_train_f32_adapters() {
     let folder = tempfile::tempdir().unwrap();
     let mut half = vlm();

@@ -56,7 +56,7 @@ impl Vlm {
         Ok(vlm)
     }
 
-    /// The model with all weights on `device`; on a GPU they are stored as `dtype`, in main memory they stay as they are.
+    /// The model with all weights on `device`. On a GPU ops read them as `dtype`, in main memory they stay as they are.
     pub fn to_device(mut self, device: &Device, dtype: DType) -> Result<Vlm> {
         if *device == Device::Cpu {
             return Ok(self);
@@ -64,8 +64,7 @@ impl Vlm {
         let mut outcome = Ok(());
         let mut place = |param: &mut Param| {
             if outcome.is_ok() {
-                outcome =
-                    param.value.to_dtype(dtype).and_then(|t| t.to_device(device)).map(|t| param.value = t);
+                outcome = param.place(device, dtype);
             }
         };
         self.visit(&mut |_, param| place(param));
@@ -177,7 +176,12 @@ impl Vlm {
             }
         }
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
-        self.visit(&mut |name, param| tensors.push((name.to_string(), param.value.clone())));
+        let mut outcome = Ok(());
+        self.visit(&mut |name, param| match param.value.to_device(&Device::Cpu) {
+            Ok(value) => tensors.push((name.to_string(), value)),
+            Err(error) => outcome = Err(error),
+        });
+        outcome?;
         let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
         weights::save(&folder.join("model.safetensors"), &borrowed)
     }

@@ -12,7 +12,7 @@ use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::{Content, Message};
 use crate::models::vlm::Vlm;
 use crate::ops::attention::Span;
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Tensor};
 
 /// Bytes of picture features that are kept; what goes beyond is computed again.
 const KEEP_BYTES: usize = 4 << 30;
@@ -36,7 +36,7 @@ pub struct Sample {
 pub enum Seen {
     /// For a vision side that is trained.
     Tiles(Tiles),
-    /// For a frozen one: what the connector gave, [F, C].
+    /// For a frozen one: what the connector gave, [F, C], in main memory.
     Features { grid: (usize, usize), rows: Tensor },
 }
 
@@ -51,7 +51,7 @@ impl Seen {
     fn bytes(&self) -> usize {
         match self {
             Seen::Tiles(tiles) => tiles.pixels.values.len(),
-            Seen::Features { rows, .. } => rows.len() * size_of::<f32>(),
+            Seen::Features { rows, .. } => rows.len() * rows.dtype().size(),
         }
     }
 }
@@ -135,8 +135,10 @@ fn look(vlm: &Vlm, tiles: Vec<Tiles>, frozen: bool) -> Result<Vec<Arc<Seen>>> {
         return Ok(tiles.into_iter().map(|t| Arc::new(Seen::Tiles(t))).collect());
     }
     let rows = vlm.features(&tiles.iter().collect::<Vec<_>>())?;
-    let features = |(t, rows): (Tiles, Tensor)| Arc::new(Seen::Features { grid: (t.rows, t.cols), rows });
-    Ok(tiles.into_iter().zip(rows).map(features).collect())
+    let features = |(t, rows): (Tiles, Tensor)| {
+        Ok(Arc::new(Seen::Features { grid: (t.rows, t.cols), rows: rows.to_device(&Device::Cpu)? }))
+    };
+    tiles.into_iter().zip(rows).map(features).collect()
 }
 
 fn encode(vlm: &Vlm, sample: &Sample, pictures: Vec<Arc<Seen>>) -> Result<Prepared> {

@@ -38,6 +38,9 @@ pub struct TrainOptions {
     /// Samples per optimizer step, spread over `accumulate` micro-batches.
     pub batch: usize,
     pub accumulate: usize,
+    /// Blocks are run again in the backward: less memory, a third more work, the same bits.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
     pub seed: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: usize,
@@ -58,6 +61,7 @@ impl Default for TrainOptions {
             steps: None,
             batch: 16,
             accumulate: 1,
+            recompute: false,
             seed: 0,
             checkpoint_every: 200,
         }

@@ -1,5 +1,6 @@
 //! One optimizer step: pack, forward, loss on the answers, backward, clip, AdamW.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::ops::attention::Spans;
 use crate::ops::patch_embed::Pixels;
 use crate::ops::{clip_grad_norm, cross_entropy, embedding};
 use crate::random;
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::{DType, Device, Indices, Tensor};
 use crate::train::batch::{self, Kept, Packed, Prepared, Sample, Seen};
 use crate::train::fit::TrainOptions;
 use crate::train::optim::{Moments, visit_trained};
@@ -108,6 +109,14 @@ impl Trainer {
         Ok(Trainer { vlm, moments, steps: 0, trainable, options, grads })
     }
 
+    /// Moves all to `device`; on a GPU activations, and the weights that meet them, are of type `dtype`.
+    pub fn to_device(mut self, device: &Device, dtype: DType) -> Result<Trainer> {
+        self.vlm = self.vlm.to_device(device, dtype)?;
+        self.moments = self.moments.to_device(device)?;
+        self.grads = self.grads.to_device(device)?;
+        Ok(self)
+    }
+
     pub fn model(&self) -> &Vlm {
         &self.vlm
     }
@@ -126,8 +135,27 @@ impl Trainer {
     pub fn save(&mut self, folder: &Path) -> Result<()> {
         match &self.trainable {
             Trainable::Lora(lora) => adapter::save(&mut self.vlm, lora, folder),
-            Trainable::Full(_) => self.vlm.save(folder),
+            Trainable::Full(_) if self.vlm.text.gpu().is_none() => self.vlm.save(folder),
+            Trainable::Full(_) => self.save_from_device(folder),
         }
+    }
+
+    /// What is not trained has been rounded on its way to the device: it is read again.
+    fn save_from_device(&mut self, folder: &Path) -> Result<()> {
+        let mut trained = HashMap::new();
+        let mut outcome = Ok(());
+        visit_trained(&mut self.vlm, &mut |name, param, _| match param.value.to_device(&Device::Cpu) {
+            Ok(value) => drop(trained.insert(name.to_string(), value)),
+            Err(error) => outcome = Err(error),
+        });
+        outcome?;
+        let mut whole = Vlm::load(&self.vlm.folder.to_string_lossy(), None)?;
+        whole.visit(&mut |name, param| {
+            if let Some(value) = trained.remove(name) {
+                param.value = value;
+            }
+        });
+        whole.save(folder)
     }
 
     /// `kept`: this trainer's own, from one call to the next.
@@ -165,10 +193,11 @@ impl Trainer {
             return Err(Error::Usage("a batch without a single answer token, nothing to learn".into()));
         }
         let micro = batch.len().div_ceil(self.options.accumulate.max(1));
+        let recompute = self.options.recompute;
         let mut loss = 0.0;
         for (i, part) in batch.chunks(micro).enumerate() {
             let seed = random::mix(self.options.seed, &[self.steps, i as u64]);
-            loss += self.micro_batch(part, 1.0 / tokens as f32, Pass::Train { seed })?;
+            loss += self.micro_batch(part, 1.0 / tokens as f32, Pass::Train { seed, recompute })?;
         }
         Ok(loss / tokens as f64)
     }
@@ -214,6 +243,7 @@ impl Trainer {
 
     /// Features of the pictures, [F, C], and what the backward needs if the vision side is trained.
     fn features(&self, pictures: &[&Seen], pass: Pass) -> Result<(Option<Tensor>, Option<VisionPass>)> {
+        let device = self.vlm.text.device();
         let (mut pixels, mut rows) = (Vec::new(), Vec::new());
         for picture in pictures {
             match picture {
@@ -222,7 +252,8 @@ impl Trainer {
             }
         }
         if pixels.is_empty() {
-            let features = if rows.is_empty() { None } else { Some(Tensor::concat(&rows)?) };
+            let features =
+                (!rows.is_empty()).then(|| Tensor::concat(&rows)?.to_device(&device)).transpose()?;
             return Ok((features, None));
         }
         let (hidden, vision) = self.vlm.vision.forward(&Pixels::concat(&pixels)?, pass)?;
@@ -242,6 +273,7 @@ impl Trainer {
     /// Sum of the losses, and the gradient of hidden [T, C]: only rows with a target meet the vocabulary, a few at a time.
     fn loss(&mut self, hidden: &Tensor, packed: &Packed, scale: f32, pass: Pass) -> Result<(f64, Tensor)> {
         let mut dhidden = hidden.like(hidden.shape())?;
+        dhidden.clear()?;
         let mut loss = 0.0;
         let chunks = packed.target_rows.chunks(LOGIT_ROWS).zip(packed.targets.chunks(LOGIT_ROWS));
         for (rows, targets) in chunks {
@@ -249,7 +281,7 @@ impl Trainer {
             let mut picked = hidden.like(&[rows.len(), hidden.cols()])?;
             embedding::forward(&mut picked, &rows, hidden)?;
             let (logits, saved) = self.vlm.text.logits(picked, pass)?;
-            let mut dlogits = logits.like(logits.shape())?;
+            let mut dlogits = hidden.like(logits.shape())?;
             loss += cross_entropy::forward(Some(&mut dlogits), &logits, targets, scale)?;
             let dpicked = self.vlm.text.logits_backward(&mut self.grads, &dlogits, &saved)?;
             let sources: Indices = (0..rows.len() as u32).collect();
