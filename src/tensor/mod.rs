@@ -254,6 +254,9 @@ impl Tensor {
 
     /// A copy in main memory, rounded to `dtype` (to nearest, ties to even).
     pub fn to_dtype(&self, dtype: DType) -> Result<Tensor> {
+        if dtype == self.dtype() {
+            return self.to_device(&Device::Cpu);
+        }
         let wide = self.to_f32()?;
         let storage = match (dtype, wide.storage) {
             (DType::Bf16, Storage::F32(v)) => Storage::Bf16(v.into_iter().map(bf16::from_f32).collect()),
