@@ -15,10 +15,11 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 
 pub use cuda::{
-    Arg, Buffer, Gpu, Graph, Launch, Mark, Matmul, MemoryUse, NO_KERNELS, Ptr, gpu_count, kernel_count,
+    Arg, Buffer, Gpu, Graph, Launch, MATMUL_WORKSPACE, Mark, Matmul, MemoryUse, NO_KERNELS, Ptr, gpu_count,
+    kernel_count,
 };
 pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
-pub use device::{Backend, Device};
+pub use device::{Backend, Device, Place};
 pub use dtype::DType;
 pub use storage::Elements;
 use storage::Storage;

@@ -78,6 +78,16 @@ impl Picture {
         }
     }
 
+    /// Rows and columns of its tiles.
+    fn grid(&self, vlm: &Vlm) -> Result<(usize, usize)> {
+        let (width, height) = match self {
+            Picture::File(path) => images::size(path)?,
+            Picture::Pixels(rgb) => (rgb.width, rgb.height),
+        };
+        let plan = vlm.images.plan(width, height);
+        Ok((plan.rows, plan.cols))
+    }
+
     fn tiles(&self, vlm: &Vlm) -> Result<Tiles> {
         match self {
             Picture::File(path) => vlm.images.process(&images::read(path)?),
@@ -125,7 +135,10 @@ pub fn prepare(vlm: &Vlm, samples: &[&Sample], mut kept: Option<&mut Kept>) -> R
     }
     let one = |sample: &&Sample| {
         let of_sample = sample.images.iter().filter_map(|p| places.get(&p.key()));
-        encode(vlm, sample, of_sample.map(Arc::clone).collect())
+        let pictures: Vec<Arc<Seen>> = of_sample.map(Arc::clone).collect();
+        let grids: Vec<_> = pictures.iter().map(|p| p.grid()).collect();
+        let (ids, targets) = encode(vlm, sample, &grids)?;
+        Ok(Prepared { ids, targets, pictures })
     };
     samples.par_iter().map(one).collect()
 }
@@ -141,14 +154,20 @@ fn look(vlm: &Vlm, tiles: Vec<Tiles>, frozen: bool) -> Result<Vec<Arc<Seen>>> {
     tiles.into_iter().zip(rows).map(features).collect()
 }
 
-fn encode(vlm: &Vlm, sample: &Sample, pictures: Vec<Arc<Seen>>) -> Result<Prepared> {
-    let grids: Vec<_> = pictures.iter().map(|p| p.grid()).collect();
-    let mut content: Vec<Content> = pictures.iter().map(|_| Content::Image).collect();
+/// Tokens of a sample; its pictures are only opened.
+pub fn length(vlm: &Vlm, sample: &Sample) -> Result<usize> {
+    let grids: Vec<_> = sample.images.iter().map(|p| p.grid(vlm)).collect::<Result<_>>()?;
+    Ok(encode(vlm, sample, &grids)?.0.len())
+}
+
+/// Ids and targets, as `Prepared` has them.
+fn encode(vlm: &Vlm, sample: &Sample, grids: &[(usize, usize)]) -> Result<(Vec<u32>, Vec<(u32, u32)>)> {
+    let mut content: Vec<Content> = grids.iter().map(|_| Content::Image).collect();
     content.push(Content::Text(sample.prompt.clone()));
     let mut messages = vec![Message::new("user", content)];
-    let prompt = vlm.encode(&messages, &grids, true)?;
+    let prompt = vlm.encode(&messages, grids, true)?;
     messages.push(Message::new("assistant", vec![Content::Text(sample.answer.clone())]));
-    let mut ids = vlm.encode(&messages, &grids, false)?;
+    let mut ids = vlm.encode(&messages, grids, false)?;
 
     // The answer starts where the conversation leaves the prompt (a tokenizer may merge across the seam) and ends with the turn.
     let start = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
@@ -165,7 +184,7 @@ fn encode(vlm: &Vlm, sample: &Sample, pictures: Vec<Arc<Seen>>) -> Result<Prepar
         )));
     }
     let targets = (start.max(1)..ids.len()).map(|i| (i as u32 - 1, ids[i])).collect();
-    Ok(Prepared { ids, targets, pictures })
+    Ok((ids, targets))
 }
 
 /// A micro-batch as one ragged sequence of tokens, without padding.

@@ -125,6 +125,11 @@ impl Trainer {
         self.vlm
     }
 
+    /// How many numbers are trained.
+    pub fn trained(&self) -> usize {
+        self.grads.tensors.iter().map(Tensor::len).sum()
+    }
+
     /// Whether pictures give the same features in every step.
     pub fn vision_is_frozen(&self) -> bool {
         // An adapter on the vision side counts as trained.

@@ -24,6 +24,7 @@ use std::time::Instant;
 
 use arena::Arena;
 pub use arena::{Buffer, MemoryUse};
+pub use blas::WORKSPACE as MATMUL_WORKSPACE;
 pub use graph::Graph;
 pub use kernels::{NO_KERNELS, NVCC, kernel_count};
 pub use nvidia::{GpuFacts, count as gpu_count, gpus, libraries as cuda_libraries};
