@@ -10,7 +10,7 @@ use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
 use crate::tensor::Backend;
-pub use device::{Bench, BenchOps, Selftest};
+pub use device::{Bench, BenchModel, BenchOps, Selftest};
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
 #[derive(Parser)]
@@ -58,7 +58,7 @@ pub enum Command {
     Annotate(Annotate),
     Predict(Predict),
     Select(Select),
-    Level(Level),
+    Level(Box<Level>),
     Evaluate(Evaluate),
     Generate(Generate),
     Merge(Merge),

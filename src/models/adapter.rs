@@ -309,6 +309,11 @@ pub fn save(vlm: &mut Vlm, options: &LoraOptions, folder: &Path) -> Result<()> {
     weights::save(&folder.join(WEIGHTS), &borrowed)
 }
 
+/// Drops all adapters.
+pub fn detach(vlm: &mut Vlm) {
+    vlm.visit_linears(&mut |_, linear| linear.lora = None);
+}
+
 /// Adds scale * B A to every adapted weight (rounded to the weight's own dtype) and drops the adapters.
 pub fn merge(vlm: &mut Vlm) -> Result<()> {
     let mut failure = Ok(());

@@ -41,19 +41,24 @@ impl Vlm {
     /// A checkpoint folder or hub id, with a PEFT adapter folder if given.
     pub fn load(model: &str, adapter: Option<&Path>) -> Result<Vlm> {
         let folder = hub::resolve(model)?;
+        let weights = Weights::open(&folder)?;
+        let mut vlm = Vlm::with_weights(folder, weights)?;
+        if let Some(adapter) = adapter {
+            adapter::load(&mut vlm, adapter)?;
+        }
+        Ok(vlm)
+    }
+
+    /// The settings of a checkpoint folder, with weights from wherever.
+    pub fn with_weights(folder: PathBuf, mut weights: Weights) -> Result<Vlm> {
         let config = Config::read(&folder)?;
-        let mut weights = Weights::open(&folder)?;
         let vision = Vision::take(&mut weights, &config.vision);
         let connector = Connector::take(&mut weights, &config);
         let text = Text::take(&mut weights, &config.text);
         weights.finish()?;
         let prompter = Prompter::read(&folder, connector.tile_tokens())?;
         let images = ImageProcessor::read(&folder)?;
-        let mut vlm = Vlm { folder, config, prompter, images, vision, connector, text };
-        if let Some(adapter) = adapter {
-            adapter::load(&mut vlm, adapter)?;
-        }
-        Ok(vlm)
+        Ok(Vlm { folder, config, prompter, images, vision, connector, text })
     }
 
     /// The model with all weights on `device`. On a GPU ops read them as `dtype`, in main memory they stay as they are.

@@ -137,8 +137,7 @@ pub fn prepare(vlm: &Vlm, samples: &[&Sample], mut kept: Option<&mut Kept>) -> R
         let of_sample = sample.images.iter().filter_map(|p| places.get(&p.key()));
         let pictures: Vec<Arc<Seen>> = of_sample.map(Arc::clone).collect();
         let grids: Vec<_> = pictures.iter().map(|p| p.grid()).collect();
-        let (ids, targets) = encode(vlm, sample, &grids)?;
-        Ok(Prepared { ids, targets, pictures })
+        Ok(Prepared { pictures, ..encode(vlm, sample, &grids)? })
     };
     samples.par_iter().map(one).collect()
 }
@@ -157,11 +156,11 @@ fn look(vlm: &Vlm, tiles: Vec<Tiles>, frozen: bool) -> Result<Vec<Arc<Seen>>> {
 /// Tokens of a sample; its pictures are only opened.
 pub fn length(vlm: &Vlm, sample: &Sample) -> Result<usize> {
     let grids: Vec<_> = sample.images.iter().map(|p| p.grid(vlm)).collect::<Result<_>>()?;
-    Ok(encode(vlm, sample, &grids)?.0.len())
+    Ok(encode(vlm, sample, &grids)?.ids.len())
 }
 
-/// Ids and targets, as `Prepared` has them.
-fn encode(vlm: &Vlm, sample: &Sample, grids: &[(usize, usize)]) -> Result<(Vec<u32>, Vec<(u32, u32)>)> {
+/// A sample but for its pictures, of which only the grids matter.
+fn encode(vlm: &Vlm, sample: &Sample, grids: &[(usize, usize)]) -> Result<Prepared> {
     let mut content: Vec<Content> = grids.iter().map(|_| Content::Image).collect();
     content.push(Content::Text(sample.prompt.clone()));
     let mut messages = vec![Message::new("user", content)];
@@ -184,7 +183,7 @@ fn encode(vlm: &Vlm, sample: &Sample, grids: &[(usize, usize)]) -> Result<(Vec<u
         )));
     }
     let targets = (start.max(1)..ids.len()).map(|i| (i as u32 - 1, ids[i])).collect();
-    Ok((ids, targets))
+    Ok(Prepared { ids, targets, pictures: Vec::new() })
 }
 
 /// A micro-batch as one ragged sequence of tokens, without padding.

@@ -244,7 +244,7 @@ impl Text {
         self.embed.get().gpu()
     }
 
-    pub(super) fn dtype(&self) -> DType {
+    pub fn dtype(&self) -> DType {
         self.embed.get().dtype()
     }
 
