@@ -48,11 +48,14 @@ pub struct Answering {
     pub step_gb_s: f64,
 }
 
-/// Steps of training on the same batch. Tokens are those of prompts and answers, pictures' among them.
+/// Steps of training on the same batch. Tokens are those of prompts and answers, pictures' among them. The vision side is frozen: its features are
+/// computed once a picture and kept; they count in full here, as in the first epoch.
 #[derive(Clone, Debug, Serialize)]
 pub struct Training {
     pub tokens: usize,
+    pub vision: f64,
     pub step: f64,
+    /// Of both.
     pub tokens_s: f64,
     pub losses: Vec<f64>,
     /// On a GPU: the most that was in use, and what was asked of the driver.
@@ -168,6 +171,7 @@ pub fn trainer(shape: &ModelShape, folder: &Path, load: &Load, recompute: bool) 
 /// `steps` steps on one batch, after one that is not timed.
 pub fn training(trainer: Trainer, load: &Load, place: &Place, steps: usize) -> Result<Training> {
     let mut trainer = trainer.to_device(&place.device, place.dtype)?;
+    let vision = vision(trainer.model(), load, place, steps)?;
     let samples = samples(load);
     let prepared = trainer.prepare(&samples.iter().collect::<Vec<_>>(), &mut Kept::default())?;
     let batch: Vec<_> = prepared.into_iter().map(Arc::new).collect();
@@ -186,20 +190,38 @@ pub fn training(trainer: Trainer, load: &Load, place: &Place, steps: usize) -> R
     };
     Ok(Training {
         tokens,
+        vision,
         step,
-        tokens_s: tokens as f64 / step,
+        tokens_s: tokens as f64 / (vision + step),
         losses,
         peak_bytes: memory.map(|m| m.peak),
         reserved_bytes: memory.map(|m| m.reserved),
     })
 }
 
+/// Seconds that the features of a batch's pictures take.
+fn vision(vlm: &Vlm, load: &Load, place: &Place, runs: usize) -> Result<f64> {
+    let pictures = (0..load.batch).filter_map(|i| picture(i, load));
+    let tiles = pictures.map(|rgb| vlm.images.process(&rgb)).collect::<Result<Vec<_>>>()?;
+    let tiles: Vec<_> = tiles.iter().collect();
+    let mut fastest = f64::INFINITY;
+    for _ in 0..=runs.max(1) {
+        let began = Instant::now();
+        vlm.features(&tiles)?;
+        if let Device::Cuda(gpu) = &place.device {
+            gpu.synchronize()?;
+        }
+        fastest = fastest.min(began.elapsed().as_secs_f64());
+    }
+    Ok(fastest)
+}
+
 /// Of all steps: a constant that both sides of a comparison have.
-const LR: f64 = 2e-4;
+pub const LR: f64 = 2e-4;
 
 /// Writes what a peer needs to do the same to `folder`: the checkpoint, the adapter before the first step (`adapter/`), and the batch
-/// (`batch.safetensors`: ids and labels [B, T], -100 where there is no target, and pixels [B, N, 3, S, S], all f32).
-pub fn write(mut trainer: Trainer, load: &Load, folder: &Path) -> Result<()> {
+/// (`batch.safetensors`: ids and labels [B, T], -100 where there is no target, and pixels [B, N, 3, S, S], all f32). Returns T.
+pub fn write(mut trainer: Trainer, load: &Load, folder: &Path) -> Result<usize> {
     let prepared = trainer.prepare(&samples(load).iter().collect::<Vec<_>>(), &mut Kept::default())?;
     let longest = prepared.iter().map(|s| s.ids.len()).max().unwrap_or(0);
     if prepared.iter().any(|s| s.ids.len() != longest) {
@@ -234,5 +256,6 @@ pub fn write(mut trainer: Trainer, load: &Load, folder: &Path) -> Result<()> {
     trainer.save(&folder.join("adapter"))?;
     let mut vlm = trainer.into_model();
     adapter::detach(&mut vlm);
-    vlm.save(folder)
+    vlm.save(folder)?;
+    Ok(longest)
 }

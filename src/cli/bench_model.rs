@@ -17,9 +17,13 @@ pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress
     let tiles = args.tiles.parse().map_err(|_| Error::Usage(format!("--tiles {}", args.tiles)))?;
     let load = Load { batch: args.batch, tiles, words: args.words, new: args.new };
     let temporary = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+    let name = format!("{}, batch {}, {} tiles, {} words", shape.name, load.batch, load.tiles, load.words);
     if let Some(folder) = &args.write {
-        model::write(model::trainer(&shape, temporary.path(), &load, args.recompute)?, &load, folder)?;
-        let json = json!({"shape": shape, "load": load, "folder": folder});
+        let trainer = model::trainer(&shape, temporary.path(), &load, false)?;
+        let tokens = model::write(trainer, &load, folder)?;
+        let json = json!({"name": name, "load": load, "tokens": tokens, "lr": model::LR});
+        let path = folder.join("bench.json");
+        fs::write(&path, format!("{json:#}\n")).map_err(|e| Error::io(&path, e))?;
         return Output::new(
             &json,
             format!("{} with its first adapter and a batch: {}", shape.name, folder.display()),
@@ -27,7 +31,6 @@ pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress
     }
     let place = compute::native(compute, progress)?.0;
     let facts = Facts::of(&place.device);
-    let name = format!("{}, batch {}, {} tiles, {} words", shape.name, load.batch, load.tiles, load.words);
     let (rows, mut json, text) = if args.train {
         let trainer = model::trainer(&shape, temporary.path(), &load, args.recompute)?;
         let done = model::training(trainer, &load, &place, args.runs)?;
@@ -69,7 +72,7 @@ fn answered(done: &Answering, name: &str, place: &Place) -> Vec<Row> {
 
 fn trained(done: &Training, name: String, recompute: bool, place: &Place) -> Row {
     let op = if recompute { "lora_step_recompute" } else { "lora_step" };
-    row(op, name, place, done.step, done.peak_bytes.unwrap_or(0))
+    row(op, name, place, done.vision + done.step, done.peak_bytes.unwrap_or(0))
 }
 
 fn told_answering(a: &Answering) -> String {
