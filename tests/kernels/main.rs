@@ -8,6 +8,7 @@ mod device;
 
 mod add;
 mod attention;
+mod cross_entropy;
 mod embedding;
 mod gelu;
 mod layer_norm;
