@@ -28,7 +28,7 @@ mod vector_math;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::tensor::{Arg, DType, Gpu, Launch, Tensor};
+use crate::tensor::{Arg, DType, Gpu, Launch, Ptr, Tensor};
 
 /// The one type of these tensors, of those that kernels are made for: f32 or bf16.
 fn kernel_dtype(op: &'static str, tensors: &[&Tensor]) -> Result<DType> {
@@ -76,6 +76,30 @@ fn launch_each(
     args.push((n as u64).into());
     args.extend_from_slice(last);
     gpu.launch(&format!("{op}_{direction}_{dtype}"), at, &args)
+}
+
+/// `kernel` (add_column_sums of kernels/column_sums.cuh): adds to `sums` [C], f32, the sums of the columns of `partial` [`rows`, C].
+fn launch_column_sums(
+    gpu: &Arc<Gpu>,
+    op: &'static str,
+    kernel: &str,
+    sums: &mut Tensor,
+    partial: Ptr,
+    rows: usize,
+) -> Result<()> {
+    expect_f32(op, &[sums])?;
+    let at = Launch { grid: [sums.len().div_ceil(32), 1, 1], block: 256, shared: 256 * size_of::<f32>() };
+    let args =
+        [sums.ptr_mut(gpu)?.into(), partial.into(), int(op, rows)?.into(), int(op, sums.len())?.into()];
+    gpu.launch(kernel, at, &args)
+}
+
+/// `Ok` if all are f32: gradients of weights, and what is kept exact.
+fn expect_f32(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
+    match tensors.iter().find(|t| t.dtype() != DType::F32) {
+        None => Ok(()),
+        Some(t) => Err(Error::op(op, "gradients of weights in f32", t.dtype().to_string())),
+    }
 }
 
 /// `Ok` if `tensor` has exactly `shape`; else an error that names the op and the argument.
