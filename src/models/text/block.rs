@@ -159,8 +159,8 @@ impl Block {
             spans,
             self.attention,
         )?;
-        rope::backward(&mut dq, &rope.cos, &rope.sin, self.attention.heads)?;
-        rope::backward(&mut dk, &rope.cos, &rope.sin, self.attention.kv_heads)?;
+        let heads = [self.attention.heads, self.attention.kv_heads];
+        rope::backward_pair(&mut dq, &mut dk, &rope.cos, &rope.sin, heads)?;
         let mut dh1 = (need_dx || self.norm1.is_trained()).then(|| dy.like(s.h1.shape())).transpose()?;
         self.q.backward(grads, dh1.as_mut(), false, &dq, &s.h1, q_saved)?;
         self.k.backward(grads, dh1.as_mut(), true, &dk, &s.h1, k_saved)?;
