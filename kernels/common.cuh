@@ -54,10 +54,10 @@ __device__ __forceinline__ T* shared_memory() {
 
 // --- wide loads and stores ---
 
-// N elements that move as one: 16 bytes for Pack<bf16, 8> and Pack<float, 4>, the widest access a thread has.
+// N elements that move as one: 16 bytes for Pack<bf16, 8> and Pack<float, 4>, the widest access a thread has; or one element.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
-  static_assert(sizeof(T) * N == 4 || sizeof(T) * N == 8 || sizeof(T) * N == 16, "a pack is 4, 8 or 16 bytes");
+  static_assert(N == 1 || sizeof(T) * N == 4 || sizeof(T) * N == 8 || sizeof(T) * N == 16, "a pack is 4, 8 or 16 bytes");
   T at[N];
   __device__ __forceinline__ T& operator[](int i) { return at[i]; }
   __device__ __forceinline__ const T& operator[](int i) const { return at[i]; }

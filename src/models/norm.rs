@@ -43,6 +43,20 @@ impl LayerNorm {
         Ok(dx)
     }
 
+    /// The gradient of x, plus `residual`: what the residual connection around brings.
+    pub fn backward_residual(
+        &self,
+        grads: &mut Grads,
+        dy: &Tensor,
+        x: &Tensor,
+        residual: &Tensor,
+    ) -> Result<Tensor> {
+        let mut dx = x.like(x.shape())?;
+        let dparams = grads.pair(&self.weight, &self.bias);
+        layer_norm::backward_residual(&mut dx, dparams, dy, x, self.weight.get(), residual, self.eps)?;
+        Ok(dx)
+    }
+
     pub fn visit(&mut self, name: &str, f: VisitParam) {
         f(&format!("{name}.weight"), &mut self.weight);
         f(&format!("{name}.bias"), &mut self.bias);
@@ -80,6 +94,20 @@ impl RmsNorm {
     pub fn backward(&self, grads: &mut Grads, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
         let mut dx = x.like(x.shape())?;
         rms_norm::backward(&mut dx, grads.of(&self.weight), dy, x, self.weight.get(), self.eps)?;
+        Ok(dx)
+    }
+
+    /// The gradient of x, plus `residual`: what the residual connection around brings.
+    pub fn backward_residual(
+        &self,
+        grads: &mut Grads,
+        dy: &Tensor,
+        x: &Tensor,
+        residual: &Tensor,
+    ) -> Result<Tensor> {
+        let mut dx = x.like(x.shape())?;
+        let (dweight, weight) = (grads.of(&self.weight), self.weight.get());
+        rms_norm::backward_residual(&mut dx, dweight, dy, x, weight, residual, self.eps)?;
         Ok(dx)
     }
 

@@ -231,8 +231,7 @@ impl Block {
         gelu::backward(&mut dup, &dact, &s.up)?;
         let mut dh2 = dy.like(s.h2.shape())?;
         self.fc1.backward(grads, Some(&mut dh2), false, &dup, &s.h2, fc1_saved)?;
-        let mut dx2 = self.norm2.backward(grads, &dh2, &s.x2)?;
-        add::forward(&mut dx2, &dy)?;
+        let dx2 = self.norm2.backward_residual(grads, &dh2, &s.x2, &dy)?;
 
         let mut dattn = dy.like(s.attn.shape())?;
         self.out.backward(grads, Some(&mut dattn), false, &dx2, &s.attn, out_saved)?;
@@ -254,9 +253,7 @@ impl Block {
         self.q.backward(grads, Some(&mut dh1), false, &dq, &s.h1, q_saved)?;
         self.k.backward(grads, Some(&mut dh1), true, &dk, &s.h1, k_saved)?;
         self.v.backward(grads, Some(&mut dh1), true, &dv, &s.h1, v_saved)?;
-        let mut dx = self.norm1.backward(grads, &dh1, &s.x)?;
-        add::forward(&mut dx, &dx2)?;
-        Ok(dx)
+        self.norm1.backward_residual(grads, &dh1, &s.x, &dx2)
     }
 
     fn is_trained(&self) -> bool {

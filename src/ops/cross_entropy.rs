@@ -1,51 +1,96 @@
 //! Cross-entropy over answer tokens only: the caller gathers their rows, so logits of other positions never exist.
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
-use super::expect_shape;
+use super::embedding::expect_below;
 use super::vector_math::{exp, max, vectorised};
+use super::{expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Gpu, Indices, Launch, Ptr, Tensor};
 
 const OP: &str = "cross_entropy";
 
-/// Sum over rows of -log softmax(logits)[target], summed in f64 in row order.
+/// losses ([M], f32, overwritten): -log softmax(logits)[target] of each row.
 /// With `dlogits` ([M, V], overwritten): (softmax - onehot) * scale, the gradient of scale * sum. logits [M, V], targets M ids.
-pub fn forward(dlogits: Option<&mut Tensor>, logits: &Tensor, targets: &[u32], scale: f32) -> Result<f64> {
+/// On a GPU logits are f32, dlogits f32 or bf16.
+pub fn forward(
+    losses: &mut Tensor,
+    dlogits: Option<&mut Tensor>,
+    logits: &Tensor,
+    targets: &Indices,
+    scale: f32,
+) -> Result<()> {
     let vocabulary = logits.cols();
     expect_shape(OP, "logits", logits, &[targets.len(), vocabulary])?;
-    if let Some(&bad) = targets.iter().find(|&&t| t as usize >= vocabulary) {
-        return Err(Error::op(OP, format!("targets below {vocabulary}"), bad.to_string()));
-    }
+    expect_shape(OP, "losses", losses, &[targets.len()])?;
+    expect_below(OP, "targets", targets, vocabulary)?;
     if let Some(dlogits) = &dlogits {
         expect_shape(OP, "dlogits", dlogits, logits.shape())?;
     }
-    if targets.is_empty() {
-        return Ok(0.0);
+    if let Some(gpu) = logits.gpu() {
+        return launch(gpu, losses, dlogits, logits, targets, scale);
     }
-    let rows = logits.f32s()?.par_chunks_exact(vocabulary).zip(targets);
-    let losses: Vec<f64> = match dlogits {
-        None => rows
-            .map_init(
-                || vec![0.0; vocabulary],
-                |weights, (row, &target)| {
-                    let sum = weigh(weights, row);
-                    loss(row, target as usize, &sum)
-                },
-            )
-            .collect(),
-        Some(dlogits) => rows
-            .zip(dlogits.f32s_mut()?.par_chunks_exact_mut(vocabulary))
-            .map(|((row, &target), drow)| {
+    if targets.is_empty() {
+        return Ok(());
+    }
+    let rows = logits.f32s()?.par_chunks_exact(vocabulary).zip(targets.par_iter()).zip(losses.f32s_mut()?);
+    match dlogits {
+        None => rows.for_each_init(
+            || vec![0.0; vocabulary],
+            |weights, ((row, &target), out)| {
+                let sum = weigh(weights, row);
+                *out = loss(row, target as usize, &sum) as f32;
+            },
+        ),
+        Some(dlogits) => rows.zip(dlogits.f32s_mut()?.par_chunks_exact_mut(vocabulary)).for_each(
+            |(((row, &target), out), drow)| {
                 let sum = weigh(drow, row);
                 let loss = loss(row, target as usize, &sum);
                 multiply(drow, (f64::from(scale) / sum.total) as f32);
                 // softmax - 1 at the target, without cancellation where softmax is almost 1.
                 drow[target as usize] = ((-loss).exp_m1() * f64::from(scale)) as f32;
-                loss
-            })
-            .collect(),
+                *out = loss as f32;
+            },
+        ),
+    }
+    Ok(())
+}
+
+/// Sum of `losses`, in f64 in the order of the rows; waits for a GPU.
+pub fn sum(losses: &Tensor) -> Result<f64> {
+    Ok(losses.to_f32()?.f32s()?.iter().map(|&loss| f64::from(loss)).sum())
+}
+
+/// kernels/cross_entropy.cu
+fn launch(
+    gpu: &Arc<Gpu>,
+    losses: &mut Tensor,
+    dlogits: Option<&mut Tensor>,
+    logits: &Tensor,
+    targets: &Indices,
+    scale: f32,
+) -> Result<()> {
+    const THREADS: u32 = 1024;
+    if losses.dtype() != DType::F32 || logits.dtype() != DType::F32 {
+        let got = format!("{} and {}", losses.dtype(), logits.dtype());
+        return Err(Error::op(OP, "f32 losses and logits", got));
+    }
+    let dtype = match &dlogits {
+        Some(dlogits) => kernel_dtype(OP, &[dlogits])?,
+        None => DType::F32,
     };
-    Ok(losses.iter().sum())
+    // A float for each warp.
+    let at = Launch { grid: [targets.len(), 1, 1], block: THREADS, shared: 32 * size_of::<f32>() };
+    let args = [
+        losses.ptr_mut(gpu)?.into(),
+        dlogits.map_or(Ok(Ptr::NULL), |d| d.ptr_mut(gpu))?.into(),
+        logits.ptr(gpu)?.into(),
+        targets.ptr(gpu)?.into(),
+        int(OP, logits.cols())?.into(),
+        scale.into(),
+    ];
+    gpu.launch(&format!("cross_entropy_forward_{dtype}"), at, &args)
 }
 
 struct Sum {

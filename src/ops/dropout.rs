@@ -1,7 +1,7 @@
 //! Inverted dropout: out = x * keep / (1 - p). The mask is a function of (seed, element index) alone, so the backward and a resumed run see the same.
-use super::expect_shape;
 use super::pieces::{self, PIECE};
 use super::vector_math::vectorised;
+use super::{expect_shape, launch_each};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -11,9 +11,14 @@ pub fn forward(out: &mut Tensor, x: &Tensor, p: f32, seed: u64) -> Result<()> {
         return Err(Error::op("dropout", "0 <= p < 1", p.to_string()));
     }
     expect_shape("dropout", "out", out, x.shape())?;
-    let x = x.f32s()?;
     let threshold = (f64::from(p) * f64::from(u32::MAX)) as u32;
     let factor = (1.0 / (1.0 - f64::from(p))) as f32;
+    if let Some(gpu) = x.gpu() {
+        let first = 0u64;
+        let last = [first.into(), seed.into(), u64::from(threshold).into(), factor.into()];
+        return launch_each(gpu, "dropout", "forward", &mut [out], &[x], &last);
+    }
+    let x = x.f32s()?;
     pieces::each(out.f32s_mut()?, PIECE, |start, out| {
         // 2^32 is a multiple of a piece, so within one the high half of the index is constant and belongs to the key.
         let key = mix(seed ^ mix(start as u64 >> 32));

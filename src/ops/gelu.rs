@@ -2,7 +2,7 @@
 //! Computed as x * sigmoid(z), z = 2 sqrt(2/pi) (x + 0.044715 x^3): the same function, without the cancellation of 1 + tanh for x < 0.
 use super::pieces::{self, PIECE};
 use super::vector_math::{sigmoid, vectorised};
-use super::{expect_shape, launch_elementwise};
+use super::{expect_shape, launch_each, launch_elementwise};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -27,6 +27,9 @@ pub fn forward(out: &mut Tensor, x: &Tensor) -> Result<()> {
 pub fn backward(dx: &mut Tensor, dy: &Tensor, x: &Tensor) -> Result<()> {
     expect_shape("gelu", "dx", dx, x.shape())?;
     expect_shape("gelu", "dy", dy, x.shape())?;
+    if let Some(gpu) = x.gpu() {
+        return launch_each(gpu, "gelu", "backward", &mut [dx], &[dy, x], &[]);
+    }
     let (dy, x) = (dy.f32s()?, x.f32s()?);
     pieces::each(dx.f32s_mut()?, PIECE, |start, dx| {
         let piece = start..start + dx.len();

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::add::{self, add_to};
 use super::pieces::{self, widened};
+use super::rms_norm::backward_at;
 use super::vector_math::{sum, sum2, sum3, vectorised};
-use super::{expect_shape, int, kernel_dtype};
+use super::{expect_f32, expect_shape, int, kernel_dtype, launch_column_sums};
 use crate::error::Result;
 use crate::tensor::{Gpu, Launch, Ptr, Tensor};
 
@@ -85,15 +86,12 @@ pub fn backward(
     eps: f32,
 ) -> Result<()> {
     let cols = x.cols();
-    expect_shape("layer_norm", "dx", dx, x.shape())?;
-    expect_shape("layer_norm", "dy", dy, x.shape())?;
-    expect_shape("layer_norm", "weight", weight, &[cols])?;
+    expect_backward(dx, &dparams, dy, x, weight)?;
+    if let Some(gpu) = x.gpu() {
+        return launch_backward(gpu, dx, dparams, (dy, x, weight), None, eps);
+    }
     let (dy, x, weight) = (dy.f32s()?, x.f32s()?, widened(weight)?);
     let mut sums = vec![0.0; if dparams.is_some() { 2 * cols } else { 0 }];
-    if let Some((dweight, dbias)) = &dparams {
-        expect_shape("layer_norm", "dweight", dweight, &[cols])?;
-        expect_shape("layer_norm", "dbias", dbias, &[cols])?;
-    }
     pieces::each_with_sums(dx.f32s_mut()?, pieces::whole_rows(cols), &mut sums, |start, dx, sums| {
         let piece = start..start + dx.len();
         let (dweight, dbias) = sums.split_at_mut(sums.len() / 2);
@@ -104,6 +102,81 @@ pub fn backward(
         add_to(dbias.f32s_mut()?, &sums[cols..]);
     }
     Ok(())
+}
+
+/// The same with dx += `residual`, the gradient that a residual connection around the norm brings: one pass over memory on a GPU.
+pub fn backward_residual(
+    dx: &mut Tensor,
+    dparams: Option<(&mut Tensor, &mut Tensor)>,
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    residual: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    expect_shape("layer_norm", "residual", residual, x.shape())?;
+    if let Some(gpu) = x.gpu() {
+        expect_backward(dx, &dparams, dy, x, weight)?;
+        return launch_backward(gpu, dx, dparams, (dy, x, weight), Some(residual), eps);
+    }
+    backward(dx, dparams, dy, x, weight, eps)?;
+    add::forward(dx, residual)
+}
+
+fn expect_backward(
+    dx: &Tensor,
+    dparams: &Option<(&mut Tensor, &mut Tensor)>,
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+) -> Result<()> {
+    let cols = x.cols();
+    expect_shape("layer_norm", "dx", dx, x.shape())?;
+    expect_shape("layer_norm", "dy", dy, x.shape())?;
+    expect_shape("layer_norm", "weight", weight, &[cols])?;
+    if let Some((dweight, dbias)) = dparams {
+        expect_shape("layer_norm", "dweight", dweight, &[cols])?;
+        expect_shape("layer_norm", "dbias", dbias, &[cols])?;
+    }
+    Ok(())
+}
+
+/// layer_norm_backward and layer_norm_sums_backward of kernels/layer_norm.cu.
+fn launch_backward(
+    gpu: &Arc<Gpu>,
+    dx: &mut Tensor,
+    dparams: Option<(&mut Tensor, &mut Tensor)>,
+    (dy, x, weight): (&Tensor, &Tensor, &Tensor),
+    residual: Option<&Tensor>,
+    eps: f32,
+) -> Result<()> {
+    const OP: &str = "layer_norm";
+    let dtype = kernel_dtype(OP, &[&[&*dx, dy, x, weight], residual.as_slice()].concat())?;
+    if let Some((dweight, dbias)) = &dparams {
+        expect_f32(OP, &[dweight, dbias])?;
+    }
+    let (rows, cols) = (x.rows(), x.cols());
+    let at = backward_at(rows, 2 * size_of::<f32>());
+    let blocks = at.grid[0];
+    let half = blocks * cols * size_of::<f32>();
+    let partial = dparams.as_ref().map(|_| gpu.alloc(2 * half)).transpose()?;
+    let partial_ptr = partial.as_ref().map_or(Ptr::NULL, |p| p.ptr());
+    let args = [
+        dx.ptr_mut(gpu)?.into(),
+        partial_ptr.into(),
+        dy.ptr(gpu)?.into(),
+        x.ptr(gpu)?.into(),
+        weight.ptr(gpu)?.into(),
+        residual.map_or(Ok(Ptr::NULL), |r| r.ptr(gpu))?.into(),
+        int(OP, rows)?.into(),
+        int(OP, cols)?.into(),
+        eps.into(),
+    ];
+    gpu.launch(&format!("layer_norm_backward_{dtype}"), at, &args)?;
+    let Some((dweight, dbias)) = dparams else { return Ok(()) };
+    let kernel = "layer_norm_sums_backward_f32";
+    launch_column_sums(gpu, OP, kernel, dweight, partial_ptr, blocks)?;
+    launch_column_sums(gpu, OP, kernel, dbias, Ptr(partial_ptr.0 + half as u64), blocks)
 }
 
 /// Mean and 1 / sqrt(var + eps) of a row.

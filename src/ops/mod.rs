@@ -28,7 +28,7 @@ mod vector_math;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::tensor::{Arg, DType, Gpu, Launch, Tensor};
+use crate::tensor::{Arg, DType, Gpu, Launch, Ptr, Tensor};
 
 /// The one type of these tensors, of those that kernels are made for: f32 or bf16.
 fn kernel_dtype(op: &'static str, tensors: &[&Tensor]) -> Result<DType> {
@@ -45,19 +45,61 @@ fn int(op: &'static str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::op(op, format!("sizes up to {}", i32::MAX), n.to_string()))
 }
 
-/// The kernel of `op` that does the same to each element of `out` and `inputs`, all of one shape (kernels/elementwise.cuh).
+/// The kernel of `op` that makes each element of `out` from those of `inputs`, all of one shape (kernels/elementwise.cuh).
 fn launch_elementwise(gpu: &Arc<Gpu>, op: &'static str, out: &mut Tensor, inputs: &[&Tensor]) -> Result<()> {
+    launch_each(gpu, op, "forward", &mut [out], inputs, &[])
+}
+
+/// The same with several outputs, and with arguments behind the number of elements.
+fn launch_each(
+    gpu: &Arc<Gpu>,
+    op: &'static str,
+    direction: &str,
+    outputs: &mut [&mut Tensor],
+    inputs: &[&Tensor],
+    last: &[Arg],
+) -> Result<()> {
     const THREADS: usize = 256;
     const THREAD_BYTES: usize = 16;
-    let dtype = kernel_dtype(op, &[&[&*out], inputs].concat())?;
-    let threads = (out.len() * dtype.size()).div_ceil(THREAD_BYTES);
+    let all: Vec<&Tensor> = outputs.iter().map(|t| &**t).chain(inputs.iter().copied()).collect();
+    let dtype = kernel_dtype(op, &all)?;
+    let n = all.first().map_or(0, |t| t.len());
+    let threads = (n * dtype.size()).div_ceil(THREAD_BYTES);
     let at = Launch { grid: [threads.div_ceil(THREADS), 1, 1], block: THREADS as u32, shared: 0 };
-    let mut args: Vec<Arg> = vec![out.ptr_mut(gpu)?.into()];
+    let mut args = Vec::<Arg>::new();
+    for output in outputs {
+        args.push(output.ptr_mut(gpu)?.into());
+    }
     for input in inputs {
         args.push(input.ptr(gpu)?.into());
     }
-    args.push((out.len() as u64).into());
-    gpu.launch(&format!("{op}_forward_{dtype}"), at, &args)
+    args.push((n as u64).into());
+    args.extend_from_slice(last);
+    gpu.launch(&format!("{op}_{direction}_{dtype}"), at, &args)
+}
+
+/// `kernel` (add_column_sums of kernels/column_sums.cuh): adds to `sums` [C], f32, the sums of the columns of `partial` [`rows`, C].
+fn launch_column_sums(
+    gpu: &Arc<Gpu>,
+    op: &'static str,
+    kernel: &str,
+    sums: &mut Tensor,
+    partial: Ptr,
+    rows: usize,
+) -> Result<()> {
+    expect_f32(op, &[sums])?;
+    let at = Launch { grid: [sums.len().div_ceil(32), 1, 1], block: 256, shared: 256 * size_of::<f32>() };
+    let args =
+        [sums.ptr_mut(gpu)?.into(), partial.into(), int(op, rows)?.into(), int(op, sums.len())?.into()];
+    gpu.launch(kernel, at, &args)
+}
+
+/// `Ok` if all are f32: gradients of weights, and what is kept exact.
+fn expect_f32(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
+    match tensors.iter().find(|t| t.dtype() != DType::F32) {
+        None => Ok(()),
+        Some(t) => Err(Error::op(op, "gradients of weights in f32", t.dtype().to_string())),
+    }
 }
 
 /// `Ok` if `tensor` has exactly `shape`; else an error that names the op and the argument.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::pieces::{self, widened};
 use super::vector_math::{sum, sum3, vectorised};
-use super::{add, expect_shape, int, kernel_dtype};
+use super::{add, expect_f32, expect_shape, int, kernel_dtype, launch_column_sums};
 use crate::error::Result;
 use crate::tensor::{Gpu, Launch, Ptr, Tensor};
 
@@ -80,22 +80,96 @@ pub fn backward(
     eps: f32,
 ) -> Result<()> {
     let cols = x.cols();
-    expect_shape("rms_norm", "dx", dx, x.shape())?;
-    expect_shape("rms_norm", "dy", dy, x.shape())?;
-    expect_shape("rms_norm", "weight", weight, &[cols])?;
+    expect_backward(dx, dweight.as_deref(), dy, x, weight)?;
+    if let Some(gpu) = x.gpu() {
+        return launch_backward(gpu, dx, dweight, (dy, x, weight), None, eps);
+    }
     let (dy, x, weight) = (dy.f32s()?, x.f32s()?, widened(weight)?);
-    let dweight = match dweight {
-        Some(dweight) => {
-            expect_shape("rms_norm", "dweight", dweight, &[cols])?;
-            dweight.f32s_mut()?
-        }
-        None => &mut [],
-    };
+    let dweight = dweight.map_or(Ok(&mut [][..]), |dweight| dweight.f32s_mut())?;
     pieces::each_with_sums(dx.f32s_mut()?, pieces::whole_rows(cols), dweight, |start, dx, dweight| {
         let piece = start..start + dx.len();
         gradients(dx, dweight, &dy[piece.clone()], &x[piece], &weight, eps);
     });
     Ok(())
+}
+
+/// The same with dx += `residual`, the gradient that a residual connection around the norm brings: one pass over memory on a GPU.
+pub fn backward_residual(
+    dx: &mut Tensor,
+    dweight: Option<&mut Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    residual: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    expect_shape("rms_norm", "residual", residual, x.shape())?;
+    if let Some(gpu) = x.gpu() {
+        expect_backward(dx, dweight.as_deref(), dy, x, weight)?;
+        return launch_backward(gpu, dx, dweight, (dy, x, weight), Some(residual), eps);
+    }
+    backward(dx, dweight, dy, x, weight, eps)?;
+    add::forward(dx, residual)
+}
+
+fn expect_backward(
+    dx: &Tensor,
+    dweight: Option<&Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+) -> Result<()> {
+    let cols = x.cols();
+    expect_shape("rms_norm", "dx", dx, x.shape())?;
+    expect_shape("rms_norm", "dy", dy, x.shape())?;
+    expect_shape("rms_norm", "weight", weight, &[cols])?;
+    dweight.map_or(Ok(()), |dweight| expect_shape("rms_norm", "dweight", dweight, &[cols]))
+}
+
+/// rms_norm_backward and rms_norm_sums_backward of kernels/rms_norm.cu.
+fn launch_backward(
+    gpu: &Arc<Gpu>,
+    dx: &mut Tensor,
+    dweight: Option<&mut Tensor>,
+    (dy, x, weight): (&Tensor, &Tensor, &Tensor),
+    residual: Option<&Tensor>,
+    eps: f32,
+) -> Result<()> {
+    const OP: &str = "rms_norm";
+    let dtype = kernel_dtype(OP, &[&[&*dx, dy, x, weight], residual.as_slice()].concat())?;
+    if let Some(dweight) = &dweight {
+        expect_f32(OP, &[dweight])?;
+    }
+    let (rows, cols) = (x.rows(), x.cols());
+    let at = backward_at(rows, size_of::<f32>());
+    let blocks = at.grid[0];
+    let partial = dweight.as_ref().map(|_| gpu.alloc(blocks * cols * size_of::<f32>())).transpose()?;
+    let partial_ptr = partial.as_ref().map_or(Ptr::NULL, |p| p.ptr());
+    let args = [
+        dx.ptr_mut(gpu)?.into(),
+        partial_ptr.into(),
+        dy.ptr(gpu)?.into(),
+        x.ptr(gpu)?.into(),
+        weight.ptr(gpu)?.into(),
+        residual.map_or(Ok(Ptr::NULL), |r| r.ptr(gpu))?.into(),
+        int(OP, rows)?.into(),
+        int(OP, cols)?.into(),
+        eps.into(),
+    ];
+    gpu.launch(&format!("rms_norm_backward_{dtype}"), at, &args)?;
+    match dweight {
+        None => Ok(()),
+        Some(dweight) => {
+            launch_column_sums(gpu, OP, "rms_norm_sums_backward_f32", dweight, partial_ptr, blocks)
+        }
+    }
+}
+
+/// How the backward kernels of both norms are launched (kernels/norm.cuh), with `row_bytes` of shared memory for each of a block's rows.
+pub(super) fn backward_at(rows: usize, row_bytes: usize) -> Launch {
+    /// Of a block of 8 warps.
+    const ROWS: usize = 16;
+    Launch { grid: [rows.div_ceil(ROWS), 1, 1], block: 256, shared: ROWS * row_bytes }
 }
 
 /// 1 / sqrt(mean(x^2) + eps) of a row.

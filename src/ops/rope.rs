@@ -93,14 +93,12 @@ fn push_angles(cos: &mut Vec<f32>, sin: &mut Vec<f32>, position: u32, frequencie
 
 /// In place on x [T, heads*HS]; the first 2 * cos.cols() elements of each head are rotated, the rest stay.
 pub fn forward(x: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize) -> Result<()> {
-    let half = check(x, cos, sin, heads)?;
-    if half == 0 {
-        return Ok(());
-    }
-    match x.gpu().cloned() {
-        Some(gpu) => launch(&gpu, x, None, cos, sin, [heads, 0]),
-        None => rotate(x, cos, sin, heads, 1.0),
-    }
+    turn(x, cos, sin, heads, Direction::Forward)
+}
+
+/// The inverse rotation, in place on the gradient.
+pub fn backward(dx: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize) -> Result<()> {
+    turn(dx, cos, sin, heads, Direction::Backward)
 }
 
 /// Queries [T, NH*HS] and keys [T, NKV*HS] by the same table: one launch on a GPU.
@@ -109,17 +107,57 @@ pub fn forward_pair(
     k: &mut Tensor,
     cos: &Tensor,
     sin: &Tensor,
+    heads: [usize; 2],
+) -> Result<()> {
+    turn_pair(q, k, cos, sin, heads, Direction::Forward)
+}
+
+/// The inverse rotation of both gradients.
+pub fn backward_pair(
+    dq: &mut Tensor,
+    dk: &mut Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    heads: [usize; 2],
+) -> Result<()> {
+    turn_pair(dq, dk, cos, sin, heads, Direction::Backward)
+}
+
+#[derive(Clone, Copy)]
+enum Direction {
+    Forward,
+    Backward,
+}
+
+fn turn(x: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize, direction: Direction) -> Result<()> {
+    let half = check(x, cos, sin, heads)?;
+    if half == 0 {
+        return Ok(());
+    }
+    match (x.gpu().cloned(), direction) {
+        (Some(gpu), _) => launch(&gpu, x, None, (cos, sin), [heads, 0], direction),
+        (None, Direction::Forward) => rotate(x, cos, sin, heads, 1.0),
+        (None, Direction::Backward) => rotate(x, cos, sin, heads, -1.0),
+    }
+}
+
+fn turn_pair(
+    q: &mut Tensor,
+    k: &mut Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
     [heads, kv_heads]: [usize; 2],
+    direction: Direction,
 ) -> Result<()> {
     let half = check(q, cos, sin, heads)?;
     check(k, cos, sin, kv_heads)?;
     match q.gpu().cloned() {
         Some(gpu) if half > 0 && q.cols() / heads == k.cols() / kv_heads => {
-            launch(&gpu, q, Some(k), cos, sin, [heads, kv_heads])
+            launch(&gpu, q, Some(k), (cos, sin), [heads, kv_heads], direction)
         }
         _ => {
-            forward(q, cos, sin, heads)?;
-            forward(k, cos, sin, kv_heads)
+            turn(q, cos, sin, heads, direction)?;
+            turn(k, cos, sin, kv_heads, direction)
         }
     }
 }
@@ -129,9 +167,9 @@ fn launch(
     gpu: &Arc<Gpu>,
     q: &mut Tensor,
     k: Option<&mut Tensor>,
-    cos: &Tensor,
-    sin: &Tensor,
+    (cos, sin): (&Tensor, &Tensor),
     [heads, kv_heads]: [usize; 2],
+    direction: Direction,
 ) -> Result<()> {
     const OP: &str = "rope";
     /// Of a block, one warp each.
@@ -159,15 +197,11 @@ fn launch(
         head_size.into(),
         int(OP, cos.cols())?.into(),
     ];
-    gpu.launch(&format!("rope_forward_{dtype}"), at, &args)
-}
-
-/// The inverse rotation, in place on the gradient.
-pub fn backward(dx: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize) -> Result<()> {
-    match check(dx, cos, sin, heads)? {
-        0 => Ok(()),
-        _ => rotate(dx, cos, sin, heads, -1.0),
-    }
+    let direction = match direction {
+        Direction::Forward => "forward",
+        Direction::Backward => "backward",
+    };
+    gpu.launch(&format!("rope_{direction}_{dtype}"), at, &args)
 }
 
 /// Half the number of rotated elements, after all shapes are checked.

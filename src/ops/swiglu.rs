@@ -1,7 +1,7 @@
 //! SwiGLU (Shazeer 2020): out = silu(gate) * up, silu(z) = z / (1 + exp(-z)).
 use super::pieces::{self, PIECE};
 use super::vector_math::{sigmoid, vectorised};
-use super::{expect_shape, launch_elementwise};
+use super::{expect_shape, launch_each, launch_elementwise};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -32,6 +32,9 @@ pub fn backward(
     expect_shape("swiglu", "dup", dup, gate.shape())?;
     expect_shape("swiglu", "dout", dout, gate.shape())?;
     expect_shape("swiglu", "up", up, gate.shape())?;
+    if let Some(gpu) = gate.gpu() {
+        return launch_each(gpu, "swiglu", "backward", &mut [dgate, dup], &[dout, gate, up], &[]);
+    }
     let (dout, gate, up) = (dout.f32s()?, gate.f32s()?, up.f32s()?);
     pieces::each2(dgate.f32s_mut()?, dup.f32s_mut()?, PIECE, |start, dgate, dup| {
         let piece = start..start + dgate.len();

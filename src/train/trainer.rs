@@ -199,10 +199,15 @@ impl Trainer {
         }
         let micro = batch.len().div_ceil(self.options.accumulate.max(1));
         let recompute = self.options.recompute;
-        let mut loss = 0.0;
+        let mut losses = Vec::new();
         for (i, part) in batch.chunks(micro).enumerate() {
             let seed = random::mix(self.options.seed, &[self.steps, i as u64]);
-            loss += self.micro_batch(part, 1.0 / tokens as f32, Pass::Train { seed, recompute })?;
+            self.micro_batch(&mut losses, part, 1.0 / tokens as f32, Pass::Train { seed, recompute })?;
+        }
+        // Read at the end alone: a GPU is waited for once.
+        let mut loss = 0.0;
+        for part in &losses {
+            loss += cross_entropy::sum(part)?;
         }
         Ok(loss / tokens as f64)
     }
@@ -217,8 +222,14 @@ impl Trainer {
         named
     }
 
-    /// Sum of the losses; adds `scale` times its gradient.
-    fn micro_batch(&mut self, batch: &[Arc<Prepared>], scale: f32, pass: Pass) -> Result<f64> {
+    /// Keeps the losses of the answer tokens in `losses`; adds `scale` times the gradient of their sum.
+    fn micro_batch(
+        &mut self,
+        losses: &mut Vec<Tensor>,
+        batch: &[Arc<Prepared>],
+        scale: f32,
+        pass: Pass,
+    ) -> Result<()> {
         let packed = batch::pack(&self.vlm, batch, self.vlm.connector.tile_tokens())?;
         let (features, vision) = self.features(&packed.pictures, pass)?;
         let indices = |list: &[u32]| Indices::from(list);
@@ -229,21 +240,21 @@ impl Trainer {
             embedding::splice(&mut x, features, &places, &sources)?;
         }
         let (hidden, saved) = self.vlm.text.forward(x, &packed.positions, &spans, pass)?;
-        let (loss, dhidden) = self.loss(&hidden, &packed, scale, pass)?;
+        let dhidden = self.loss(losses, &hidden, &packed, scale, pass)?;
 
         let text = &self.vlm.text;
         let Some(mut dx) = text.backward(&mut self.grads, dhidden, saved, vision.is_some())? else {
-            return Ok(loss);
+            return Ok(());
         };
         if let Some(features) = features {
             let mut dfeatures = features.like(features.shape())?;
+            dfeatures.clear()?;
             embedding::splice_backward(&mut dfeatures, &mut dx, &places, &sources)?;
             if let Some(vision) = vision {
                 self.vision_backward(&dfeatures, vision)?;
             }
         }
-        self.vlm.text.embed_backward(&mut self.grads, &packed.ids, &dx)?;
-        Ok(loss)
+        self.vlm.text.embed_backward(&mut self.grads, &packed.ids, &dx)
     }
 
     /// Features of the pictures, [F, C], and what the backward needs if the vision side is trained.
@@ -275,23 +286,31 @@ impl Trainer {
         }
     }
 
-    /// Sum of the losses, and the gradient of hidden [T, C]: only rows with a target meet the vocabulary, a few at a time.
-    fn loss(&mut self, hidden: &Tensor, packed: &Packed, scale: f32, pass: Pass) -> Result<(f64, Tensor)> {
+    /// The gradient of hidden [T, C], and the losses, kept in `losses`: only rows with a target meet the vocabulary, a few at a time.
+    fn loss(
+        &mut self,
+        losses: &mut Vec<Tensor>,
+        hidden: &Tensor,
+        packed: &Packed,
+        scale: f32,
+        pass: Pass,
+    ) -> Result<Tensor> {
         let mut dhidden = hidden.like(hidden.shape())?;
         dhidden.clear()?;
-        let mut loss = 0.0;
         let chunks = packed.target_rows.chunks(LOGIT_ROWS).zip(packed.targets.chunks(LOGIT_ROWS));
         for (rows, targets) in chunks {
-            let rows = Indices::from(rows);
+            let (rows, targets) = (Indices::from(rows), Indices::from(targets));
             let mut picked = hidden.like(&[rows.len(), hidden.cols()])?;
             embedding::forward(&mut picked, &rows, hidden)?;
             let (logits, saved) = self.vlm.text.logits(picked, pass)?;
+            let mut part = logits.like_f32(&[rows.len()])?;
             let mut dlogits = hidden.like(logits.shape())?;
-            loss += cross_entropy::forward(Some(&mut dlogits), &logits, targets, scale)?;
+            cross_entropy::forward(&mut part, Some(&mut dlogits), &logits, &targets, scale)?;
+            losses.push(part);
             let dpicked = self.vlm.text.logits_backward(&mut self.grads, &dlogits, &saved)?;
             let sources: Indices = (0..rows.len() as u32).collect();
             embedding::splice(&mut dhidden, &dpicked, &rows, &sources)?;
         }
-        Ok((loss, dhidden))
+        Ok(dhidden)
     }
 }

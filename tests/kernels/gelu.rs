@@ -1,6 +1,6 @@
 use std::f64::consts::PI;
 
-use mpa::ops::gelu::forward;
+use mpa::ops::gelu::{backward, forward};
 use mpa::tensor::{DType, Tensor};
 
 use crate::common::{Rng, assert_close, assert_op_error, to_f64};
@@ -46,6 +46,54 @@ fn ends_do_not_overflow() {
     });
 }
 
+fn reference_backward(dy: &Tensor, x: &Tensor) -> Vec<f64> {
+    let slope = |x: f64| {
+        let k = (2.0 / PI).sqrt();
+        let t = (k * (x + 0.044715 * x.powi(3))).tanh();
+        0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * k * (1.0 + 3.0 * 0.044715 * x * x)
+    };
+    to_f64(dy).iter().zip(to_f64(x)).map(|(dy, x)| dy * slope(x)).collect()
+}
+
+#[test]
+fn backward_matches_f64() {
+    on_each_device(|device| {
+        let mut rng = Rng(4);
+        for n in LENGTHS {
+            for dtype in DTYPES {
+                for scale in [1e-3, 1.0, 6.0, 1e4] {
+                    let [x, dy] = [scale, 2.0].map(|scale| random(&mut rng, device, dtype, &[n], scale));
+                    let mut dx = output(&x, &[n]);
+                    backward(&mut dx, &dy, &x).unwrap();
+                    let name = what(&[&"gelu backward", &n, &dtype, &scale]);
+                    // 0 near x = -0.75, between terms of size 2.
+                    let want = reference_backward(&dy, &x);
+                    assert_close(&name, &values(&dx), &want, rounded_sum(dtype, 1, 2.0));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn ends_of_the_gradient_do_not_overflow() {
+    on_each_device(|device| {
+        for dtype in DTYPES {
+            let on = |x: Vec<f32>| {
+                let here = Tensor::from_vec(&[x.len()], x).unwrap();
+                here.to_dtype(dtype).unwrap().to_device(device).unwrap()
+            };
+            let x = vec![-3e38, -1e20, -1e13, -1e4, -40.0, -5.0, -0.0, 0.0, 5.0, 40.0, 1e4, 1e13, 1e20, 3e38];
+            let (x, dy) = (on(x), on(vec![-1.5; 14]));
+            let mut dx = output(&x, x.shape());
+            backward(&mut dx, &dy, &x).unwrap();
+            assert_close("gelu", &values(&dx), &reference_backward(&dy, &x), rounded_sum(dtype, 1, 1.0));
+            backward(&mut dx, &dy, &on(vec![f32::NAN; 14])).unwrap();
+            assert!(values(&dx).iter().all(|d| d.is_nan()));
+        }
+    });
+}
+
 #[test]
 fn mixed_types_and_devices_are_refused() {
     on_each_device(|device| {
@@ -53,6 +101,7 @@ fn mixed_types_and_devices_are_refused() {
         let x = random(&mut rng, device, DType::F32, &[4], 1.0);
         let narrow = random(&mut rng, device, DType::Bf16, &[4], 1.0);
         assert_op_error(forward(&mut output(&x, &[4]), &narrow), "gelu", "all f32 or all bf16");
+        assert_op_error(backward(&mut output(&x, &[4]), &narrow, &x), "gelu", "all f32 or all bf16");
         assert_op_error(forward(&mut rng.tensor(&[4], 1.0), &x), "tensor", "host-executed");
     });
 }

@@ -1,4 +1,4 @@
-use mpa::ops::layer_norm::{forward, forward_residual};
+use mpa::ops::layer_norm::{backward, backward_residual, forward, forward_residual};
 use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, Tolerance, assert_close, assert_op_error, to_f64};
@@ -108,5 +108,119 @@ fn mixed_types_and_devices_are_refused() {
         let residual = random(&mut rng, device, DTYPES[1], &[2, 8], 1.0);
         let result = forward_residual(&mut output(&x, &[2, 8]), &mut x.clone(), &residual, &fit, &fit, EPS);
         assert_op_error(result, "layer_norm", "all f32 or all bf16");
+    });
+}
+
+/// Rows and columns: as above, and rows of one block and of several, with and without a tail, more columns than threads, more blocks than the warps that
+/// add their sums up.
+const BACKWARD: [(usize, usize); 8] =
+    [(1, 1), (5, 3), (16, 8), (17, 64), (9, 100), (20, 576), (33, 301), (150, 12)];
+
+/// dx, what is added to dweight and to dbias; the largest 1 / deviation.
+fn reference_backward(dy: &Tensor, x: &Tensor, weight: &Tensor) -> (Vec<f64>, [Vec<f64>; 2], f64) {
+    let n = weight.len();
+    let mean = |terms: Vec<f64>| terms.iter().sum::<f64>() / n as f64;
+    let weight = to_f64(weight);
+    let (mut dx, mut sums, mut largest) = (vec![], [vec![0.0; n], vec![0.0; n]], 0.0f64);
+    for (dy, x) in to_f64(dy).chunks(n).zip(to_f64(x).chunks(n)) {
+        let middle = mean(x.to_vec());
+        let variance = mean(x.iter().map(|x| (x - middle) * (x - middle)).collect());
+        let scale = 1.0 / (variance + f64::from(EPS)).sqrt();
+        let g: Vec<f64> = dy.iter().zip(&weight).map(|(dy, w)| dy * w).collect();
+        let normed: Vec<f64> = x.iter().map(|x| (x - middle) * scale).collect();
+        let (mean_g, mean_gn) = (mean(g.clone()), mean(g.iter().zip(&normed).map(|(g, n)| g * n).collect()));
+        for c in 0..n {
+            dx.push(scale * (g[c] - mean_g - normed[c] * mean_gn));
+            sums[0][c] += dy[c] * normed[c];
+            sums[1][c] += dy[c];
+        }
+        largest = largest.max(scale);
+    }
+    (dx, sums, largest)
+}
+
+/// Rows of size `scale` whose mean is as large.
+fn off_centre(rng: &mut Rng, device: &Device, dtype: DType, shape: &[usize], scale: f32) -> Tensor {
+    let x = rng.vec(shape.iter().product(), scale).into_iter().map(|x| x + scale).collect();
+    Tensor::from_vec(shape, x).unwrap().to_dtype(dtype).unwrap().to_device(device).unwrap()
+}
+
+#[test]
+fn backward_matches_f64() {
+    on_each_device(|device| {
+        let mut rng = Rng(14);
+        for (rows, cols) in BACKWARD {
+            for dtype in DTYPES {
+                for scale in [1e-3, 1.0, 1e4] {
+                    let x = off_centre(&mut rng, device, dtype, &[rows, cols], scale);
+                    let dy = random(&mut rng, device, dtype, &[rows, cols], 1.0);
+                    let weight = random(&mut rng, device, dtype, &[cols], 2.0);
+                    let before = [1.0, 3.0].map(|s| random(&mut rng, device, DType::F32, &[cols], s));
+                    let (want, added, largest) = reference_backward(&dy, &x, &weight);
+                    let mut dx = output(&x, &[rows, cols]);
+                    let [mut dweight, mut dbias] = before.clone();
+                    backward(&mut dx, Some((&mut dweight, &mut dbias)), &dy, &x, &weight, EPS).unwrap();
+                    let name = what(&[&"layer_norm backward", &rows, &"x", &cols, &dtype, &scale]);
+                    // Three terms of up to 4 / deviation each.
+                    assert_close(&name, &values(&dx), &want, rounded_sum(dtype, cols, 6.0 * largest));
+                    for ((before, added), got) in before.iter().zip(&added).zip([&dweight, &dbias]) {
+                        let want: Vec<f64> = to_f64(before).iter().zip(added).map(|(a, b)| a + b).collect();
+                        let tolerance = rounded_sum(DType::F32, rows + cols, 3.0);
+                        assert_close(&name, &values(got), &want, tolerance);
+                    }
+
+                    let mut alone = output(&x, &[rows, cols]);
+                    backward(&mut alone, None, &dy, &x, &weight, EPS).unwrap();
+                    assert_eq!(values(&alone), values(&dx), "{name} without sums");
+                    let [mut again, mut dbias_again] = before.clone();
+                    backward(&mut alone, Some((&mut again, &mut dbias_again)), &dy, &x, &weight, EPS)
+                        .unwrap();
+                    assert_eq!(values(&again), values(&dweight), "{name} twice");
+                    assert_eq!(values(&dbias_again), values(&dbias), "{name} twice");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn backward_adds_the_residual_and_rounds_once() {
+    on_each_device(|device| {
+        let mut rng = Rng(15);
+        for (rows, cols) in BACKWARD {
+            for dtype in DTYPES {
+                let mut tensor = |shape: &[usize]| random(&mut rng, device, dtype, shape, 1.0);
+                let [x, dy, residual] = [(); 3].map(|()| tensor(&[rows, cols]));
+                let weight = tensor(&[cols]);
+                let (want, _, largest) = reference_backward(&dy, &x, &weight);
+                let want: Vec<f64> = want.iter().zip(to_f64(&residual)).map(|(a, b)| a + b).collect();
+                let mut dx = output(&x, &[rows, cols]);
+                backward_residual(&mut dx, None, &dy, &x, &weight, &residual, EPS).unwrap();
+                let name = what(&[&"layer_norm backward with residual", &rows, &"x", &cols, &dtype]);
+                assert_close(&name, &values(&dx), &want, rounded_sum(dtype, cols, 1.0 + 6.0 * largest));
+                let [mut dweight, mut dbias] = [(); 2].map(|()| Tensor::zeros_on(device, &[cols]).unwrap());
+                let mut again = output(&x, &[rows, cols]);
+                let sums = Some((&mut dweight, &mut dbias));
+                backward_residual(&mut again, sums, &dy, &x, &weight, &residual, EPS).unwrap();
+                assert_eq!(values(&again), values(&dx), "{name}");
+            }
+        }
+    });
+}
+
+#[test]
+fn backward_refuses_mixed_types() {
+    on_each_device(|device| {
+        let mut rng = Rng(16);
+        let x = random(&mut rng, device, DType::F32, &[2, 8], 1.0);
+        let [wide, narrow] = DTYPES.map(|dtype| random(&mut rng, device, dtype, &[8], 1.0));
+        let run = |weight: &Tensor, mut dweight: Tensor, mut dbias: Tensor| {
+            backward(&mut output(&x, &[2, 8]), Some((&mut dweight, &mut dbias)), &x, &x, weight, EPS)
+        };
+        let sums = || Tensor::zeros_on(device, &[8]).unwrap();
+        assert_op_error(run(&narrow, sums(), sums()), "layer_norm", "all f32 or all bf16");
+        assert_op_error(run(&wide, narrow.clone(), sums()), "layer_norm", "in f32");
+        assert_op_error(run(&wide, sums(), narrow.clone()), "layer_norm", "in f32");
+        assert_op_error(run(&wide, sums(), Tensor::zeros(&[8])), "tensor", "host-executed");
     });
 }

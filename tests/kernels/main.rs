@@ -8,6 +8,8 @@ mod device;
 
 mod add;
 mod attention;
+mod cross_entropy;
+mod dropout;
 mod embedding;
 mod gelu;
 mod layer_norm;

@@ -1,4 +1,5 @@
-use mpa::ops::rms_norm::{forward, forward_residual};
+use mpa::ops::rms_norm::{backward, backward_residual, forward, forward_residual};
+use mpa::tensor::{DType, Tensor};
 
 use crate::common::{Rng, assert_close, assert_op_error, to_f64};
 use crate::device::{DTYPES, on_each_device, output, random, rounded_sum, values, what};
@@ -59,6 +60,83 @@ fn residual_is_added_first_and_kept() {
     });
 }
 
+/// Rows and columns: as above, and rows of one block and of several, with and without a tail, more columns than threads, more blocks than the warps that
+/// add their sums up.
+const BACKWARD: [(usize, usize); 8] =
+    [(1, 1), (5, 3), (16, 8), (17, 64), (9, 100), (20, 576), (33, 301), (150, 12)];
+
+/// dx, and what is added to dweight; the largest 1 / rms.
+fn reference_backward(dy: &Tensor, x: &Tensor, weight: &Tensor) -> (Vec<f64>, Vec<f64>, f64) {
+    let n = weight.len();
+    let weight = to_f64(weight);
+    let (mut dx, mut dweight, mut largest) = (vec![], vec![0.0; n], 0.0f64);
+    for (dy, x) in to_f64(dy).chunks(n).zip(to_f64(x).chunks(n)) {
+        let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / n as f64 + f64::from(EPS)).sqrt();
+        let mean_gn = (0..n).map(|c| dy[c] * weight[c] * x[c] * scale).sum::<f64>() / n as f64;
+        for c in 0..n {
+            dx.push(scale * (dy[c] * weight[c] - x[c] * scale * mean_gn));
+            dweight[c] += dy[c] * x[c] * scale;
+        }
+        largest = largest.max(scale);
+    }
+    (dx, dweight, largest)
+}
+
+#[test]
+fn backward_matches_f64() {
+    on_each_device(|device| {
+        let mut rng = Rng(4);
+        for (rows, cols) in BACKWARD {
+            for dtype in DTYPES {
+                for scale in [1e-3, 1.0, 1e4] {
+                    let [x, dy] = [scale, 1.0].map(|s| random(&mut rng, device, dtype, &[rows, cols], s));
+                    let weight = random(&mut rng, device, dtype, &[cols], 2.0);
+                    let before = random(&mut rng, device, DType::F32, &[cols], 1.0);
+                    let (want, added, largest) = reference_backward(&dy, &x, &weight);
+                    let (mut dx, mut dweight) = (output(&x, &[rows, cols]), before.clone());
+                    backward(&mut dx, Some(&mut dweight), &dy, &x, &weight, EPS).unwrap();
+                    let name = what(&[&"rms_norm backward", &rows, &"x", &cols, &dtype, &scale]);
+                    // Two terms of up to 4 / rms each.
+                    assert_close(&name, &values(&dx), &want, rounded_sum(dtype, cols, 4.0 * largest));
+                    let want: Vec<f64> = to_f64(&before).iter().zip(&added).map(|(a, b)| a + b).collect();
+                    assert_close(&name, &values(&dweight), &want, rounded_sum(DType::F32, rows + cols, 2.0));
+
+                    let mut alone = output(&x, &[rows, cols]);
+                    backward(&mut alone, None, &dy, &x, &weight, EPS).unwrap();
+                    assert_eq!(values(&alone), values(&dx), "{name} without dweight");
+                    let mut again = before.clone();
+                    backward(&mut alone, Some(&mut again), &dy, &x, &weight, EPS).unwrap();
+                    assert_eq!(values(&again), values(&dweight), "{name} twice");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn backward_adds_the_residual_and_rounds_once() {
+    on_each_device(|device| {
+        let mut rng = Rng(5);
+        for (rows, cols) in BACKWARD {
+            for dtype in DTYPES {
+                let mut tensor = |shape: &[usize]| random(&mut rng, device, dtype, shape, 1.0);
+                let [x, dy, residual] = [(); 3].map(|()| tensor(&[rows, cols]));
+                let weight = tensor(&[cols]);
+                let (want, _, largest) = reference_backward(&dy, &x, &weight);
+                let want: Vec<f64> = want.iter().zip(to_f64(&residual)).map(|(a, b)| a + b).collect();
+                let mut dx = output(&x, &[rows, cols]);
+                backward_residual(&mut dx, None, &dy, &x, &weight, &residual, EPS).unwrap();
+                let name = what(&[&"rms_norm backward with residual", &rows, &"x", &cols, &dtype]);
+                assert_close(&name, &values(&dx), &want, rounded_sum(dtype, cols, 1.0 + 4.0 * largest));
+                let mut dweight = Tensor::zeros_on(device, &[cols]).unwrap();
+                let mut again = output(&x, &[rows, cols]);
+                backward_residual(&mut again, Some(&mut dweight), &dy, &x, &weight, &residual, EPS).unwrap();
+                assert_eq!(values(&again), values(&dx), "{name}");
+            }
+        }
+    });
+}
+
 #[test]
 fn mixed_types_and_devices_are_refused() {
     on_each_device(|device| {
@@ -72,5 +150,13 @@ fn mixed_types_and_devices_are_refused() {
             "all f32 or all bf16",
         );
         assert_op_error(forward(&mut output(&x, &[2, 8]), &x, &here, EPS), "tensor", "host-executed");
+        let run = |dweight: &mut Tensor, weight: &Tensor| {
+            backward(&mut output(&x, &[2, 8]), Some(dweight), &x, &x, weight, EPS)
+        };
+        let sums = || Tensor::zeros_on(device, &[8]).unwrap();
+        assert_op_error(run(&mut sums(), &narrow), "rms_norm", "all f32 or all bf16");
+        let wide = x.slice(0..1).unwrap().reshape(&[8]).unwrap();
+        assert_op_error(run(&mut output(&narrow, &[8]), &wide), "rms_norm", "in f32");
+        assert_op_error(run(&mut Tensor::zeros(&[8]), &wide), "tensor", "host-executed");
     });
 }

@@ -1,4 +1,4 @@
-use mpa::ops::rope::{forward, forward_pair, table};
+use mpa::ops::rope::{backward, backward_pair, forward, forward_pair, table};
 use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, assert_close, assert_op_error, to_f64};
@@ -63,6 +63,35 @@ fn forward_matches_f64_and_leaves_the_rest() {
                             assert_eq!(got[rotated..], was[rotated..], "{name}");
                         }
                     }
+                }
+            }
+        }
+    });
+}
+
+/// The sine with the other sign.
+fn negative(sin: &Tensor) -> Tensor {
+    Tensor::from_vec(sin.shape(), values(sin).iter().map(|s| -s).collect()).unwrap()
+}
+
+#[test]
+fn backward_turns_back() {
+    on_each_device(|device| {
+        let mut rng = Rng(4);
+        for (tokens, heads, kv_heads, head_size, rotated) in SHAPES {
+            for dtype in DTYPES {
+                let (cos, sin) = angles(&mut rng, device, tokens, rotated);
+                let back = negative(&sin);
+                let [mut dq, mut dk] = [heads, kv_heads]
+                    .map(|heads| random(&mut rng, device, dtype, &[tokens, heads * head_size], 1.0));
+                let mut alone = dk.clone();
+                let want = [reference(&dq, &cos, &back, heads), reference(&dk, &cos, &back, kv_heads)];
+                backward(&mut alone, &cos, &sin, kv_heads).unwrap();
+                backward_pair(&mut dq, &mut dk, &cos, &sin, [heads, kv_heads]).unwrap();
+                let name = what(&[&"rope backward", &tokens, &heads, &head_size, &rotated, &dtype]);
+                assert_eq!(values(&alone), values(&dk), "{name}");
+                for (got, want) in [dq, dk].iter().zip(&want) {
+                    assert_close(&name, &values(got), want, rounded_sum(dtype, 2, 1.0));
                 }
             }
         }

@@ -141,8 +141,7 @@ impl Block {
         let mut dh2 = dy.like(s.h2.shape())?;
         self.gate.backward(grads, Some(&mut dh2), false, &dgate, &s.h2, gate_saved)?;
         self.up.backward(grads, Some(&mut dh2), true, &dup, &s.h2, up_saved)?;
-        let mut dx2 = self.norm2.backward(grads, &dh2, &s.x2)?;
-        add::forward(&mut dx2, &dy)?;
+        let dx2 = self.norm2.backward_residual(grads, &dh2, &s.x2, &dy)?;
 
         let mut dattn = dy.like(s.attn.shape())?;
         self.o.backward(grads, Some(&mut dattn), false, &dx2, &s.attn, o_saved)?;
@@ -160,15 +159,14 @@ impl Block {
             spans,
             self.attention,
         )?;
-        rope::backward(&mut dq, &rope.cos, &rope.sin, self.attention.heads)?;
-        rope::backward(&mut dk, &rope.cos, &rope.sin, self.attention.kv_heads)?;
+        let heads = [self.attention.heads, self.attention.kv_heads];
+        rope::backward_pair(&mut dq, &mut dk, &rope.cos, &rope.sin, heads)?;
         let mut dh1 = (need_dx || self.norm1.is_trained()).then(|| dy.like(s.h1.shape())).transpose()?;
         self.q.backward(grads, dh1.as_mut(), false, &dq, &s.h1, q_saved)?;
         self.k.backward(grads, dh1.as_mut(), true, &dk, &s.h1, k_saved)?;
         self.v.backward(grads, dh1.as_mut(), true, &dv, &s.h1, v_saved)?;
         let Some(dh1) = dh1 else { return Ok(None) };
-        let mut dx = self.norm1.backward(grads, &dh1, &s.x)?;
-        add::forward(&mut dx, &dx2)?;
+        let dx = self.norm1.backward_residual(grads, &dh1, &s.x, &dx2)?;
         Ok(need_dx.then_some(dx))
     }
 
