@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# All that a machine with a GPU is needed for, in one go of at most ten minutes: facts, self-test, compute-sanitizer, benchmarks, peers, one table.
-# Usage: scripts/gpu-check.sh BINDIR OUTDIR
-#   BINDIR has the binary mpa (scripts/gpu-pack.sh makes .gpu); OUTDIR gets the CSV files and logs (table.csv and ops.csv are the ones to commit).
+# All that a machine with a GPU is needed for, in two goes of at most ten minutes each:
+#   ops     facts, self-test, compute-sanitizer, benchmarks of ops, peers, one table
+#   models  whole models with random weights: decoding and steps of LoRA, beside transformers and peft on the same weights, one table
+# Usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models]
+#   BINDIR has the binary mpa (scripts/gpu-pack.sh makes .gpu); OUTDIR gets the CSV files and logs. To be committed: table.csv and ops.csv, or
+#   models.csv and models.txt.
 # Nothing else of the project is needed than this repository's scripts/ and benches/peers/; of the machine python3 with torch (and transformers)
 # for the peers and compute-sanitizer. What is missing is said, and its part is skipped.
 # A part that fails or runs out of its time does not keep the others from running. Exit code: 1 if a part failed, else 3 if one was skipped, else 0.
 # Environment: MPA_CHECK_BACKEND=host|cuda (cuda). host: kernels on the CPU, small shapes: tries this script out where there is no GPU.
 set -uo pipefail
-[ $# -eq 2 ] || { echo "usage: scripts/gpu-check.sh BINDIR OUTDIR" >&2; exit 2; }
+go=${3:-ops}
+[[ ($# -eq 2 || $# -eq 3) && $go =~ ^(ops|models)$ ]] || { echo "usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models]" >&2; exit 2; }
 cd "$(dirname "$0")/.." || exit 2
 mpa=$(realpath "$1")/mpa
 [ -x "$mpa" ] || chmod +x "$mpa" 2>/dev/null || { echo "gpu-check: there is no $mpa (scripts/gpu-pack.sh builds it)" >&2; exit 2; }
@@ -19,9 +23,9 @@ cuda) quick=() torch=(--device cuda) ;;
 host) quick=(--quick) torch=(--device cpu --quick) ;;
 *) echo "gpu-check: MPA_CHECK_BACKEND: expected cuda or host, got $backend" >&2; exit 2 ;;
 esac
-rm -f "$out"/{facts.txt,mpa.txt,memcheck.txt,racecheck.txt,ops.csv,peers.csv,peers.txt,table.csv}
-shapes=$(mktemp)
-trap 'rm -f "$shapes"' EXIT
+scratch=$(mktemp -d)
+shapes=$scratch/shapes.json
+trap 'rm -rf "$scratch"' EXIT
 failed=() skipped=()
 
 part() { # name, seconds, file for the output, command
@@ -80,28 +84,75 @@ print(found[0].rsplit('/', 1)[0] if found else '')" 2>/dev/null)
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 facts 2>&1 | tee "$out/facts.txt"
 command -v nvidia-smi >/dev/null || skipped+=("nvidia-smi (there is none)")
-# The limits add up to less than ten minutes.
-part selftest 90 "$out/mpa.txt" "$mpa" selftest --backend "$backend" "${quick[@]}"
-# Without cuBLASLt our own kernel has all of linear's and lora's work.
-for op in linear lora; do
-    part "selftest $op, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter "$op"
-done
-sanitize memcheck
-sanitize racecheck
-part bench 70 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
-part "bench linear, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" bench ops --backend "$backend" "${quick[@]}" --filter linear
-"$mpa" bench ops --shapes --json >"$shapes"
-commit=$(sed -n '2s/.*,"\([^"]*\)",[^,]*$/\1/p' "$out/ops.csv" 2>/dev/null)
-: "${commit:=unknown}"
-peer products 30 torch
-peer attention 70 torch
-peer patching 30 torch
-peer decode 45 transformers
-if command -v python3 >/dev/null; then
-    part table 5 "$out/peers.txt" python3 benches/peers/table.py "$out/table.csv" "$out/ops.csv" "$out/peers.csv"
-else
-    skip table "there is no python3"
-fi
+# The limits of each go add up to less than ten minutes.
+check_ops() {
+    rm -f "$out"/{mpa.txt,memcheck.txt,racecheck.txt,ops.csv,peers.csv,peers.txt,table.csv}
+    part selftest 90 "$out/mpa.txt" "$mpa" selftest --backend "$backend" "${quick[@]}"
+    # Without cuBLASLt our own kernel has all of linear's and lora's work.
+    for op in linear lora; do
+        part "selftest $op, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter "$op"
+    done
+    sanitize memcheck
+    sanitize racecheck
+    part bench 70 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
+    part "bench linear, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" bench ops --backend "$backend" "${quick[@]}" --filter linear
+    "$mpa" bench ops --shapes --json >"$shapes"
+    commit=$(sed -n '2s/.*,"\([^"]*\)",[^,]*$/\1/p' "$out/ops.csv" 2>/dev/null)
+    : "${commit:=unknown}"
+    peer products 30 torch
+    peer attention 70 torch
+    peer patching 30 torch
+    if command -v python3 >/dev/null; then
+        part table 5 "$out/peers.txt" python3 benches/peers/table.py "$out/table.csv" "$out/ops.csv" "$out/peers.csv"
+    else
+        skip table "there is no python3"
+    fi
+}
+
+model() { # name, seconds, shape, options of `bench model`: mpa, then the peer on the checkpoint that mpa writes
+    local name=$1 seconds=$2 shape=$3 options=("${@:4}") csv
+    csv=$scratch/$((++models)).csv rows+=("$csv")
+    part "mpa $name" "$seconds" "$out/models.txt" "$mpa" bench model --backend "$backend" --shape "$shape" "${options[@]}" --csv "$csv"
+}
+
+model_peer() { # name, seconds, shape, what the peer does, options of `bench model`
+    local name=$1 seconds=$2 shape=$3 what=$4 options=("${@:5}") missing
+    missing=$(python3 -c "import importlib.util as u; print(*[m for m in ('torch', 'transformers', 'peft') if u.find_spec(m) is None])" 2>&1)
+    if [ -n "$missing" ]; then
+        skip "peer $name" "python3 has no $missing"
+        return
+    fi
+    "$mpa" bench model --shape "$shape" "${options[@]}" --write "$scratch/peer" >/dev/null 2>&1 || { failed+=("peer $name (nothing written)"); return; }
+    part "peer $name" "$seconds" "$out/models.txt" python3 benches/peers/model.py "$scratch/peer" --csv "$scratch/peers.csv" --what "$what" "${torch[@]:0:2}"
+    rm -rf "$scratch/peer"
+}
+
+check_models() {
+    rm -f "$out"/models.{txt,csv}
+    models=0 rows=()
+    local size step answers=(--tiles 1 --words 90)
+    for step in "smolvlm-500m 90" "smolvlm-2.2b 120"; do
+        read -r size seconds <<<"$step"
+        local train=(--batch 4 --tiles 17 --words 90 --new 8)
+        if [ "$backend" = host ]; then size=tiny train=(--batch 1 --tiles 1 --words 4 --new 3 --runs 1); fi
+        model "$size, LoRA" 45 "$size" --train "${train[@]}"
+        model "$size, LoRA, recompute" 45 "$size" --train --recompute "${train[@]}"
+        model_peer "$size, LoRA" "$seconds" "$size" step "${train[@]}"
+        if [ "$backend" = host ]; then break; fi
+    done
+    size=smolvlm-500m
+    if [ "$backend" = host ]; then size=tiny answers=(--tiles 1 --words 4 --new 3 --runs 1); fi
+    model "$size, answers, batch 1" 30 "$size" --batch 1 "${answers[@]}"
+    [ "$backend" = host ] || model "$size, answers, batch 32" 40 "$size" --batch 32 "${answers[@]}"
+    model_peer "$size, answers, batch 1" 60 "$size" decode --batch 1 "${answers[@]}"
+    if command -v python3 >/dev/null; then
+        part table 5 "$out/models.txt" python3 benches/peers/table.py "$out/models.csv" "${rows[@]}" "$scratch/peers.csv"
+    else
+        skip table "there is no python3"
+    fi
+}
+
+"check_$go"
 
 printf '\n== summary, %d s ==\n' "$SECONDS"
 ((${#failed[@]})) && printf 'FAILED   %s\n' "${failed[@]}"
