@@ -1,6 +1,6 @@
 """transformers + peft on the checkpoint, adapter and batch that `mpa bench model --train --write DIR` left: greedy decoding and steps of LoRA.
 
-Usage: python3 model.py DIR --csv peers.csv [--commit ID] [--device cuda|cpu] [--steps N] [--what decode|step]...
+Usage: python3 model.py DIR --csv peers.csv [--commit ID] [--device cuda|cpu] [--dtype bf16|f32] [--steps N] [--what decode|step]...
 Rows have the names of mpa's. A step is forward, backward, clipping and AdamW, the vision tower included, with and without gradient checkpointing; `bytes` is
 the most memory that torch had in use. The losses that are printed are of the same data and weights as mpa's: side by side they should agree.
 """
@@ -21,10 +21,12 @@ def arguments():
     parser.add_argument("--csv", required=True)
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bf16", choices=["bf16", "f32"])
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--what", action="append", choices=["decode", "step"])
     args = parser.parse_args()
     args.quick = False
+    args.torch_dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[args.dtype]
     return args
 
 
@@ -37,8 +39,8 @@ def load(args, device):
     batch = load_file(os.path.join(args.folder, "batch.safetensors"))
     inputs = {"input_ids": batch["ids"].long().to(device), "attention_mask": torch.ones_like(batch["ids"]).long().to(device)}
     if "pixels" in batch:
-        inputs["pixel_values"] = batch["pixels"].to(device, torch.bfloat16)
-    model = AutoModelForImageTextToText.from_pretrained(args.folder, dtype=torch.bfloat16, attn_implementation="sdpa").to(device)
+        inputs["pixel_values"] = batch["pixels"].to(device, args.torch_dtype)
+    model = AutoModelForImageTextToText.from_pretrained(args.folder, dtype=args.torch_dtype, attn_implementation="sdpa").to(device)
     return facts, model, inputs, batch["labels"].long().to(device)
 
 
@@ -72,7 +74,7 @@ def decode(bench, timer, args):
     first = min(timer.seconds(lambda: run(1)) for _ in range(args.steps))
     step = (min(timer.seconds(lambda: run(new)) for _ in range(args.steps)) - first) / (new - 1)
     for op, seconds in (("first_token", first), ("decode", step)):
-        bench.row({"op": op, "name": facts["name"], "bytes": 0, "flops": 0}, seconds * 1e6, "generate")
+        bench.row({"op": op, "name": facts["name"], "bytes": 0, "flops": 0}, seconds * 1e6, "generate", args.dtype)
     rate = inputs["input_ids"].shape[0] / step
     print(f"torch: first token after {first * 1e3:.1f} ms, decoding {rate:.1f} tokens/s ({step * 1e3:.2f} ms a step)", flush=True)
 
@@ -105,7 +107,7 @@ def train(bench, timer, args, checkpointing):
     peak = torch.cuda.max_memory_allocated() if bench.cuda else 0
     op = "lora_step_recompute" if checkpointing else "lora_step"
     rate = inputs["input_ids"].numel() / seconds
-    bench.row({"op": op, "name": facts["name"], "bytes": peak, "flops": 0}, seconds * 1e6, f"peft, {rate:.0f} tokens/s")
+    bench.row({"op": op, "name": facts["name"], "bytes": peak, "flops": 0}, seconds * 1e6, f"peft, {rate:.0f} tokens/s", args.dtype)
     told = " ".join(f"{float(loss):.4f}" for loss in losses)
     print(f"torch:{op}: {seconds:.3f} s a step, {rate:.0f} tokens/s, at most {peak >> 20} MiB in use; losses {told}", flush=True)
 
