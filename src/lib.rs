@@ -1,6 +1,6 @@
 //! The Model Parity Aligner (arXiv 2509.16633) in one binary. Modules in data-flow order; imports go down this list only:
 //! `cli` -> `demo` -> `mpa` -> `train`, `data` -> `models` -> `ops` -> `tensor` -> `error`.
-//! Beside them `selftest` and `bench`, which check and time the ops: `cli` -> `selftest`, `bench` -> `ops`.
+//! Beside them `selftest` and `bench`, which check and time the ops, and whole models: `cli` -> `selftest` -> `ops`, `cli` -> `bench` -> `train`.
 
 pub mod cli;
 pub mod demo;

@@ -113,14 +113,38 @@ fn unused_memory_of_other_sizes_makes_room_and_what_never_fits_is_an_error() {
     let (gpu, _) = device();
     // The host driver has 512 MiB.
     let big = 5 << 25;
-    drop(gpu.alloc(big).unwrap());
-    drop(gpu.alloc(2 * big).unwrap());
+    drop((gpu.alloc(big).unwrap(), gpu.alloc(2 * big).unwrap()));
     assert!(gpu.memory_use().reserved >= 3 * big);
     let held = gpu.alloc(5 << 26).unwrap();
     let error = gpu.alloc(7 << 25).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     drop(held);
     gpu.alloc(7 << 25).unwrap();
+}
+
+#[test]
+fn what_is_kept_stays_near_what_was_needed() {
+    let gpu = Gpu::dry();
+    let mut rng = Rng(3);
+    for _ in 0..200 {
+        let size = 1_000_000 + rng.next() as usize % 40_000_000;
+        let held: Vec<_> = (1..5).map(|i| gpu.alloc(i * size).unwrap()).collect();
+        drop(held);
+        let usage = gpu.memory_use();
+        assert!(usage.reserved <= usage.peak + usage.peak / 10 + 1, "{usage:?}");
+    }
+}
+
+#[test]
+fn a_block_serves_what_is_up_to_twice_smaller() {
+    let gpu = Gpu::dry();
+    let take = |sizes: [usize; 2]| {
+        drop(sizes.map(|bytes| gpu.alloc(bytes).unwrap()));
+        gpu.memory_use().allocations
+    };
+    assert_eq!(take([40 << 20, 80 << 20]), 2);
+    assert_eq!(take([60 << 20, 24 << 20]), 2);
+    assert_eq!(take([4 << 20, 80 << 20]), 3, "the block of 40 is left to others");
 }
 
 #[test]

@@ -81,6 +81,11 @@ mod kernels {
     }
 
     #[test]
+    fn lora_losses_gradients_and_final_adapter() {
+        for_each_model_on(&device(), lora::training);
+    }
+
+    #[test]
     fn logits_in_bf16() {
         let device = device();
         for_each_model_on(&Device::Cpu, |golden| bf16(golden, &device));

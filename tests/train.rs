@@ -9,7 +9,7 @@ use common::{Rng, Tolerance, assert_close};
 use mpa::models::image::Rgb;
 use mpa::models::vlm::Vlm;
 use mpa::models::weights::Weights;
-use mpa::tensor::Tensor;
+use mpa::tensor::{Place, Tensor};
 use mpa::train::batch::Kept;
 use mpa::train::fit::{LoraOptions, Picture, Sample, Tower, TrainOptions, Trainable, Trainer, level};
 
@@ -185,7 +185,7 @@ fn train(out: &Path, trainable: &Trainable, stop_after: usize) -> bool {
             count += 1;
             assert!(count <= stop_after, "killed");
         };
-        level(&model(), &samples(7), trainable, &options(), out, on_step).unwrap();
+        level(&model(), &samples(7), trainable, &options(), &Place::cpu(), out, on_step).unwrap();
     }));
     result.is_ok()
 }
@@ -224,7 +224,7 @@ fn what_a_run_wrote_is_a_plain_checkpoint_to_the_next() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let full = Trainable::Full(vec![Tower::Connector]);
     let run = |model: &Path, count, out: &Path| {
-        level(model, &samples(count), &full, &options(), out, &mut |_, _, _, _| {}).unwrap();
+        level(model, &samples(count), &full, &options(), &Place::cpu(), out, &mut |_, _, _, _| {}).unwrap();
     };
     run(&model(), 7, first.path());
     run(first.path(), 6, second.path());
@@ -238,7 +238,8 @@ fn a_folder_of_another_run_is_refused() {
     let out = tempfile::tempdir().unwrap();
     assert!(train(out.path(), &lora(0.0), usize::MAX));
     let e =
-        level(&model(), &samples(6), &lora(0.0), &options(), out.path(), &mut |_, _, _, _| {}).unwrap_err();
+        level(&model(), &samples(6), &lora(0.0), &options(), &Place::cpu(), out.path(), &mut |_, _, _, _| {})
+            .unwrap_err();
     assert!(e.to_string().contains("training.json"), "{e}");
     assert_eq!(e.exit_code(), 2);
 }
@@ -257,6 +258,21 @@ fn dropout_masks_follow_the_step() {
     let without = losses(0.0);
     assert_eq!(without[1], without[2]);
     assert_ne!(with[1], without[1]);
+}
+
+#[test]
+fn recomputed_blocks_give_the_same_bits() {
+    let samples = samples(3);
+    for trainable in [lora(0.1), Trainable::Full(vec![Tower::Vision, Tower::Text])] {
+        let run = |recompute| {
+            let options = TrainOptions { recompute, ..options() };
+            let mut trainer = Trainer::new(vlm(), trainable.clone(), options).unwrap();
+            let losses = [1e-2, 1e-2].map(|lr| trainer.step(&samples, lr).unwrap().loss.to_bits());
+            let named = trainer.named_gradients().into_iter();
+            (losses, named.map(|(name, g)| (name, g.bytes().unwrap().to_vec())).collect::<Vec<_>>())
+        };
+        assert_eq!(run(false), run(true));
+    }
 }
 
 #[test]

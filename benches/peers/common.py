@@ -34,13 +34,13 @@ def arguments(description):
 
 
 class Bench:
-    def __init__(self, args):
+    def __init__(self, args, flush=True):
         self.args = args
         self.device = torch.device(args.device)
         self.cuda = self.device.type == "cuda"
         self.repeats = 1 if args.quick else REPEATS
         self.warm_up = 1 if args.quick else WARM_UP
-        self.flush = torch.empty(4096 if args.quick else FLUSH, dtype=torch.uint8, device=self.device)
+        self.flush = torch.empty(FLUSH if flush and not args.quick else 4096, dtype=torch.uint8, device=self.device)
         self.failed = []
 
     def shapes(self, op):

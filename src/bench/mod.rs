@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! shapes.rs, work.rs: what is run, its bytes and FLOPs --> cases.rs: tensors and a call --> timing.rs: median --> Row
+//! checkpoint.rs: whole models with random weights --> model.rs: answers and training steps
 //! ```
 
 mod cases;
+pub mod checkpoint;
+pub mod model;
 mod shapes;
 mod timing;
 mod work;

@@ -10,7 +10,7 @@ use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
 use crate::tensor::Backend;
-pub use device::{Bench, BenchOps, Selftest};
+pub use device::{Bench, BenchModel, BenchOps, Selftest};
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
 #[derive(Parser)]
@@ -58,7 +58,7 @@ pub enum Command {
     Annotate(Annotate),
     Predict(Predict),
     Select(Select),
-    Level(Level),
+    Level(Box<Level>),
     Evaluate(Evaluate),
     Generate(Generate),
     Merge(Merge),
@@ -240,7 +240,8 @@ pub struct Select {
 #[command(after_help = "\
 Examples:
   mpa level --model student --data parity.jsonl --out leveled
-  mpa level --model student --data parity.jsonl --rehearsal 0.5 --rank 32 --epochs 3 --out leveled")]
+  mpa level --model student --data parity.jsonl --rehearsal 0.5 --rank 32 --epochs 3 --out leveled
+  mpa level --model student --data parity.jsonl --batch 32 --out leveled --dry-run")]
 pub struct Level {
     /// Checkpoint folder or hub id
     #[arg(long, value_name = "MODEL")]
@@ -260,6 +261,9 @@ pub struct Level {
     /// What is drawn at random depends on it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Train nothing: say how many steps it would be, and the GPU memory that the largest takes (no GPU is needed)
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub settings: Settings,
 }

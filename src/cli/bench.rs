@@ -8,19 +8,15 @@ use crate::error::{Error, Result};
 use crate::mpa::progress::Progress;
 use crate::tensor::{DType, Device};
 
-use super::args::GpuType;
-use super::compute::{Facts, align};
+use super::compute::{self, Facts, align};
 use super::{Output, args};
 
-pub fn ops(args: &args::BenchOps, compute: &args::Compute, progress: &Progress) -> Result<Output> {
-    let dtype = match compute.dtype {
-        GpuType::Bf16 => DType::Bf16,
-        GpuType::F32 => DType::F32,
-    };
+pub fn ops(args: &args::BenchOps, compute_args: &args::Compute, progress: &Progress) -> Result<Output> {
+    let dtype = compute::dtype(compute_args);
     if args.shapes {
         return list(&args.filter, dtype);
     }
-    let (device, why) = Device::choose(compute.backend, compute.device)?;
+    let (device, why) = Device::choose(compute_args.backend, compute_args.device)?;
     progress.note(&format!("device: {device} ({why})"));
     let mut bench = Bench::new(&device, dtype, args.quick)?;
     let shapes = bench.shapes(&args.filter);
@@ -86,7 +82,7 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// `note` is for peers: which of several ways was the fastest.
-fn csv(rows: &[Row], facts: &Facts) -> String {
+pub(super) fn csv(rows: &[Row], facts: &Facts) -> String {
     let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     let mut text = String::from(
         "op,shape,dtype,median_us,bytes,flops,GB/s,TFLOP/s,percent_of_ceiling,gpu,driver,commit,note\n",

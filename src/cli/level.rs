@@ -9,6 +9,7 @@ use crate::mpa::engine::Job;
 use crate::mpa::level;
 use crate::mpa::predict;
 use crate::mpa::progress::Progress;
+use crate::train::plan;
 
 use super::{Output, args, compute, guard};
 
@@ -24,7 +25,6 @@ struct Settings<'a> {
 }
 
 pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> Result<Output> {
-    let engine = compute::cpu_only(compute, "training")?;
     args.settings.check().map_err(|bad| bad.usage())?;
     let ask = predict::Options { prompt: args.prompt.clone(), max_new_tokens: 1 };
     ask.check().map_err(|bad| bad.usage())?;
@@ -48,9 +48,14 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
         seed: args.seed,
         settings: &args.settings,
     };
-    guard::folder(&args.out, &settings)?;
     let samples = level::samples(&samples, &args.prompt);
     let (trainable, options) = (args.settings.trainable(), args.settings.train(args.seed));
+    if args.dry_run {
+        let plan = plan::plan(&model, &samples, &trainable, &options, compute::dtype(compute))?;
+        return Output::new(&plan, plan.to_string());
+    }
+    guard::folder(&args.out, &settings)?;
+    let engine = compute::native(compute, progress)?;
     let job =
         Job { model: &model, samples: &samples, trainable: &trainable, options: &options, out: &args.out };
     let report = level::run("level", &engine, job, progress)?;

@@ -3,6 +3,7 @@
 mod annotate;
 mod args;
 mod bench;
+mod bench_model;
 mod compute;
 mod demo;
 mod doctor;
@@ -89,6 +90,7 @@ fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<
         Command::Merge(args) => merge::run(&args),
         Command::Selftest(args) => selftest::run(&args, compute, progress),
         Command::Bench(args::Bench::Ops(args)) => bench::ops(&args, compute, progress),
+        Command::Bench(args::Bench::Model(args)) => bench_model::run(&args, compute, progress),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -1,15 +1,11 @@
 use crate::error::Result;
 use crate::mpa::progress::{Progress, span};
 use crate::mpa::run::{self, Outcome};
-use crate::tensor::Device;
 
 use super::{Output, args, compute};
 
 pub fn run(args: &args::Run, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let engine = compute::native(compute, progress)?;
-    if engine.device != Device::Cpu {
-        progress.note("levelling is done on the CPU");
-    }
     let outcome = run::run(&engine, &args.config, args.out.as_deref(), progress)?;
     Output::new(&outcome, text(&outcome))
 }

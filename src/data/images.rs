@@ -33,7 +33,24 @@ pub fn read(path: &Path) -> Result<Rgb> {
     decode(&bytes).map_err(|what| Error::input(path, what))
 }
 
-/// The same, but what is wrong is said without the path: for files that must not depend on where they lie.
+/// Width and height of the picture that `read` gives, from the beginning of its file.
+pub fn size(path: &Path) -> Result<(usize, usize)> {
+    let opened = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+    let decoder = opened.map_err(|e| Error::io(path, e))?.into_decoder();
+    let mut decoder = decoder.map_err(|e| Error::input(path, format!("not a picture: {e}")))?;
+    let (width, height) = decoder.dimensions();
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let turned = matches!(
+        orientation,
+        Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
+    );
+    Ok(if turned { (height as usize, width as usize) } else { (width as usize, height as usize) })
+}
+
+/// What `read` gives, but what is wrong is said without the path: for files that must not depend on where they lie.
 pub fn try_read(path: &Path) -> Result<Rgb, String> {
     read(path).map_err(|error| match error {
         Error::Input { what, .. } => what,

@@ -16,7 +16,7 @@ use crate::models::vlm::Vlm;
 use crate::models::weights::{self, Weights};
 use crate::ops::matmul::{View, matmul};
 use crate::random;
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Tensor};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -266,12 +266,17 @@ fn read_module(
 pub fn save(vlm: &mut Vlm, options: &LoraOptions, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let mut tensors = Vec::new();
+    let mut outcome = Ok(());
     vlm.visit_linears(&mut |name, linear| {
-        if let Some(lora) = &linear.lora {
-            tensors.push((format!("{PREFIX}{name}.lora_A.weight"), lora.a.value.clone()));
-            tensors.push((format!("{PREFIX}{name}.lora_B.weight"), lora.b.value.clone()));
+        let Some(lora) = &linear.lora else { return };
+        for (half, param) in [("lora_A", &lora.a), ("lora_B", &lora.b)] {
+            match param.value.to_device(&Device::Cpu) {
+                Ok(value) => tensors.push((format!("{PREFIX}{name}.{half}.weight"), value)),
+                Err(error) => outcome = Err(error),
+            }
         }
     });
+    outcome?;
     let target_modules = match Targets::new(&options.targets)? {
         Targets::Pattern(_) => json!(options.targets[0]),
         Targets::Names(mut names) => {
@@ -302,6 +307,11 @@ pub fn save(vlm: &mut Vlm, options: &LoraOptions, folder: &Path) -> Result<()> {
     std::fs::write(&config_path, text).map_err(|e| Error::io(&config_path, e))?;
     let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
     weights::save(&folder.join(WEIGHTS), &borrowed)
+}
+
+/// Drops all adapters.
+pub fn detach(vlm: &mut Vlm) {
+    vlm.visit_linears(&mut |_, linear| linear.lora = None);
 }
 
 /// Adds scale * B A to every adapted weight (rounded to the weight's own dtype) and drops the adapters.

@@ -23,11 +23,28 @@ pub struct Lora {
     pub key: u64,
 }
 
-/// Whether a pass trains, and with which dropout masks.
+/// Whether a pass trains.
 #[derive(Clone, Copy, Debug)]
 pub enum Pass {
     Infer,
-    Train { seed: u64 },
+    Train {
+        /// Of the dropout masks.
+        seed: u64,
+        /// Blocks keep their input alone, and are run again in the backward (Chen et al. 2016).
+        recompute: bool,
+    },
+}
+
+impl Pass {
+    pub(super) fn recomputes(self) -> bool {
+        matches!(self, Pass::Train { recompute: true, .. })
+    }
+}
+
+/// What the backward of a block goes by: all that its forward made, or its input.
+pub(super) enum Kept<T> {
+    All(T),
+    Input(Tensor),
 }
 
 /// What the backward pass of a `Linear` needs besides its input.
@@ -50,11 +67,11 @@ impl Linear {
     }
 
     pub fn outputs(&self) -> usize {
-        self.weight.value.rows()
+        self.weight.get().rows()
     }
 
     pub fn inputs(&self) -> usize {
-        self.weight.value.cols()
+        self.weight.get().cols()
     }
 
     /// x [M, K] -> [M, N]
@@ -64,14 +81,14 @@ impl Linear {
 
     /// The same into `out`, which may be f32 where x is narrower.
     pub fn forward_into(&self, mut out: Tensor, x: &Tensor, pass: Pass) -> Result<(Tensor, LinearSaved)> {
-        linear::forward(&mut out, x, &self.weight.value, self.bias.as_ref().map(|b| &b.value))?;
+        linear::forward(&mut out, x, self.weight.get(), self.bias.as_ref().map(Param::get))?;
         let mut saved = LinearSaved { xa: None, mask_seed: None };
         if let Some(adapter) = &self.lora {
             saved.mask_seed = adapter.mask_seed(pass);
             let dropped = adapter.dropped(x, saved.mask_seed)?;
-            let mut xa = x.like(&[x.rows(), adapter.a.value.rows()])?;
+            let mut xa = x.like(&[x.rows(), adapter.a.get().rows()])?;
             let input = dropped.as_ref().unwrap_or(x);
-            lora::forward(&mut out, &mut xa, input, &adapter.a.value, &adapter.b.value, adapter.scale)?;
+            lora::forward(&mut out, &mut xa, input, adapter.a.get(), adapter.b.get(), adapter.scale)?;
             saved.xa = Some(xa);
         }
         Ok((out, saved))
@@ -88,7 +105,7 @@ impl Linear {
         saved: &LinearSaved,
     ) -> Result<()> {
         if let Some(dx) = dx.as_deref_mut() {
-            linear::backward_input(dx, dy, &self.weight.value, accumulate)?;
+            linear::backward_input(dx, dy, self.weight.get(), accumulate)?;
         }
         if let Some(dweight) = grads.of(&self.weight) {
             linear::backward_weight(dweight, dy, x)?;
@@ -120,7 +137,7 @@ impl Linear {
 impl Lora {
     fn mask_seed(&self, pass: Pass) -> Option<u64> {
         match pass {
-            Pass::Train { seed } if self.dropout > 0.0 => Some(random::mix(seed, &[self.key])),
+            Pass::Train { seed, .. } if self.dropout > 0.0 => Some(random::mix(seed, &[self.key])),
             _ => None,
         }
     }
@@ -142,7 +159,7 @@ impl Lora {
         xa: &Tensor,
         mask_seed: Option<u64>,
     ) -> Result<()> {
-        let (a, b) = (&self.a.value, &self.b.value);
+        let (a, b) = (self.a.get(), self.b.get());
         let mut unused; // a loaded adapter that is not trained still passes the gradient on
         let (da, db) = match grads.pair(&self.a, &self.b) {
             Some(pair) => pair,

@@ -23,14 +23,14 @@ impl LayerNorm {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut out = x.like(x.shape())?;
-        layer_norm::forward(&mut out, x, &self.weight.value, &self.bias.value, self.eps)?;
+        layer_norm::forward(&mut out, x, self.weight.get(), self.bias.get(), self.eps)?;
         Ok(out)
     }
 
     /// x += residual, then the norm of x.
     pub fn forward_residual(&self, x: &mut Tensor, residual: &Tensor) -> Result<Tensor> {
         let mut out = x.like(x.shape())?;
-        let (weight, bias) = (&self.weight.value, &self.bias.value);
+        let (weight, bias) = (self.weight.get(), self.bias.get());
         layer_norm::forward_residual(&mut out, x, residual, weight, bias, self.eps)?;
         Ok(out)
     }
@@ -39,7 +39,7 @@ impl LayerNorm {
     pub fn backward(&self, grads: &mut Grads, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
         let mut dx = x.like(x.shape())?;
         let dparams = grads.pair(&self.weight, &self.bias);
-        layer_norm::backward(&mut dx, dparams, dy, x, &self.weight.value, self.eps)?;
+        layer_norm::backward(&mut dx, dparams, dy, x, self.weight.get(), self.eps)?;
         Ok(dx)
     }
 
@@ -53,7 +53,7 @@ impl LayerNorm {
     ) -> Result<Tensor> {
         let mut dx = x.like(x.shape())?;
         let dparams = grads.pair(&self.weight, &self.bias);
-        layer_norm::backward_residual(&mut dx, dparams, dy, x, &self.weight.value, residual, self.eps)?;
+        layer_norm::backward_residual(&mut dx, dparams, dy, x, self.weight.get(), residual, self.eps)?;
         Ok(dx)
     }
 
@@ -79,21 +79,21 @@ impl RmsNorm {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut out = x.like(x.shape())?;
-        rms_norm::forward(&mut out, x, &self.weight.value, self.eps)?;
+        rms_norm::forward(&mut out, x, self.weight.get(), self.eps)?;
         Ok(out)
     }
 
     /// x += residual, then the norm of x.
     pub fn forward_residual(&self, x: &mut Tensor, residual: &Tensor) -> Result<Tensor> {
         let mut out = x.like(x.shape())?;
-        rms_norm::forward_residual(&mut out, x, residual, &self.weight.value, self.eps)?;
+        rms_norm::forward_residual(&mut out, x, residual, self.weight.get(), self.eps)?;
         Ok(out)
     }
 
     /// The gradient of x.
     pub fn backward(&self, grads: &mut Grads, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
         let mut dx = x.like(x.shape())?;
-        rms_norm::backward(&mut dx, grads.of(&self.weight), dy, x, &self.weight.value, self.eps)?;
+        rms_norm::backward(&mut dx, grads.of(&self.weight), dy, x, self.weight.get(), self.eps)?;
         Ok(dx)
     }
 
@@ -106,7 +106,7 @@ impl RmsNorm {
         residual: &Tensor,
     ) -> Result<Tensor> {
         let mut dx = x.like(x.shape())?;
-        let (dweight, weight) = (grads.of(&self.weight), &self.weight.value);
+        let (dweight, weight) = (grads.of(&self.weight), self.weight.get());
         rms_norm::backward_residual(&mut dx, dweight, dy, x, weight, residual, self.eps)?;
         Ok(dx)
     }

@@ -2,17 +2,37 @@
 
 use crate::error::Result;
 use crate::models::weights::Weights;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Device, Tensor};
 
 /// A weight of a model. `slot` is its index in `Grads` while it is trained; `None` is frozen.
 pub struct Param {
+    /// f32 while it is trained: what the optimizer changes.
     pub value: Tensor,
+    /// `value` rounded to the type of the activations, where that is another: what ops read.
+    pub rounded: Option<Tensor>,
     pub slot: Option<usize>,
 }
 
 impl Param {
     pub fn new(value: Tensor) -> Self {
-        Param { value, slot: None }
+        Param { value, rounded: None, slot: None }
+    }
+
+    /// What ops read.
+    pub fn get(&self) -> &Tensor {
+        self.rounded.as_ref().unwrap_or(&self.value)
+    }
+
+    /// Moves it to a GPU, for activations of type `dtype`; a trained one stays f32 beside its rounded copy.
+    pub fn place(&mut self, device: &Device, dtype: DType) -> Result<()> {
+        let rounded = self.value.to_dtype(dtype)?.to_device(device)?;
+        if self.slot.is_some() && dtype != DType::F32 {
+            self.value = self.value.to_device(device)?;
+            self.rounded = Some(rounded);
+        } else {
+            self.value = rounded;
+        }
+        Ok(())
     }
 
     pub fn take(weights: &mut Weights, name: &str, shape: &[usize]) -> Self {
@@ -47,7 +67,7 @@ impl Slots {
     }
 }
 
-/// Gradients of all trained weights, by slot; backward passes add to them.
+/// Gradients of all trained weights, f32, by slot; backward passes add to them.
 pub struct Grads {
     pub tensors: Vec<Tensor>,
 }
@@ -64,9 +84,10 @@ impl Grads {
     }
 
     pub fn clear(&mut self) -> Result<()> {
-        for t in &mut self.tensors {
-            t.f32s_mut()?.fill(0.0);
-        }
-        Ok(())
+        self.tensors.iter_mut().try_for_each(Tensor::clear)
+    }
+
+    pub fn to_device(&self, device: &Device) -> Result<Grads> {
+        Ok(Grads { tensors: self.tensors.iter().map(|t| t.to_device(device)).collect::<Result<_>>()? })
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::models::config::VisionConfig;
-use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
+use crate::models::linear::{Kept, Linear, LinearSaved, Pass, VisitLinear};
 use crate::models::norm::LayerNorm;
 use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::weights::Weights;
@@ -40,9 +40,10 @@ pub struct VisionSaved {
     patches: Option<Tensor>, // [N*P, 3*S*S], where the embedding is trained
     /// Patch and position embedding, [N*P, C].
     pub embeddings: Tensor,
-    blocks: Vec<BlockSaved>,
+    blocks: Vec<Kept<BlockSaved>>,
     last: Tensor, // input of the post norm
     spans: Spans,
+    pass: Pass,
 }
 
 struct BlockSaved {
@@ -85,7 +86,7 @@ impl Vision {
 
     /// Tiles, wherever they are -> [N*P, C]
     pub fn forward(&self, pixels: &Pixels, pass: Pass) -> Result<(Tensor, VisionSaved)> {
-        let weight = &self.patch_weight.value;
+        let weight = self.patch_weight.get();
         let pixels = pixels.on(&weight.device())?;
         let (tiles, p, c) = (pixels.count(), self.patches, weight.shape()[0]);
         let keep = matches!(pass, Pass::Train { .. }) && self.patch_weight.slot.is_some();
@@ -93,8 +94,8 @@ impl Vision {
         let mut embeddings = weight.like(&[tiles, p, c])?;
         let projection = Projection {
             weight,
-            bias: Some(&self.patch_bias.value),
-            position: Some(&self.position.value),
+            bias: Some(self.patch_bias.get()),
+            position: Some(self.position.get()),
             merge: 1,
         };
         patch_embed::forward(&mut embeddings, patches.as_mut(), &pixels, projection)?;
@@ -108,28 +109,32 @@ impl Vision {
             x = y;
             // Inference needs no backward: keep one block's activations at a time.
             if matches!(pass, Pass::Train { .. }) {
-                blocks.push(saved);
+                blocks.push(if pass.recomputes() { Kept::Input(saved.x) } else { Kept::All(saved) });
             }
         }
         let out = self.post_norm.forward(&x)?;
-        Ok((out, VisionSaved { patches, embeddings, blocks, last: x, spans }))
+        Ok((out, VisionSaved { patches, embeddings, blocks, last: x, spans, pass }))
     }
 
     pub fn backward(&self, grads: &mut Grads, dy: &Tensor, saved: VisionSaved) -> Result<()> {
         let embed_trained = self.patch_weight.slot.is_some();
         let mut dx = self.post_norm.backward(grads, dy, &saved.last)?;
-        for (i, s) in saved.blocks.into_iter().enumerate().rev() {
+        for (i, kept) in saved.blocks.into_iter().enumerate().rev() {
             let below = embed_trained || self.blocks[..i].iter().any(Block::is_trained);
             if !below && !self.blocks[i].is_trained() {
                 return Ok(());
             }
+            let s = match kept {
+                Kept::All(s) => s,
+                Kept::Input(x) => self.blocks[i].forward(x, &saved.spans, saved.pass)?.1,
+            };
             dx = self.blocks[i].backward(grads, dx, s, &saved.spans)?;
         }
         let slots = [self.patch_weight.slot, self.patch_bias.slot, self.position.slot];
         if let ([Some(w), Some(b), Some(p)], Some(patches)) = (slots, &saved.patches)
             && let Ok([dw, db, dp]) = grads.tensors.get_disjoint_mut([w, b, p])
         {
-            let dy = dx.reshape(&[saved.spans.len(), self.patches, self.position.value.cols()])?;
+            let dy = dx.reshape(&[saved.spans.len(), self.patches, self.position.get().cols()])?;
             patch_embed::backward(dw, db, dp, &dy, patches)?;
         }
         Ok(())

@@ -41,22 +41,27 @@ impl Vlm {
     /// A checkpoint folder or hub id, with a PEFT adapter folder if given.
     pub fn load(model: &str, adapter: Option<&Path>) -> Result<Vlm> {
         let folder = hub::resolve(model)?;
-        let config = Config::read(&folder)?;
-        let mut weights = Weights::open(&folder)?;
-        let vision = Vision::take(&mut weights, &config.vision);
-        let connector = Connector::take(&mut weights, &config);
-        let text = Text::take(&mut weights, &config.text);
-        weights.finish()?;
-        let prompter = Prompter::read(&folder, connector.tile_tokens())?;
-        let images = ImageProcessor::read(&folder)?;
-        let mut vlm = Vlm { folder, config, prompter, images, vision, connector, text };
+        let weights = Weights::open(&folder)?;
+        let mut vlm = Vlm::with_weights(folder, weights)?;
         if let Some(adapter) = adapter {
             adapter::load(&mut vlm, adapter)?;
         }
         Ok(vlm)
     }
 
-    /// The model with all weights on `device`; on a GPU they are stored as `dtype`, in main memory they stay as they are.
+    /// The settings of a checkpoint folder, with weights from wherever.
+    pub fn with_weights(folder: PathBuf, mut weights: Weights) -> Result<Vlm> {
+        let config = Config::read(&folder)?;
+        let vision = Vision::take(&mut weights, &config.vision);
+        let connector = Connector::take(&mut weights, &config);
+        let text = Text::take(&mut weights, &config.text);
+        weights.finish()?;
+        let prompter = Prompter::read(&folder, connector.tile_tokens())?;
+        let images = ImageProcessor::read(&folder)?;
+        Ok(Vlm { folder, config, prompter, images, vision, connector, text })
+    }
+
+    /// The model with all weights on `device`. On a GPU ops read them as `dtype`, in main memory they stay as they are.
     pub fn to_device(mut self, device: &Device, dtype: DType) -> Result<Vlm> {
         if *device == Device::Cpu {
             return Ok(self);
@@ -64,8 +69,7 @@ impl Vlm {
         let mut outcome = Ok(());
         let mut place = |param: &mut Param| {
             if outcome.is_ok() {
-                outcome =
-                    param.value.to_dtype(dtype).and_then(|t| t.to_device(device)).map(|t| param.value = t);
+                outcome = param.place(device, dtype);
             }
         };
         self.visit(&mut |_, param| place(param));
@@ -177,7 +181,12 @@ impl Vlm {
             }
         }
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
-        self.visit(&mut |name, param| tensors.push((name.to_string(), param.value.clone())));
+        let mut outcome = Ok(());
+        self.visit(&mut |name, param| match param.value.to_device(&Device::Cpu) {
+            Ok(value) => tensors.push((name.to_string(), value)),
+            Err(error) => outcome = Err(error),
+        });
+        outcome?;
         let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
         weights::save(&folder.join("model.safetensors"), &borrowed)
     }

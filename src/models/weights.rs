@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::config::read_text;
 use crate::error::{Error, Result};
+use crate::random;
 use crate::tensor::{DType, Tensor};
 
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -30,6 +32,8 @@ pub struct Weights {
     faults: Faults,
     /// Bytes that stand-ins for tensors not found may still take: as many as the files have, whatever the caller's shapes say.
     spare: usize,
+    /// Whatever is taken is made up.
+    random: Option<(DType, u64)>,
 }
 
 /// Where a tensor lies.
@@ -95,7 +99,19 @@ impl Weights {
     }
 
     fn empty(path: &Path) -> Weights {
-        Weights { path: path.to_path_buf(), entries: BTreeMap::new(), faults: Faults::default(), spare: 0 }
+        Weights {
+            path: path.to_path_buf(),
+            entries: BTreeMap::new(),
+            faults: Faults::default(),
+            spare: 0,
+            random: None,
+        }
+    }
+
+    /// No file: every tensor is there, in any shape. Norms are one, biases zero, matrices uniform with the deviation that keeps activations at
+    /// their scale; a function of `seed` and the name.
+    pub fn random(folder: &Path, dtype: DType, seed: u64) -> Weights {
+        Weights { random: Some((dtype, seed)), ..Weights::empty(folder) }
     }
 
     /// Adds the tensors of a file; returns their names.
@@ -139,6 +155,9 @@ impl Weights {
     /// remembered and reported by `finish`, together with all the others. Until then zeros of `shape` stand in, or an empty
     /// tensor once the stand-ins are as large as the file.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Tensor {
+        if let Some((dtype, seed)) = self.random {
+            return made_up(name, shape, dtype, seed).unwrap_or_else(|_| Tensor::zeros(&[0]));
+        }
         match self.entries.remove(name) {
             None => self.faults.missing.push(name.to_string()),
             Some(entry) if entry.shape != shape => {
@@ -192,6 +211,20 @@ impl Weights {
             Err(Error::input(self.path, format!("the tensors do not fit the model; {}", faults.join("; "))))
         }
     }
+}
+
+fn made_up(name: &str, shape: &[usize], dtype: DType, seed: u64) -> Result<Tensor> {
+    let len = shape.iter().product();
+    let data = if shape.len() == 1 {
+        vec![if name.ends_with("bias") { 0.0 } else { 1.0 }; len]
+    } else {
+        let key = random::mix(seed, &[random::hash(name)]);
+        let inputs: usize = shape[1..].iter().product();
+        let scale = if name.contains("embed") { 0.1 } else { (3.0 / inputs as f32).sqrt() };
+        let uniform = |i: usize| (random::mix(key, &[i as u64]) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        (0..len).into_par_iter().map(|i| scale * uniform(i)).collect()
+    };
+    Tensor::from_vec(shape, data)?.to_dtype(dtype)
 }
 
 impl Entry {

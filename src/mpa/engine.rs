@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::models::generate::{Completion, Request};
 use crate::models::vlm::Vlm;
 use crate::mpa::progress::Progress;
-use crate::tensor::{DType, Device};
+use crate::tensor::Place;
 use crate::train::fit::{self, FitReport, OnStep, Sample, TrainOptions, Trainable};
 
 /// Whatever completes prompts. What a request yields must not depend on the others of its batch.
@@ -48,28 +48,23 @@ impl Answerer for Vlm {
     }
 }
 
-/// This program's own models.
-pub struct Native {
-    /// Where models answer; they are trained on the CPU.
-    pub device: Device,
-    /// Of weights and activations on a GPU.
-    pub dtype: DType,
-}
+/// This program's own models, and where they are.
+pub struct Native(pub Place);
 
 impl Native {
     pub fn cpu() -> Native {
-        Native { device: Device::Cpu, dtype: DType::F32 }
+        Native(Place::cpu())
     }
 }
 
 impl Engine for Native {
     fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>> {
         let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
-        Ok(Box::new(Vlm::load(name, adapter)?.to_device(&self.device, self.dtype)?))
+        Ok(Box::new(Vlm::load(name, adapter)?.to_device(&self.0.device, self.0.dtype)?))
     }
 
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
-        fit::level(job.model, job.samples, job.trainable, job.options, job.out, on_step)
+        fit::level(job.model, job.samples, job.trainable, job.options, &self.0, job.out, on_step)
     }
 }
 

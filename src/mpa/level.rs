@@ -105,6 +105,10 @@ pub struct Settings {
     /// Parts that a batch is computed in, to save memory
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub accumulate: usize,
+    /// Save memory: run each block again in the backward (the same bits, a third more work)
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
     /// Steps between checkpoints
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub checkpoint_every: usize,
@@ -133,6 +137,7 @@ impl Default for Settings {
             steps: None,
             batch: 16,
             accumulate: 1,
+            recompute: false,
             checkpoint_every: 200,
         }
     }
@@ -211,6 +216,7 @@ impl Settings {
             steps: self.steps,
             batch: self.batch,
             accumulate: self.accumulate,
+            recompute: self.recompute,
             seed,
             checkpoint_every: self.checkpoint_every,
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::DType;
 use super::cuda::{Gpu, NO_KERNELS, gpu_count};
 use crate::error::Result;
 
@@ -10,6 +11,19 @@ use crate::error::Result;
 pub enum Device {
     Cpu,
     Cuda(Arc<Gpu>),
+}
+
+/// Where a model is, and the type of its activations there; in main memory that is always f32.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub device: Device,
+    pub dtype: DType,
+}
+
+impl Place {
+    pub fn cpu() -> Place {
+        Place { device: Device::Cpu, dtype: DType::F32 }
+    }
 }
 
 /// What the user asks for.

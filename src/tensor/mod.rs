@@ -15,10 +15,11 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 
 pub use cuda::{
-    Arg, Buffer, Gpu, Graph, Launch, Mark, Matmul, MemoryUse, NO_KERNELS, Ptr, gpu_count, kernel_count,
+    Arg, Buffer, Gpu, Graph, Launch, MATMUL_WORKSPACE, Mark, Matmul, MemoryUse, NO_KERNELS, Ptr, gpu_count,
+    kernel_count,
 };
 pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
-pub use device::{Backend, Device};
+pub use device::{Backend, Device, Place};
 pub use dtype::DType;
 pub use storage::Elements;
 use storage::Storage;
@@ -254,6 +255,9 @@ impl Tensor {
 
     /// A copy in main memory, rounded to `dtype` (to nearest, ties to even).
     pub fn to_dtype(&self, dtype: DType) -> Result<Tensor> {
+        if dtype == self.dtype() {
+            return self.to_device(&Device::Cpu);
+        }
         let wide = self.to_f32()?;
         let storage = match (dtype, wide.storage) {
             (DType::Bf16, Storage::F32(v)) => Storage::Bf16(v.into_iter().map(bf16::from_f32).collect()),

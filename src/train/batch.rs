@@ -12,7 +12,7 @@ use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::{Content, Message};
 use crate::models::vlm::Vlm;
 use crate::ops::attention::Span;
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Tensor};
 
 /// Bytes of picture features that are kept; what goes beyond is computed again.
 const KEEP_BYTES: usize = 4 << 30;
@@ -36,7 +36,7 @@ pub struct Sample {
 pub enum Seen {
     /// For a vision side that is trained.
     Tiles(Tiles),
-    /// For a frozen one: what the connector gave, [F, C].
+    /// For a frozen one: what the connector gave, [F, C], in main memory.
     Features { grid: (usize, usize), rows: Tensor },
 }
 
@@ -51,7 +51,7 @@ impl Seen {
     fn bytes(&self) -> usize {
         match self {
             Seen::Tiles(tiles) => tiles.pixels.values.len(),
-            Seen::Features { rows, .. } => rows.len() * size_of::<f32>(),
+            Seen::Features { rows, .. } => rows.len() * rows.dtype().size(),
         }
     }
 }
@@ -76,6 +76,16 @@ impl Picture {
             Picture::File(path) => Key::File(path.clone()),
             Picture::Pixels(rgb) => Key::Pixels(Arc::as_ptr(rgb) as usize),
         }
+    }
+
+    /// Rows and columns of its tiles.
+    fn grid(&self, vlm: &Vlm) -> Result<(usize, usize)> {
+        let (width, height) = match self {
+            Picture::File(path) => images::size(path)?,
+            Picture::Pixels(rgb) => (rgb.width, rgb.height),
+        };
+        let plan = vlm.images.plan(width, height);
+        Ok((plan.rows, plan.cols))
     }
 
     fn tiles(&self, vlm: &Vlm) -> Result<Tiles> {
@@ -125,7 +135,9 @@ pub fn prepare(vlm: &Vlm, samples: &[&Sample], mut kept: Option<&mut Kept>) -> R
     }
     let one = |sample: &&Sample| {
         let of_sample = sample.images.iter().filter_map(|p| places.get(&p.key()));
-        encode(vlm, sample, of_sample.map(Arc::clone).collect())
+        let pictures: Vec<Arc<Seen>> = of_sample.map(Arc::clone).collect();
+        let grids: Vec<_> = pictures.iter().map(|p| p.grid()).collect();
+        Ok(Prepared { pictures, ..encode(vlm, sample, &grids)? })
     };
     samples.par_iter().map(one).collect()
 }
@@ -135,18 +147,26 @@ fn look(vlm: &Vlm, tiles: Vec<Tiles>, frozen: bool) -> Result<Vec<Arc<Seen>>> {
         return Ok(tiles.into_iter().map(|t| Arc::new(Seen::Tiles(t))).collect());
     }
     let rows = vlm.features(&tiles.iter().collect::<Vec<_>>())?;
-    let features = |(t, rows): (Tiles, Tensor)| Arc::new(Seen::Features { grid: (t.rows, t.cols), rows });
-    Ok(tiles.into_iter().zip(rows).map(features).collect())
+    let features = |(t, rows): (Tiles, Tensor)| {
+        Ok(Arc::new(Seen::Features { grid: (t.rows, t.cols), rows: rows.to_device(&Device::Cpu)? }))
+    };
+    tiles.into_iter().zip(rows).map(features).collect()
 }
 
-fn encode(vlm: &Vlm, sample: &Sample, pictures: Vec<Arc<Seen>>) -> Result<Prepared> {
-    let grids: Vec<_> = pictures.iter().map(|p| p.grid()).collect();
-    let mut content: Vec<Content> = pictures.iter().map(|_| Content::Image).collect();
+/// Tokens of a sample; its pictures are only opened.
+pub fn length(vlm: &Vlm, sample: &Sample) -> Result<usize> {
+    let grids: Vec<_> = sample.images.iter().map(|p| p.grid(vlm)).collect::<Result<_>>()?;
+    Ok(encode(vlm, sample, &grids)?.ids.len())
+}
+
+/// A sample but for its pictures, of which only the grids matter.
+fn encode(vlm: &Vlm, sample: &Sample, grids: &[(usize, usize)]) -> Result<Prepared> {
+    let mut content: Vec<Content> = grids.iter().map(|_| Content::Image).collect();
     content.push(Content::Text(sample.prompt.clone()));
     let mut messages = vec![Message::new("user", content)];
-    let prompt = vlm.encode(&messages, &grids, true)?;
+    let prompt = vlm.encode(&messages, grids, true)?;
     messages.push(Message::new("assistant", vec![Content::Text(sample.answer.clone())]));
-    let mut ids = vlm.encode(&messages, &grids, false)?;
+    let mut ids = vlm.encode(&messages, grids, false)?;
 
     // The answer starts where the conversation leaves the prompt (a tokenizer may merge across the seam) and ends with the turn.
     let start = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
@@ -163,7 +183,7 @@ fn encode(vlm: &Vlm, sample: &Sample, pictures: Vec<Arc<Seen>>) -> Result<Prepar
         )));
     }
     let targets = (start.max(1)..ids.len()).map(|i| (i as u32 - 1, ids[i])).collect();
-    Ok(Prepared { ids, targets, pictures })
+    Ok(Prepared { ids, targets, pictures: Vec::new() })
 }
 
 /// A micro-batch as one ragged sequence of tokens, without padding.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::models::weights::{self, Weights};
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Tensor};
 use crate::train::optim::visit_trained;
 use crate::train::trainer::Trainer;
 
@@ -16,16 +16,19 @@ const SUFFIX: &str = ".safetensors";
 /// Writes `folder/step-N.safetensors` (atomic) and removes older ones.
 pub fn save(trainer: &mut Trainer, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let mut values: Vec<(String, usize, Tensor)> = Vec::new();
+    let mut owned: Vec<(String, Tensor)> = Vec::new();
+    let mut outcome = Ok(());
+    let moments = &trainer.moments;
     visit_trained(&mut trainer.vlm, &mut |name, param, slot| {
-        values.push((name.to_string(), slot, param.value.clone()));
+        for (kind, tensor) in [("w", &param.value), ("m", &moments.m[slot]), ("v", &moments.v[slot])] {
+            match tensor.to_device(&Device::Cpu) {
+                Ok(here) => owned.push((format!("{kind}.{name}"), here)),
+                Err(error) => outcome = Err(error),
+            }
+        }
     });
-    let mut tensors: Vec<(String, &Tensor)> = Vec::with_capacity(3 * values.len());
-    for (name, slot, value) in &values {
-        tensors.push((format!("w.{name}"), value));
-        tensors.push((format!("m.{name}"), &trainer.moments.m[*slot]));
-        tensors.push((format!("v.{name}"), &trainer.moments.v[*slot]));
-    }
+    outcome?;
+    let tensors: Vec<(String, &Tensor)> = owned.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
     weights::save(&folder.join(format!("{PREFIX}{}{SUFFIX}", trainer.steps)), &tensors)?;
     for (step, path) in list(folder)? {
         if step < trainer.steps {
@@ -35,7 +38,7 @@ pub fn save(trainer: &mut Trainer, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts the newest state of `folder` into the trainer; false if there is none.
+/// Puts the newest state of `folder` into a trainer in main memory; false if there is none.
 pub fn load(trainer: &mut Trainer, folder: &Path) -> Result<bool> {
     let Some((step, path)) = list(folder)?.into_iter().max_by_key(|(step, _)| *step) else {
         return Ok(false);

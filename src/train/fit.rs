@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 pub use crate::models::adapter::LoraOptions;
 use crate::models::vlm::Vlm;
 use crate::random;
+use crate::tensor::{Device, Place};
 use crate::train::batch::Kept;
 pub use crate::train::batch::{Picture, Sample};
 use crate::train::checkpoint;
@@ -38,6 +39,9 @@ pub struct TrainOptions {
     /// Samples per optimizer step, spread over `accumulate` micro-batches.
     pub batch: usize,
     pub accumulate: usize,
+    /// Blocks are run again in the backward: less memory, a third more work, the same bits.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
     pub seed: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: usize,
@@ -58,6 +62,7 @@ impl Default for TrainOptions {
             steps: None,
             batch: 16,
             accumulate: 1,
+            recompute: false,
             seed: 0,
             checkpoint_every: 200,
         }
@@ -118,6 +123,9 @@ struct Settings {
     samples: usize,
     /// Hash over prompts and answers.
     data: String,
+    /// Of activations on a GPU; none for the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dtype: Option<String>,
 }
 
 /// Trains the model at `model` on `samples` and writes `out/`: the adapter in PEFT's format (or, for `Trainable::Full`, a whole checkpoint),
@@ -128,6 +136,7 @@ pub fn level(
     samples: &[Sample],
     trainable: &Trainable,
     options: &TrainOptions,
+    place: &Place,
     out: &Path,
     on_step: OnStep<'_>,
 ) -> Result<FitReport> {
@@ -135,7 +144,7 @@ pub fn level(
     if samples.is_empty() {
         return Err(Error::Usage("no training samples".into()));
     }
-    start(samples, trainable, options, out)?;
+    start(samples, trainable, options, place, out)?;
     let (log, state) = (out.join("loss.jsonl"), out.join("checkpoint"));
     let finished = match trainable {
         Trainable::Lora(_) => out.join("adapter_model.safetensors"),
@@ -148,6 +157,7 @@ pub fn level(
     let vlm = Vlm::load(&model.to_string_lossy(), None)?;
     let mut trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
     checkpoint::load(&mut trainer, &state)?;
+    let mut trainer = trainer.to_device(&place.device, place.dtype)?;
     let mut log_file = cut_log(&log, trainer.steps as usize)?;
 
     let steps = options.step_count(samples.len());
@@ -172,7 +182,7 @@ pub fn level(
 }
 
 /// Samples of step `step` (from 1): the epochs' shuffled orders one after the other, cut into batches.
-fn batch_indices(n: usize, options: &TrainOptions, step: usize) -> Vec<usize> {
+pub(super) fn batch_indices(n: usize, options: &TrainOptions, step: usize) -> Vec<usize> {
     let first = (step - 1) * options.batch;
     let mut indices = Vec::with_capacity(options.batch);
     for epoch in first / n..=(first + options.batch - 1) / n {
@@ -188,7 +198,13 @@ fn batch_indices(n: usize, options: &TrainOptions, step: usize) -> Vec<usize> {
     indices
 }
 
-fn start(samples: &[Sample], trainable: &Trainable, options: &TrainOptions, out: &Path) -> Result<()> {
+fn start(
+    samples: &[Sample],
+    trainable: &Trainable,
+    options: &TrainOptions,
+    place: &Place,
+    out: &Path,
+) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let data =
         samples.iter().fold(0, |h, s| random::mix(h, &[random::hash(&s.prompt), random::hash(&s.answer)]));
@@ -197,6 +213,7 @@ fn start(samples: &[Sample], trainable: &Trainable, options: &TrainOptions, out:
         options: options.clone(),
         samples: samples.len(),
         data: format!("{data:016x}"),
+        dtype: (place.device != Device::Cpu).then(|| place.dtype.to_string()),
     };
     let path = out.join("training.json");
     let text = serde_json::to_string_pretty(&settings).map_err(|e| Error::Failure(e.to_string()))? + "\n";

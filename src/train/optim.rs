@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::models::param::{Grads, Param, Slots};
 use crate::models::vlm::Vlm;
 use crate::ops::adamw::{self, Hyper};
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -43,6 +43,11 @@ pub struct Moments {
 impl Moments {
     pub fn new(slots: &Slots) -> Self {
         Moments { m: slots.grads().tensors, v: slots.grads().tensors }
+    }
+
+    pub fn to_device(&self, device: &Device) -> Result<Moments> {
+        let all = |list: &[Tensor]| list.iter().map(|t| t.to_device(device)).collect::<Result<_>>();
+        Ok(Moments { m: all(&self.m)?, v: all(&self.v)? })
     }
 
     /// One update of every trained weight; `step` counts from 1.

@@ -1,5 +1,6 @@
 //! One optimizer step: pack, forward, loss on the answers, backward, clip, AdamW.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::ops::attention::Spans;
 use crate::ops::patch_embed::Pixels;
 use crate::ops::{clip_grad_norm, cross_entropy, embedding};
 use crate::random;
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::{DType, Device, Indices, Tensor};
 use crate::train::batch::{self, Kept, Packed, Prepared, Sample, Seen};
 use crate::train::fit::TrainOptions;
 use crate::train::optim::{Moments, visit_trained};
@@ -108,12 +109,25 @@ impl Trainer {
         Ok(Trainer { vlm, moments, steps: 0, trainable, options, grads })
     }
 
+    /// Moves all to `device`; on a GPU activations, and the weights that meet them, are of type `dtype`.
+    pub fn to_device(mut self, device: &Device, dtype: DType) -> Result<Trainer> {
+        self.vlm = self.vlm.to_device(device, dtype)?;
+        self.moments = self.moments.to_device(device)?;
+        self.grads = self.grads.to_device(device)?;
+        Ok(self)
+    }
+
     pub fn model(&self) -> &Vlm {
         &self.vlm
     }
 
     pub fn into_model(self) -> Vlm {
         self.vlm
+    }
+
+    /// How many numbers are trained.
+    pub fn trained(&self) -> usize {
+        self.grads.tensors.iter().map(Tensor::len).sum()
     }
 
     /// Whether pictures give the same features in every step.
@@ -126,8 +140,27 @@ impl Trainer {
     pub fn save(&mut self, folder: &Path) -> Result<()> {
         match &self.trainable {
             Trainable::Lora(lora) => adapter::save(&mut self.vlm, lora, folder),
-            Trainable::Full(_) => self.vlm.save(folder),
+            Trainable::Full(_) if self.vlm.text.gpu().is_none() => self.vlm.save(folder),
+            Trainable::Full(_) => self.save_from_device(folder),
         }
+    }
+
+    /// What is not trained has been rounded on its way to the device: it is read again.
+    fn save_from_device(&mut self, folder: &Path) -> Result<()> {
+        let mut trained = HashMap::new();
+        let mut outcome = Ok(());
+        visit_trained(&mut self.vlm, &mut |name, param, _| match param.value.to_device(&Device::Cpu) {
+            Ok(value) => drop(trained.insert(name.to_string(), value)),
+            Err(error) => outcome = Err(error),
+        });
+        outcome?;
+        let mut whole = Vlm::load(&self.vlm.folder.to_string_lossy(), None)?;
+        whole.visit(&mut |name, param| {
+            if let Some(value) = trained.remove(name) {
+                param.value = value;
+            }
+        });
+        whole.save(folder)
     }
 
     /// `kept`: this trainer's own, from one call to the next.
@@ -165,10 +198,11 @@ impl Trainer {
             return Err(Error::Usage("a batch without a single answer token, nothing to learn".into()));
         }
         let micro = batch.len().div_ceil(self.options.accumulate.max(1));
+        let recompute = self.options.recompute;
         let mut losses = Vec::new();
         for (i, part) in batch.chunks(micro).enumerate() {
             let seed = random::mix(self.options.seed, &[self.steps, i as u64]);
-            self.micro_batch(&mut losses, part, 1.0 / tokens as f32, Pass::Train { seed })?;
+            self.micro_batch(&mut losses, part, 1.0 / tokens as f32, Pass::Train { seed, recompute })?;
         }
         // Read at the end alone: a GPU is waited for once.
         let mut loss = 0.0;
@@ -225,6 +259,7 @@ impl Trainer {
 
     /// Features of the pictures, [F, C], and what the backward needs if the vision side is trained.
     fn features(&self, pictures: &[&Seen], pass: Pass) -> Result<(Option<Tensor>, Option<VisionPass>)> {
+        let device = self.vlm.text.device();
         let (mut pixels, mut rows) = (Vec::new(), Vec::new());
         for picture in pictures {
             match picture {
@@ -233,7 +268,8 @@ impl Trainer {
             }
         }
         if pixels.is_empty() {
-            let features = if rows.is_empty() { None } else { Some(Tensor::concat(&rows)?) };
+            let features =
+                (!rows.is_empty()).then(|| Tensor::concat(&rows)?.to_device(&device)).transpose()?;
             return Ok((features, None));
         }
         let (hidden, vision) = self.vlm.vision.forward(&Pixels::concat(&pixels)?, pass)?;

@@ -139,8 +139,10 @@ fn run(vlm: &Vlm, row: &Row, more: &[u32]) -> (Vec<Tensor>, Tensor) {
     let x = vlm.embed(&[Prompt { ids: &ids, features: features.iter().collect() }]).unwrap();
     let positions: Vec<u32> = (0..ids.len() as u32).collect();
     let span = Span { q_start: 0, q_len: ids.len(), k_start: 0, k_len: ids.len() };
-    let (hidden, saved) =
-        vlm.text.forward(x, &positions, &Arc::new(vec![span].into()), Pass::Train { seed: 0 }).unwrap();
+    let (hidden, saved) = vlm
+        .text
+        .forward(x, &positions, &Arc::new(vec![span].into()), Pass::Train { seed: 0, recompute: false })
+        .unwrap();
     let (logits, head) = vlm.text.logits(hidden, Pass::Infer).unwrap();
     let mut streams: Vec<Tensor> = saved.hidden_states().cloned().collect();
     streams.push(head.normed().clone());

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use mpa::models::prompt::{Content, Message};
 use mpa::models::vlm::Vlm;
-use mpa::train::batch::Kept;
+use mpa::tensor::DType;
+use mpa::train::batch::{Kept, Prepared};
 use mpa::train::fit::{LoraOptions, Picture, Sample, TrainOptions, Trainable, Trainer};
 use serde_json::Value;
 
@@ -21,13 +22,8 @@ pub fn training(golden: &Golden) {
         let folder = golden.folder.join("fixtures/lora").join(name);
         let samples = samples(golden, report);
         let vlm = load(&golden.folder, Some(&folder.join("adapter_init")));
-        let mut trainer = trainer(vlm, report);
-        let prepared: Vec<_> = trainer
-            .prepare(&samples.iter().collect::<Vec<_>>(), &mut Kept::default())
-            .unwrap()
-            .into_iter()
-            .map(Arc::new)
-            .collect();
+        let mut trainer = trainer(vlm, report).to_device(&golden.vlm.text.device(), DType::F32).unwrap();
+        let prepared = prepared(&trainer, &samples);
         inputs(golden, &prepared);
 
         let fixture = golden.fixture(&format!("lora/{name}/train.safetensors"));
@@ -50,6 +46,11 @@ pub fn training(golden: &Golden) {
         }
         final_adapter(&mut trainer, golden, name, report);
     }
+}
+
+fn prepared(trainer: &Trainer, samples: &[Sample]) -> Vec<Arc<Prepared>> {
+    let samples: Vec<&Sample> = samples.iter().collect();
+    trainer.prepare(&samples, &mut Kept::default()).unwrap().into_iter().map(Arc::new).collect()
 }
 
 fn samples(golden: &Golden, report: &Value) -> Vec<Sample> {
@@ -99,7 +100,7 @@ fn trainer(vlm: Vlm, report: &Value) -> Trainer {
 }
 
 /// Our ids and targets are the fixture's, up to the end of the turn.
-fn inputs(golden: &Golden, prepared: &[Arc<mpa::train::batch::Prepared>]) {
+fn inputs(golden: &Golden, prepared: &[Arc<Prepared>]) {
     let fixture = golden.fixture("lora/inputs.safetensors");
     let width = fixture.ints["input_ids"].0[1];
     let labels = fixture.ints("labels").chunks(width);
@@ -125,6 +126,7 @@ fn gradients(trainer: &mut Trainer, fixture: &Fixture, step: usize) {
         let largest = want.iter().fold(0f64, |m, &w| m.max(f64::from(w).abs()));
         let want: Vec<f64> = want.iter().map(|&w| f64::from(w)).collect();
         let tolerance = Tolerance { abs: 1e-4 * largest + 1e-7, rel: 0.0 };
+        let got = got.to_f32().unwrap();
         assert_close(&format!("step {step} gradient of {name}"), got.f32s().unwrap(), &want, tolerance);
     }
 }

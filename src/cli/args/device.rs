@@ -24,6 +24,7 @@ pub struct Selftest {
 #[derive(Subcommand)]
 pub enum Bench {
     Ops(BenchOps),
+    Model(BenchModel),
 }
 
 /// Time every op on named shapes of real models, against the copy bandwidth and the matrix ceiling that this device reaches
@@ -48,4 +49,46 @@ pub struct BenchOps {
     /// Run nothing: list the shapes, with the bytes and floating-point operations that they take
     #[arg(long)]
     pub shapes: bool,
+}
+
+/// Time a whole model of a real one's size with random weights: the first token and decoding, or steps of LoRA training
+///
+/// Of the fastest of --runs, after one that is not counted. Prompts are a picture of noise and random words.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa bench model --shape smolvlm-500m --batch 32
+  mpa bench model --shape smolvlm-500m --train --batch 8 --tiles 17 --new 8
+  mpa bench model --shape smolvlm-256m --train --write peer")]
+pub struct BenchModel {
+    /// tiny, smolvlm-256m, smolvlm-500m or smolvlm-2.2b
+    #[arg(long, value_name = "NAME")]
+    pub shape: String,
+    /// Prompts, or samples of a step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// Tiles of each prompt's picture: 1, or 17 as of a large one; 0: no picture
+    #[arg(long, value_name = "N", default_value = "1", value_parser = ["0", "1", "17"])]
+    pub tiles: String,
+    /// Words of a prompt, a token each
+    #[arg(long, value_name = "N", default_value_t = 90)]
+    pub words: usize,
+    /// Tokens to decode, or words of the answers to train on
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub new: usize,
+    /// Repetitions, or steps
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub runs: usize,
+    /// Train adapters on the text tower instead
+    #[arg(long)]
+    pub train: bool,
+    /// With --train: run blocks again in the backward
+    #[arg(long)]
+    pub recompute: bool,
+    /// Where the rows go as well (CSV, as those of `bench ops`)
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Measure nothing: write the checkpoint, an adapter and a batch for a peer to do the same with
+    #[arg(long, value_name = "DIR")]
+    pub write: Option<PathBuf>,
 }

@@ -10,13 +10,13 @@ use block::{Block, BlockSaved, CacheTarget};
 
 use crate::error::Result;
 use crate::models::config::TextConfig;
-use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
+use crate::models::linear::{Kept, Linear, LinearSaved, Pass, VisitLinear};
 use crate::models::norm::RmsNorm;
 use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
 use crate::ops::{embedding, linear, rope};
-use crate::tensor::{DType, Gpu, Indices, Tensor};
+use crate::tensor::{DType, Device, Gpu, Indices, Tensor};
 
 const NAME: &str = "model.text_model";
 const EMBED: &str = "model.text_model.embed_tokens.weight";
@@ -34,9 +34,10 @@ pub struct Text {
 
 /// Activations of one pass over a ragged batch.
 pub struct TextSaved {
-    blocks: Vec<BlockSaved>,
+    blocks: Vec<Kept<BlockSaved>>,
     rope: Rope,
     spans: Arc<Spans>,
+    pass: Pass,
 }
 
 /// Activations of `logits`.
@@ -84,8 +85,8 @@ impl Text {
 
     /// ids -> [T, C]
     pub fn embed(&self, ids: &Indices) -> Result<Tensor> {
-        let mut out = self.embed.value.like(&[ids.len(), self.embed.value.cols()])?;
-        embedding::forward(&mut out, ids, &self.embed.value)?;
+        let mut out = self.embed.get().like(&[ids.len(), self.embed.get().cols()])?;
+        embedding::forward(&mut out, ids, self.embed.get())?;
         Ok(out)
     }
 
@@ -111,9 +112,9 @@ impl Text {
         for block in &self.blocks {
             let (y, saved) = block.forward(x, &rope, spans, pass, None)?;
             x = y;
-            blocks.push(saved);
+            blocks.push(if pass.recomputes() { Kept::Input(saved.x) } else { Kept::All(saved) });
         }
-        Ok((x, TextSaved { blocks, rope, spans: Arc::clone(spans) }))
+        Ok((x, TextSaved { blocks, rope, spans: Arc::clone(spans), pass }))
     }
 
     /// The same with keys and values appended to a cache: token t's go to cache row `rows[t]`; spans' k_start and k_len are cache rows.
@@ -147,7 +148,7 @@ impl Text {
     }
 
     pub fn cache(&self, rows: usize) -> Result<KvCache> {
-        let zeros = |b: &Block| self.embed.value.like(&[rows, b.kv_width()]);
+        let zeros = |b: &Block| self.embed.get().like(&[rows, b.kv_width()]);
         let layers = self.blocks.iter().map(|b| Ok((zeros(b)?, zeros(b)?))).collect::<Result<_>>()?;
         Ok(KvCache { layers })
     }
@@ -162,8 +163,8 @@ impl Text {
                 (logits, Some(saved))
             }
             None => {
-                let mut logits = normed.like_f32(&[normed.rows(), self.embed.value.rows()])?;
-                linear::forward(&mut logits, &normed, &self.embed.value, None)?;
+                let mut logits = normed.like_f32(&[normed.rows(), self.embed.get().rows()])?;
+                linear::forward(&mut logits, &normed, self.embed.get(), None)?;
                 (logits, None)
             }
         };
@@ -172,13 +173,13 @@ impl Text {
 
     /// The gradient of `logits`' input.
     pub fn logits_backward(&self, grads: &mut Grads, dlogits: &Tensor, saved: &HeadSaved) -> Result<Tensor> {
-        let mut dnormed = dlogits.like(saved.normed.shape())?;
+        let mut dnormed = saved.normed.like(saved.normed.shape())?;
         match (&self.head, &saved.linear) {
             (Some(head), Some(s)) => {
                 head.backward(grads, Some(&mut dnormed), false, dlogits, &saved.normed, s)?;
             }
             _ => {
-                linear::backward_input(&mut dnormed, dlogits, &self.embed.value, false)?;
+                linear::backward_input(&mut dnormed, dlogits, self.embed.get(), false)?;
                 if let Some(dtable) = grads.of(&self.embed) {
                     linear::backward_weight(dtable, dlogits, &saved.normed)?;
                 }
@@ -197,12 +198,17 @@ impl Text {
     ) -> Result<Option<Tensor>> {
         let need_dx = need_dx || self.embed.slot.is_some();
         let mut dx = dy;
-        for (i, s) in saved.blocks.into_iter().enumerate().rev() {
+        let TextSaved { blocks, rope, spans, pass } = saved;
+        for (i, kept) in blocks.into_iter().enumerate().rev() {
             let need_below = need_dx || self.blocks[..i].iter().any(Block::is_trained);
             if !need_below && !self.blocks[i].is_trained() {
                 return Ok(None);
             }
-            match self.blocks[i].backward(grads, dx, s, &saved.rope, &saved.spans, need_below)? {
+            let s = match kept {
+                Kept::All(s) => s,
+                Kept::Input(x) => self.blocks[i].forward(x, &rope, &spans, pass, None)?.1,
+            };
+            match self.blocks[i].backward(grads, dx, s, &rope, &spans, need_below)? {
                 Some(d) => dx = d,
                 None => return Ok(None),
             }
@@ -228,19 +234,24 @@ impl Text {
         }
     }
 
-    /// The GPU that holds the weights; `None` for main memory.
-    pub(super) fn gpu(&self) -> Option<&Arc<Gpu>> {
-        self.embed.value.gpu()
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.embed.get().device()
     }
 
-    pub(super) fn dtype(&self) -> DType {
-        self.embed.value.dtype()
+    /// The GPU that holds the weights; `None` for main memory.
+    pub fn gpu(&self) -> Option<&Arc<Gpu>> {
+        self.embed.get().gpu()
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.embed.get().dtype()
     }
 
     /// The rotation of each token, where the weights are.
     pub(super) fn rope(&self, positions: &[u32]) -> Result<Rope> {
         let (cos, sin) = rope::table(positions, self.rope_theta, self.head_size)?;
-        let device = self.embed.value.device();
+        let device = self.device();
         Ok(Rope { cos: cos.to_device(&device)?, sin: sin.to_device(&device)? })
     }
 
@@ -259,7 +270,10 @@ fn block_name(i: usize) -> String {
 impl TextSaved {
     /// The residual stream that enters each block, [T, C]: transformers' hidden_states without the last.
     pub fn hidden_states(&self) -> impl Iterator<Item = &Tensor> {
-        self.blocks.iter().map(|b| &b.x)
+        self.blocks.iter().map(|kept| match kept {
+            Kept::All(saved) => &saved.x,
+            Kept::Input(x) => x,
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Device memory that is used again: a buffer that is dropped goes back to the arena, and the next one of about its size takes it. A step
 //! that repeats the shapes of the last one asks the driver for nothing. There is one stream, so whoever takes a block is queued behind
-//! whoever had it before.
+//! whoever had it before. What is kept beyond the most that was ever in use is given back before it is more than a tenth of that: batches
+//! of ever other sizes do not pile up blocks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,8 +11,7 @@ use crate::error::{Error, Result};
 
 #[derive(Default)]
 pub(super) struct Arena {
-    /// Addresses of unused blocks by their size.
-    free: BTreeMap<usize, Vec<u64>>,
+    free: Free,
     usage: MemoryUse,
     /// Where blocks come from and go to while a graph is captured.
     pool: Option<Arc<Pool>>,
@@ -20,7 +20,37 @@ pub(super) struct Arena {
 /// Blocks of a graph, which nobody else may use while it can be replayed.
 pub(super) struct Pool {
     gpu: Weak<Gpu>,
-    free: Mutex<BTreeMap<usize, Vec<u64>>>,
+    free: Mutex<Free>,
+}
+
+/// Addresses of unused blocks by their size; no list is empty.
+#[derive(Default)]
+struct Free {
+    blocks: BTreeMap<usize, Vec<u64>>,
+    bytes: usize,
+}
+
+impl Free {
+    fn put(&mut self, ptr: u64, size: usize) {
+        self.blocks.entry(size).or_default().push(ptr);
+        self.bytes += size;
+    }
+
+    /// The smallest block of `least` bytes or more, and its size. One of more than twice that is left to those who need it.
+    fn take(&mut self, least: usize) -> Option<(u64, usize)> {
+        let (&size, list) = self.blocks.range_mut(least..=2 * least).next()?;
+        let ptr = list.pop()?;
+        if list.is_empty() {
+            self.blocks.remove(&size);
+        }
+        self.bytes -= size;
+        Some((ptr, size))
+    }
+
+    fn take_all(&mut self) -> impl Iterator<Item = (u64, usize)> + use<> {
+        let all = std::mem::take(self).blocks;
+        all.into_iter().flat_map(|(size, list)| list.into_iter().map(move |ptr| (ptr, size)))
+    }
 }
 
 /// Bytes of device memory, and how often the driver was asked for some.
@@ -55,9 +85,10 @@ impl Arena {
         self.usage
     }
 
-    fn take(&mut self, capacity: usize) -> Option<u64> {
-        let pooled = self.pool.as_ref().and_then(|pool| pool.free().get_mut(&capacity)?.pop());
-        pooled.or_else(|| self.free.get_mut(&capacity)?.pop())
+    /// An unused block, and its size.
+    fn take(&mut self, least: usize) -> Option<(u64, usize)> {
+        let pooled = self.pool.as_ref().and_then(|pool| pool.free().take(least));
+        pooled.or_else(|| self.free.take(least))
     }
 
     /// Until `end_set_aside`, all blocks that are taken belong to the pool that is returned.
@@ -86,15 +117,15 @@ impl Arena {
 
 impl Buffer {
     pub(super) fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Buffer> {
-        let capacity = capacity(bytes);
-        let (ptr, pool) = {
+        let least = capacity(bytes);
+        let (ptr, capacity, pool) = {
             let mut arena = gpu.arena();
-            let ptr = match arena.take(capacity) {
-                Some(ptr) => ptr,
-                None => arena.grow(gpu, capacity)?,
+            let (ptr, capacity) = match arena.take(least) {
+                Some(block) => block,
+                None => (arena.grow(gpu, least)?, least),
             };
             arena.count(capacity);
-            (ptr, arena.pool.clone())
+            (ptr, capacity, arena.pool.clone())
         };
         gpu.driver.reuse(ptr, bytes, capacity);
         Ok(Buffer { gpu: Arc::clone(gpu), ptr, bytes, capacity, pool })
@@ -114,15 +145,23 @@ impl Buffer {
 }
 
 impl Arena {
-    /// A new block from the driver; if it has none left, unused blocks of other sizes are handed back to it first.
+    /// A new block from the driver; if it has none left, or too much would be kept, unused blocks of other sizes are handed back to it first.
     fn grow(&mut self, gpu: &Gpu, capacity: usize) -> Result<u64> {
+        let most = self.usage.peak.max(self.usage.in_use + capacity);
+        // While a graph is captured nothing may be waited for.
+        if !self.is_capturing()
+            && self.usage.reserved + capacity > most + most / 10
+            && self.free.bytes > most / 10
+        {
+            self.release_unused(gpu)?;
+        }
         for last in [false, true] {
             if let Some(ptr) = gpu.driver.alloc(capacity)? {
                 self.usage.allocations += 1;
                 self.usage.reserved += capacity;
                 return Ok(ptr);
             }
-            if !last {
+            if !last && !self.is_capturing() {
                 self.release_unused(gpu)?;
             }
         }
@@ -131,11 +170,9 @@ impl Arena {
 
     fn release_unused(&mut self, gpu: &Gpu) -> Result<()> {
         gpu.driver.synchronize()?;
-        for (size, blocks) in std::mem::take(&mut self.free) {
-            for ptr in blocks {
-                gpu.driver.free(ptr);
-                self.usage.reserved -= size;
-            }
+        for (ptr, size) in self.free.take_all() {
+            gpu.driver.free(ptr);
+            self.usage.reserved -= size;
         }
         Ok(())
     }
@@ -146,14 +183,14 @@ impl Drop for Buffer {
         let mut arena = self.gpu.arena();
         arena.usage.in_use -= self.capacity;
         match &self.pool {
-            Some(pool) => pool.free().entry(self.capacity).or_default().push(self.ptr),
-            None => arena.free.entry(self.capacity).or_default().push(self.ptr),
+            Some(pool) => pool.free().put(self.ptr, self.capacity),
+            None => arena.free.put(self.ptr, self.capacity),
         }
     }
 }
 
 impl Pool {
-    fn free(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<u64>>> {
+    fn free(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -163,8 +200,8 @@ impl Drop for Pool {
         // The last of a graph and its buffers has gone: everybody may use the blocks. Without a GPU there is nobody left.
         let Some(gpu) = self.gpu.upgrade() else { return };
         let mut arena = gpu.arena();
-        for (capacity, blocks) in std::mem::take(&mut *self.free()) {
-            arena.free.entry(capacity).or_default().extend(blocks);
+        for (ptr, size) in self.free().take_all() {
+            arena.free.put(ptr, size);
         }
     }
 }
@@ -173,7 +210,7 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         // Whatever still runs may use the blocks; nobody is left to tell if waiting fails.
         let _ = self.driver.synchronize();
-        for ptr in std::mem::take(&mut self.arena().free).into_values().flatten() {
+        for (ptr, _) in self.arena().free.take_all() {
             self.driver.free(ptr);
         }
     }

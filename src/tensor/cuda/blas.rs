@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::tensor::DType;
 
 /// What NVIDIA recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub const WORKSPACE: usize = 32 << 20;
 /// cublasOperation_t: as it is, transposed.
 const OP_N: i32 = 0;
 const OP_T: i32 = 1;

@@ -1,7 +1,8 @@
 //! A GPU: its memory, its one stream, its kernels. All work on it is done in the order of the calls.
 //!
 //! ```text
-//! Tensor, ops --launch, copy--> Gpu --> Driver: nvidia.rs (cudarc) or host.rs (the same kernels on the CPU, for tests)
+//! Tensor, ops --launch, copy--> Gpu --> Driver: nvidia.rs (cudarc), host.rs (the same kernels on the CPU, for tests)
+//!                                |              or dry.rs (nothing runs, memory is counted)
 //!                                +----> Arena: memory that is used again
 //!                                |                 blas.rs: plain matrix products by cuBLASLt, where there is one
 //!                                +----> graph.rs: launches kept, to be queued again at once
@@ -9,6 +10,7 @@
 
 mod arena;
 mod blas;
+mod dry;
 mod graph;
 #[cfg(feature = "host-kernels")]
 mod host;
@@ -22,6 +24,7 @@ use std::time::Instant;
 
 use arena::Arena;
 pub use arena::{Buffer, MemoryUse};
+pub use blas::WORKSPACE as MATMUL_WORKSPACE;
 pub use graph::Graph;
 pub use kernels::{NO_KERNELS, NVCC, kernel_count};
 pub use nvidia::{GpuFacts, count as gpu_count, gpus, libraries as cuda_libraries};
@@ -166,6 +169,11 @@ impl Gpu {
     #[cfg(feature = "host-kernels")]
     pub fn host(seed: u64) -> Result<Arc<Gpu>> {
         Ok(Gpu::with(Box::new(host::Host::open(seed)?)))
+    }
+
+    /// None at all: launches and copies do nothing, and only memory is counted.
+    pub fn dry() -> Arc<Gpu> {
+        Gpu::with(Box::new(dry::Dry::new()))
     }
 
     fn with(driver: Box<dyn Driver>) -> Arc<Gpu> {

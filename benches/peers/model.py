@@ -1,0 +1,129 @@
+"""transformers + peft on the checkpoint, adapter and batch that `mpa bench model --train --write DIR` left: greedy decoding and steps of LoRA.
+
+Usage: python3 model.py DIR --csv peers.csv [--commit ID] [--device cuda|cpu] [--steps N] [--what decode|step]...
+Rows have the names of mpa's. A step is forward, backward, clipping and AdamW, the vision tower included, with and without gradient checkpointing; `bytes` is
+the most memory that torch had in use. The losses that are printed are of the same data and weights as mpa's: side by side they should agree.
+"""
+
+import argparse
+import json
+import os
+import time
+
+import torch
+
+from common import Bench
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--csv", required=True)
+    parser.add_argument("--commit", default="unknown")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--what", action="append", choices=["decode", "step"])
+    args = parser.parse_args()
+    args.quick = False
+    return args
+
+
+def load(args, device):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText
+
+    with open(os.path.join(args.folder, "bench.json"), encoding="utf-8") as file:
+        facts = json.load(file)
+    batch = load_file(os.path.join(args.folder, "batch.safetensors"))
+    inputs = {"input_ids": batch["ids"].long().to(device), "attention_mask": torch.ones_like(batch["ids"]).long().to(device)}
+    if "pixels" in batch:
+        inputs["pixel_values"] = batch["pixels"].to(device, torch.bfloat16)
+    model = AutoModelForImageTextToText.from_pretrained(args.folder, dtype=torch.bfloat16, attn_implementation="sdpa").to(device)
+    return facts, model, inputs, batch["labels"].long().to(device)
+
+
+class Timer:
+    def __init__(self, cuda):
+        self.cuda = cuda
+
+    def seconds(self, run):
+        if self.cuda:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+
+def decode(bench, timer, args):
+    """The prompt is the batch up to its first target; its part cancels out."""
+    facts, model, inputs, labels = load(args, bench.device)
+    prompt = int((labels[0] != -100).nonzero()[0])
+    new = facts["load"]["new"]
+    inputs = {key: value[:, :prompt] if key in ("input_ids", "attention_mask") else value for key, value in inputs.items()}
+    settings = dict(do_sample=False, pad_token_id=1, eos_token_id=None)
+
+    def run(tokens):
+        with torch.inference_mode():
+            model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
+
+    run(new)
+    first = min(timer.seconds(lambda: run(1)) for _ in range(args.steps))
+    step = (min(timer.seconds(lambda: run(new)) for _ in range(args.steps)) - first) / (new - 1)
+    for op, seconds in (("first_token", first), ("decode", step)):
+        bench.row({"op": op, "name": facts["name"], "bytes": 0, "flops": 0}, seconds * 1e6, "generate")
+    rate = inputs["input_ids"].shape[0] / step
+    print(f"torch: first token after {first * 1e3:.1f} ms, decoding {rate:.1f} tokens/s ({step * 1e3:.2f} ms a step)", flush=True)
+
+
+def train(bench, timer, args, checkpointing):
+    from peft import PeftModel
+
+    facts, model, inputs, labels = load(args, bench.device)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    model = PeftModel.from_pretrained(model, os.path.join(args.folder, "adapter"), is_trainable=True)
+    model.train()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=facts["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    losses = []
+
+    def step():
+        loss = model(**inputs, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+
+    if bench.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    step()
+    seconds = min(timer.seconds(step) for _ in range(args.steps))
+    peak = torch.cuda.max_memory_allocated() if bench.cuda else 0
+    op = "lora_step_recompute" if checkpointing else "lora_step"
+    rate = inputs["input_ids"].numel() / seconds
+    bench.row({"op": op, "name": facts["name"], "bytes": peak, "flops": 0}, seconds * 1e6, f"peft, {rate:.0f} tokens/s")
+    told = " ".join(f"{float(loss):.4f}" for loss in losses)
+    print(f"torch:{op}: {seconds:.3f} s a step, {rate:.0f} tokens/s, at most {peak >> 20} MiB in use; losses {told}", flush=True)
+
+
+def main():
+    args = arguments()
+    bench = Bench(args, flush=False)
+    timer = Timer(bench.cuda)
+    what = args.what or ["decode", "step"]
+    if "decode" in what:
+        decode(bench, timer, args)
+    if "step" in what:
+        for checkpointing in (False, True):
+            train(bench, timer, args, checkpointing)
+            if bench.cuda:
+                torch.cuda.empty_cache()
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+use std::fs;
+
+use serde_json::json;
+
+use crate::bench::Row;
+use crate::bench::checkpoint::ModelShape;
+use crate::bench::model::{self, Answering, Load, Training};
+use crate::error::{Error, Result};
+use crate::mpa::progress::Progress;
+use crate::tensor::Place;
+
+use super::compute::{self, Facts};
+use super::{Output, args, bench};
+
+pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress) -> Result<Output> {
+    let shape = ModelShape::find(&args.shape)?;
+    let tiles = args.tiles.parse().map_err(|_| Error::Usage(format!("--tiles {}", args.tiles)))?;
+    let load = Load { batch: args.batch, tiles, words: args.words, new: args.new };
+    let temporary = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+    let name = format!("{}, batch {}, {} tiles, {} words", shape.name, load.batch, load.tiles, load.words);
+    if let Some(folder) = &args.write {
+        let trainer = model::trainer(&shape, temporary.path(), &load, false)?;
+        let tokens = model::write(trainer, &load, folder)?;
+        let json = json!({"name": name, "load": load, "tokens": tokens, "lr": model::LR});
+        let path = folder.join("bench.json");
+        fs::write(&path, format!("{json:#}\n")).map_err(|e| Error::io(&path, e))?;
+        return Output::new(
+            &json,
+            format!("{} with its first adapter and a batch: {}", shape.name, folder.display()),
+        );
+    }
+    let place = compute::native(compute, progress)?.0;
+    let facts = Facts::of(&place.device);
+    let (rows, mut json, text) = if args.train {
+        let trainer = model::trainer(&shape, temporary.path(), &load, args.recompute)?;
+        let done = model::training(trainer, &load, &place, args.runs)?;
+        (vec![trained(&done, name, args.recompute, &place)], json!({"training": done}), told_training(&done))
+    } else {
+        let vlm = model::load(&shape, temporary.path(), &load, &place)?;
+        let done = model::answering(&vlm, &load, args.runs)?;
+        (answered(&done, &name, &place), json!({"answering": done}), told_answering(&done))
+    };
+    if let Some(path) = &args.csv {
+        fs::write(path, bench::csv(&rows, &facts)).map_err(|e| Error::io(path, e))?;
+    }
+    for (key, value) in [("shape", json!(shape)), ("load", json!(load)), ("gpu", json!(facts.gpu))] {
+        json[key] = value;
+    }
+    Output::new(&json, format!("{facts}\n{}, {text}", shape.name))
+}
+
+fn row(op: &'static str, shape: String, place: &Place, seconds: f64, bytes: usize) -> Row {
+    Row {
+        op,
+        shape,
+        dtype: place.dtype.to_string(),
+        median_us: seconds * 1e6,
+        bytes,
+        flops: 0,
+        gb_s: bytes as f64 / seconds / 1e9,
+        tflop_s: 0.0,
+        percent_of_ceiling: None,
+    }
+}
+
+fn answered(done: &Answering, name: &str, place: &Place) -> Vec<Row> {
+    vec![
+        row("first_token", name.to_string(), place, done.first_token, 0),
+        row("decode", name.to_string(), place, done.decode_step, done.step_bytes),
+    ]
+}
+
+fn trained(done: &Training, name: String, recompute: bool, place: &Place) -> Row {
+    let op = if recompute { "lora_step_recompute" } else { "lora_step" };
+    row(op, name, place, done.vision + done.step, done.peak_bytes.unwrap_or(0))
+}
+
+fn told_answering(a: &Answering) -> String {
+    format!(
+        "{} prompt tokens: first token after {:.1} ms ({:.0} tokens/s), decoding {:.1} tokens/s ({:.2} ms a step, {:.1} GB/s)",
+        a.prompt_tokens,
+        a.first_token * 1e3,
+        a.prefill_tokens_s,
+        a.decode_tokens_s,
+        a.decode_step * 1e3,
+        a.step_gb_s
+    )
+}
+
+fn told_training(t: &Training) -> String {
+    let losses = t.losses.iter().map(|loss| format!("{loss:.4}")).collect::<Vec<_>>().join(" ");
+    let mib = |bytes: usize| bytes >> 20;
+    let memory = match (t.peak_bytes, t.reserved_bytes) {
+        (Some(peak), Some(reserved)) => {
+            format!(", at most {} MiB in use of {} MiB", mib(peak), mib(reserved))
+        }
+        _ => String::new(),
+    };
+    format!(
+        "{} tokens: {:.3} s a step, {:.0} tokens/s{memory}; losses {losses}",
+        t.tokens, t.step, t.tokens_s
+    )
+}

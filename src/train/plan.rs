@@ -1,0 +1,103 @@
+//! What a run would take, without doing it: its largest step is run on a device that computes nothing and counts memory.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::models::vlm::Vlm;
+use crate::tensor::{DType, Device, Gpu, MATMUL_WORKSPACE};
+use crate::train::batch::{self, Kept};
+use crate::train::fit::{Sample, TrainOptions, Trainable, Trainer, batch_indices};
+
+/// Bytes are of GPU memory.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    pub samples: usize,
+    pub steps: usize,
+    /// Of all samples once.
+    pub tokens: usize,
+    /// Of the largest part of a batch that is computed at once, and the step it is in.
+    pub most_tokens: usize,
+    pub largest_step: usize,
+    pub trained_weights: usize,
+    /// Weights, gradients and moments: what lies there between two steps.
+    pub resident_bytes: usize,
+    /// The most that is in use at a time in the largest step.
+    pub step_bytes: usize,
+    /// What the program asks the driver for. The driver's own (about half a GiB on an H100) is not in it.
+    pub takes_bytes: usize,
+}
+
+/// For `fit::level` with the same arguments on a GPU, with activations of type `dtype`. Pictures are opened for their size; those of the largest
+/// step are read.
+pub fn plan(
+    model: &Path,
+    samples: &[Sample],
+    trainable: &Trainable,
+    options: &TrainOptions,
+    dtype: DType,
+) -> Result<Plan> {
+    options.check()?;
+    if samples.is_empty() {
+        return Err(Error::Usage("no training samples".into()));
+    }
+    let vlm = Vlm::load(&model.to_string_lossy(), None)?;
+    let trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
+    let length = |sample: &Sample| batch::length(trainer.model(), sample);
+    let lengths: Vec<usize> = samples.par_iter().map(length).collect::<Result<_>>()?;
+    let steps = options.step_count(samples.len());
+    let (most_tokens, largest_step) = largest(&lengths, options, steps);
+
+    let gpu = Gpu::dry();
+    let mut trainer = trainer.to_device(&Device::Cuda(Arc::clone(&gpu)), dtype)?;
+    let resident = gpu.memory_use().in_use;
+    let batch: Vec<&Sample> =
+        batch_indices(samples.len(), options, largest_step).iter().map(|&i| &samples[i]).collect();
+    let batch: Vec<Arc<_>> =
+        trainer.prepare(&batch, &mut Kept::default())?.into_iter().map(Arc::new).collect();
+    trainer.step_prepared(&batch, options.lr)?;
+    let usage = gpu.memory_use();
+    Ok(Plan {
+        samples: samples.len(),
+        steps,
+        tokens: lengths.iter().sum(),
+        most_tokens,
+        largest_step,
+        trained_weights: trainer.trained(),
+        resident_bytes: resident,
+        step_bytes: usage.peak,
+        takes_bytes: usage.reserved + MATMUL_WORKSPACE,
+    })
+}
+
+/// Tokens of the largest micro-batch of all steps, and its step (from 1).
+fn largest(lengths: &[usize], options: &TrainOptions, steps: usize) -> (usize, usize) {
+    let micro = options.batch.div_ceil(options.accumulate);
+    let of_step = |step: usize| {
+        let indices = batch_indices(lengths.len(), options, step);
+        let part = |part: &[usize]| part.iter().map(|&i| lengths[i]).sum::<usize>();
+        (indices.chunks(micro).map(part).max().unwrap_or(0), step)
+    };
+    // The first of equals, whatever thread found it.
+    (1..=steps.max(1))
+        .into_par_iter()
+        .map(of_step)
+        .max_by_key(|&(n, step)| (n, usize::MAX - step))
+        .unwrap_or((0, 1))
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+        writeln!(f, "{} samples of {} tokens, {} steps", self.samples, self.tokens, self.steps)?;
+        writeln!(f, "trained weights   {}", self.trained_weights)?;
+        writeln!(f, "largest part      {} tokens, in step {}", self.most_tokens, self.largest_step)?;
+        writeln!(f, "between steps     {:.2} GiB", gib(self.resident_bytes))?;
+        writeln!(f, "in that step      {:.2} GiB", gib(self.step_bytes))?;
+        write!(f, "GPU memory taken  {:.2} GiB, and what the driver needs", gib(self.takes_bytes))
+    }
+}
