@@ -286,14 +286,14 @@ struct ExactTile {
   static __device__ __forceinline__ void load(float* to, const Operand& operand, int row0, int k0) {
     const int k = threadIdx.x % STEP;
     const auto place = operand.place(k0 + k);
-#pragma unroll 4
+#pragma unroll 1
     for (int row = threadIdx.x / STEP; row < SIDE; row += THREADS / STEP) to[row * STRIDE + k] = operand.at(operand.line(row0 + row), place);
   }
   template <class Lines>
   static __device__ __forceinline__ void load(float* to, const Across<Lines>& operand, int row0, int k0) {
     const int row = threadIdx.x % SIDE;
     const auto place = operand.lines.place(row0 + row);
-#pragma unroll 4
+#pragma unroll 1
     for (int k = threadIdx.x / SIDE; k < STEP; k += THREADS / SIDE) to[row * STRIDE + k] = operand.lines.at(operand.lines.line(k0 + k), place);
   }
 
