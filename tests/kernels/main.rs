@@ -14,6 +14,7 @@ mod embedding;
 mod gelu;
 mod layer_norm;
 mod linear;
+mod linear_backward;
 mod patch_embed;
 mod pixel_shuffle;
 mod rms_norm;
