@@ -6,8 +6,10 @@
 mod common;
 mod device;
 
+mod adamw;
 mod add;
 mod attention;
+mod clip_grad_norm;
 mod cross_entropy;
 mod dropout;
 mod embedding;
