@@ -1,11 +1,12 @@
-// The tile of a matrix product C [M, N] = A [M, K] B [N, K]^T that one block makes, for every kernel that is one: both operands lie along K.
-// bf16 runs on tensor cores with float sums; f32 is a plain tile of FMAs, exact. Neither depends on how the operands come to be:
+// The tile of a matrix product C [M, N] = A [M, K] B [N, K]^T that one block makes, for every kernel that is one. bf16 runs on tensor cores
+// with float sums; f32 is a plain tile of FMAs, exact. Neither depends on how the operands come to be:
 //
 // An operand, rows of `depth` elements, is a type with
 //   line(row)            where a row begins; null if there is no such row
 //   place(k)             what is to be known of k, one for many rows
 //   at(line, place)      the element, zero outside of the operand
 //   load8(to, line, place)  bf16 only: the 8 elements from k on (k % 8 == 0) to shared memory, at once or by cp.async
+// or Across<such a type>: it lies the other way, each line holds one k of all rows.
 //
 // An element of C is one sum over k upwards in steps of 16 (bf16) or 1 (f32), whatever the tile and the other rows: its bits depend on its own
 // row of A and of B alone.
@@ -45,26 +46,96 @@ struct Matrix {
   }
 };
 
-// bf16: WARPS_M x WARPS_N warps make M x N elements. K goes by in steps of 32 through STAGES buffers: two steps are on their way while one is
+// The operand whose row r at k is element r of line k: what lies as [depth, rows].
+template <class Lines>
+struct Across {
+  Lines lines;
+};
+
+constexpr int STEP = 32;  // of K, in both tiles
+
+// Where chunk i (of 16 bytes) of a line of WIDTH elements lies. ldmatrix reads the same chunk of 8 lines at once: the swizzle spreads them over
+// all banks, which a line crosses in part (two of 64 bytes cross them once) or several times.
+template <int WIDTH>
+__device__ __forceinline__ bf16* chunk(bf16* buffer, int line, int i) {
+  constexpr int LINES = WIDTH < 64 ? 64 / WIDTH : 1, SPREAD = WIDTH < 64 ? WIDTH / 8 : 8;
+  return buffer + line * WIDTH + (i ^ line / LINES % SPREAD) * 8;
+}
+
+// SIDE rows of an operand by STEP of k in shared memory: how THREADS threads load it, chunk by chunk, and a warp takes fragments of mma_bf16 from
+// it. A thread loads the same chunk of the same rows in every step.
+template <class Operand, int SIDE, int THREADS>
+struct Side {
+  static constexpr int CHUNKS = STEP / 8, ROUNDS = SIDE * CHUNKS / THREADS;
+  static_assert(SIDE * CHUNKS % THREADS == 0, "whole rounds of loads");
+
+  const Operand& operand;
+  decltype(Operand{}.line(0)) lines[ROUNDS];
+
+  __device__ __forceinline__ Side(const Operand& operand, int row0) : operand(operand) {
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++) lines[i] = operand.line(row0 + row(i));
+  }
+  static __device__ __forceinline__ int row(int i) { return threadIdx.x / CHUNKS + i * (THREADS / CHUNKS); }
+
+  __device__ __forceinline__ void load(bf16* to, int k0) const {
+    const int mine = threadIdx.x % CHUNKS;
+    const auto place = operand.place(k0 + mine * 8);
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++) operand.load8(chunk<STEP>(to, row(i), mine), lines[i], place);
+  }
+
+  // As A: the lower and upper 8 of 16 rows at the first 8 of 16 k, then at the last. As B: the lower 8 rows at both, then the upper.
+  static __device__ __forceinline__ void fragment_a(uint32_t (&f)[4], bf16* from, int row, int k) {
+    ldmatrix_x4(f, chunk<STEP>(from, row + lane_id() % 16, k / 8 + lane_id() / 16));
+  }
+  static __device__ __forceinline__ void fragment_b(uint32_t (&f)[4], bf16* from, int row, int k) {
+    ldmatrix_x4(f, chunk<STEP>(from, row + lane_id() / 16 * 8 + lane_id() % 8, k / 8 + lane_id() / 8 % 2));
+  }
+};
+
+// Across: the lines of a step, SIDE elements of each, which ldmatrix turns.
+template <class Lines, int SIDE, int THREADS>
+struct Side<Across<Lines>, SIDE, THREADS> {
+  static constexpr int CHUNKS = SIDE / 8, ROUNDS = STEP * CHUNKS / THREADS;
+  static_assert(STEP * CHUNKS % THREADS == 0, "whole rounds of loads");
+
+  const Lines& lines;
+  const int row0;
+
+  __device__ __forceinline__ Side(const Across<Lines>& operand, int row0) : lines(operand.lines), row0(row0) {}
+
+  __device__ __forceinline__ void load(bf16* to, int k0) const {
+    const int mine = threadIdx.x % CHUNKS;
+    const auto place = lines.place(row0 + mine * 8);
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++) {
+      const int k = threadIdx.x / CHUNKS + i * (THREADS / CHUNKS);
+      lines.load8(chunk<SIDE>(to, k, mine), lines.line(k0 + k), place);
+    }
+  }
+
+  static __device__ __forceinline__ void fragment_a(uint32_t (&f)[4], bf16* from, int row, int k) {
+    ldmatrix_x4_trans(f, chunk<SIDE>(from, k + lane_id() / 16 * 8 + lane_id() % 8, row / 8 + lane_id() / 8 % 2));
+  }
+  static __device__ __forceinline__ void fragment_b(uint32_t (&f)[4], bf16* from, int row, int k) {
+    ldmatrix_x4_trans(f, chunk<SIDE>(from, k + lane_id() / 8 % 2 * 8 + lane_id() % 8, row / 8 + lane_id() / 16));
+  }
+};
+
+// bf16: WARPS_M x WARPS_N warps make M x N elements. K goes by in steps through STAGES buffers: all but one are on their way while that one is
 // multiplied, and one barrier a step keeps them apart.
-template <int M, int N, int WARPS_M, int WARPS_N>
+template <int M, int N, int WARPS_M, int WARPS_N, int STAGES = 3>
 struct Tile {
+  static constexpr int ROWS = M, COLS = N;
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-  static constexpr int STAGES = 3;
-  static constexpr int STEP = 32;
-  static constexpr int CHUNKS = STEP / 8;             // of 16 bytes in a row of a buffer
   static constexpr int BUFFER = (M + N) * STEP;       // elements of a stage: A's rows, then B's
   static constexpr int ELEMENTS = STAGES * BUFFER;    // of shared memory
   static constexpr int MT = M / WARPS_M / 16;         // mma tiles of a warp
   static constexpr int NT = N / WARPS_N / 8;
-  static constexpr int ROWS_A = M * CHUNKS / THREADS; // rows that a thread loads a chunk of
-  static constexpr int ROWS_B = N * CHUNKS / THREADS;
-  static_assert(NT % 2 == 0 && M * CHUNKS % THREADS == 0 && N * CHUNKS % THREADS == 0, "whole pairs of tiles and rounds of loads");
+  static_assert(NT % 2 == 0, "whole pairs of tiles");
 
   float sums[MT][NT][4];
-
-  // A row has 64 bytes, so two rows cross all banks; the swizzle spreads what ldmatrix reads at once, one chunk of 8 rows, over all of them.
-  static __device__ __forceinline__ bf16* chunk(bf16* buffer, int row, int i) { return buffer + row * STEP + (i ^ row / 2 % CHUNKS) * 8; }
 
   static __device__ __forceinline__ int warp_m() { return warp_id() / WARPS_N * (M / WARPS_M); }
   static __device__ __forceinline__ int warp_n() { return warp_id() % WARPS_N * (N / WARPS_N); }
@@ -72,29 +143,28 @@ struct Tile {
   // sums = A's rows from m0 on times B's from n0 on. `shared` [ELEMENTS] holds the stages.
   template <class A, class B>
   __device__ __forceinline__ void multiply(bf16* shared, const A& a, const B& b, int m0, int n0, int depth) {
+    clear();
+    add(shared, a, b, m0, n0, depth);
+  }
+
+  __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < MT; i++)
 #pragma unroll
       for (int j = 0; j < NT; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++) sums[i][j][e] = 0.0f;
+  }
 
-    // A thread loads the same chunk of the same rows in every step.
-    const int mine = threadIdx.x % CHUNKS, first = threadIdx.x / CHUNKS;
-    decltype(a.line(0)) line_a[ROWS_A];
-    decltype(b.line(0)) line_b[ROWS_B];
-#pragma unroll
-    for (int i = 0; i < ROWS_A; i++) line_a[i] = a.line(m0 + first + i * (THREADS / CHUNKS));
-#pragma unroll
-    for (int i = 0; i < ROWS_B; i++) line_b[i] = b.line(n0 + first + i * (THREADS / CHUNKS));
+  // The same added to the sums; all threads must be done with `shared`.
+  template <class A, class B>
+  __device__ __forceinline__ void add(bf16* shared, const A& a, const B& b, int m0, int n0, int depth) {
+    const Side<A, M, THREADS> side_a(a, m0);
+    const Side<B, N, THREADS> side_b(b, n0);
     auto load = [&](int step) {
       bf16* buffer = shared + step % STAGES * BUFFER;
-      const auto place_a = a.place(step * STEP + mine * 8);
-      const auto place_b = b.place(step * STEP + mine * 8);
-#pragma unroll
-      for (int i = 0; i < ROWS_A; i++) a.load8(chunk(buffer, first + i * (THREADS / CHUNKS), mine), line_a[i], place_a);
-#pragma unroll
-      for (int i = 0; i < ROWS_B; i++) b.load8(chunk(buffer + M * STEP, first + i * (THREADS / CHUNKS), mine), line_b[i], place_b);
+      side_a.load(buffer, step * STEP);
+      side_b.load(buffer + M * STEP, step * STEP);
       cp_async_commit();
     };
 
@@ -105,29 +175,37 @@ struct Tile {
       cp_async_wait<STAGES - 2>();
       __syncthreads();  // this step's buffer is whole, and all are done with the one that is loaded now
       load(step + STAGES - 1);
-      add_step(shared + step % STAGES * BUFFER);
+      add_step(shared + step % STAGES * BUFFER, side_a, side_b);
     }
     cp_async_wait<0>();  // a block must not end while copies, be they zeros, are under way into its shared memory
   }
 
-  __device__ __forceinline__ void add_step(bf16* buffer) {
-    const int lane = lane_id();
+  template <class SideA, class SideB>
+  __device__ __forceinline__ void add_step(bf16* buffer, const SideA&, const SideB&) {
 #pragma unroll
-    for (int k = 0; k < STEP / 16; k++) {
-      // Of 16 rows of A: the lower and upper 8 rows at the first 8 of k, then at the last. Of 16 rows of B: the lower 8 at both, then the upper.
+    for (int k = 0; k < STEP; k += 16) {
       uint32_t fa[MT][4], fb[NT / 2][4];
 #pragma unroll
-      for (int i = 0; i < MT; i++) ldmatrix_x4(fa[i], chunk(buffer, warp_m() + 16 * i + lane % 16, 2 * k + lane / 16));
+      for (int i = 0; i < MT; i++) SideA::fragment_a(fa[i], buffer, warp_m() + 16 * i, k);
 #pragma unroll
-      for (int j = 0; j < NT / 2; j++) {
-        const int row = warp_n() + 16 * j + lane / 16 * 8 + lane % 8;
-        ldmatrix_x4(fb[j], chunk(buffer + M * STEP, row, 2 * k + lane / 8 % 2));
-      }
+      for (int j = 0; j < NT / 2; j++) SideB::fragment_b(fb[j], buffer + M * STEP, warp_n() + 16 * j, k);
 #pragma unroll
       for (int i = 0; i < MT; i++)
 #pragma unroll
         for (int j = 0; j < NT; j++) mma_bf16(sums[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
     }
+  }
+
+  // use(row, col, sum) for each element of the tile, also for those beyond the matrix.
+  template <class Use>
+  __device__ __forceinline__ void each(int m0, int n0, Use use) const {
+#pragma unroll
+    for (int i = 0; i < MT; i++)
+#pragma unroll
+      for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          use(m0 + warp_m() + 16 * i + e / 2 * 8 + lane_id() / 4, n0 + warp_n() + 8 * j + lane_id() % 4 * 2 + e % 2, sums[i][j][e]);
   }
 
   // c[row, col] = finish(row, col, sum) for this block's part of c [rows, cols].
@@ -162,8 +240,7 @@ using SmallTile = Tile<64, 64, 2, 2>;    // 128 threads, 24 KiB
 
 // f32: 64 threads make SIDE x SIDE elements, 4 x 4 each.
 struct ExactTile {
-  static constexpr int SIDE = 32;
-  static constexpr int STEP = 32;
+  static constexpr int SIDE = 32, ROWS = SIDE, COLS = SIDE;
   static constexpr int THREADS = 64;
   static constexpr int STRIDE = STEP + 1;               // an odd number of banks from row to row
   static constexpr int ELEMENTS = 2 * SIDE * STRIDE;    // of shared memory
@@ -172,19 +249,24 @@ struct ExactTile {
 
   template <class A, class B>
   __device__ __forceinline__ void multiply(float* shared, const A& a, const B& b, int m0, int n0, int depth) {
-    float *rows_a = shared, *rows_b = shared + SIDE * STRIDE;
-    const int first_m = threadIdx.x / 8, first_n = threadIdx.x % 8;  // and every 8th row from there
+    clear();
+    add(shared, a, b, m0, n0, depth);
+  }
+
+  __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < 16; i++) sums[i / 4][i % 4] = 0.0f;
+  }
+
+  template <class A, class B>
+  __device__ __forceinline__ void add(float* shared, const A& a, const B& b, int m0, int n0, int depth) {
+    float *rows_a = shared, *rows_b = shared + SIDE * STRIDE;
+    const int first_m = threadIdx.x / 8, first_n = threadIdx.x % 8;  // and every 8th row from there
     for (int k0 = 0; k0 < depth; k0 += STEP) {  // mutant: flip: one more step is one of zeros
-      const int k = threadIdx.x % STEP;
-      const auto place_a = a.place(k0 + k);
-      const auto place_b = b.place(k0 + k);
-      for (int row = threadIdx.x / STEP; row < SIDE; row += THREADS / STEP) {
-        rows_a[row * STRIDE + k] = a.at(a.line(m0 + row), place_a);
-        rows_b[row * STRIDE + k] = b.at(b.line(n0 + row), place_b);
-      }
+      load(rows_a, a, m0, k0);
+      load(rows_b, b, n0, k0);
       __syncthreads();
+#pragma unroll 8
       for (int i = 0; i < STEP; i++) {
         float x[4], y[4];
 #pragma unroll
@@ -197,6 +279,28 @@ struct ExactTile {
       }
       __syncthreads();  // all have read before the next step is written
     }
+  }
+
+  // Neighbouring threads read neighbouring elements, whichever way the operand lies.
+  template <class Operand>
+  static __device__ __forceinline__ void load(float* to, const Operand& operand, int row0, int k0) {
+    const int k = threadIdx.x % STEP;
+    const auto place = operand.place(k0 + k);
+#pragma unroll 1
+    for (int row = threadIdx.x / STEP; row < SIDE; row += THREADS / STEP) to[row * STRIDE + k] = operand.at(operand.line(row0 + row), place);
+  }
+  template <class Lines>
+  static __device__ __forceinline__ void load(float* to, const Across<Lines>& operand, int row0, int k0) {
+    const int row = threadIdx.x % SIDE;
+    const auto place = operand.lines.place(row0 + row);
+#pragma unroll 1
+    for (int k = threadIdx.x / SIDE; k < STEP; k += THREADS / SIDE) to[row * STRIDE + k] = operand.lines.at(operand.lines.line(k0 + k), place);
+  }
+
+  template <class Use>
+  __device__ __forceinline__ void each(int m0, int n0, Use use) const {
+#pragma unroll
+    for (int i = 0; i < 16; i++) use(m0 + threadIdx.x / 8 + i / 4 * 8, n0 + threadIdx.x % 8 + i % 4 * 8, sums[i / 4][i % 4]);
   }
 
   template <class Finish>

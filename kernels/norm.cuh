@@ -1,33 +1,11 @@
-// What rms_norm and layer_norm share: a warp goes over a row, an added residual, sums over rows for the gradients of weights.
+// What rms_norm and layer_norm share.
 #pragma once
-#include "common.cuh"
+#include "rows.cuh"
 
-// --- forward: one warp a row, four rows a block ---
-
-constexpr int ROWS = 4;
-
-// --- backward: eight warps a block, two rows each. What the block's rows add to dweight it leaves in its row of `partial`. ---
+// Of the backward: eight warps a block, two rows each.
 
 constexpr int BACKWARD_WARPS = 8;
 constexpr int BACKWARD_ROWS = 16;
-
-// Elements that move as one, for `each_pack`.
-template <int N>
-struct Width {
-  static constexpr int N_ELEMENTS = N;
-};
-
-// f(Width<N>, c) for each pack [c, c + N) of a row that is this lane's. Packs of 16 bytes need aligned rows: other widths go element by element.
-template <class T, class F>
-__device__ __forceinline__ void each_pack(int cols, F f) {
-  constexpr int N = 16 / sizeof(T);
-  // mutant: condition: false sends every width there, which only takes longer.
-  if (cols % N == 0) {
-    for (int c = lane_id() * N; c < cols; c += 32 * N) f(Width<N>(), c);
-  } else {
-    for (int c = lane_id(); c < cols; c += 32) f(Width<1>(), c);
-  }
-}
 
 // x[c .. c + N), after x += residual, rounded to T, where there is one.
 template <int N, class T>

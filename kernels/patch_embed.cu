@@ -12,9 +12,17 @@
 // Bytes: 3 N H W + 2 C (M + K + P). FLOPs: 2 M K C. SmolVLM-500M (S = 16, C = 768), a picture of 17 tiles of 512 x 512: 13 MB in, 27 MB out,
 // 21 GFLOP: on an H100 (3.35 TB/s, 989 TFLOP/s) 12 us of memory, 21 us of arithmetic.
 // Reached: not yet run on a GPU.
+//
+// For training: `cut` leaves the patches [N P, K] themselves, one warp a row (as many bytes written as out has where K = C; 8 us for the shape above).
+// backward: dposition[p, c] += sum_n dy[n, p, c], a thread a pack of [P, C]; of these sums the columns' sums are added to dbias by a second launch
+// (column_sums.cuh); dweight += dy^T patches is linear's product. Bytes: M C sizeof + 12 P C. 17 tiles, C = 768 in bf16: 11 us.
+// Reached: not yet run on a GPU.
 // Considered: all of a patch's K in shared memory with the weight streamed past it (cuts once, but 96 KiB for S = 16 and more than there is for
 // Qwen2-VL's K = 1176); bytes by cp.async and the lookup at the fragment (as many lookups for each of the warps that share rows).
+#include "column_sums.cuh"
+#include "elementwise.cuh"
 #include "gemm.cuh"
+#include "rows.cuh"
 
 constexpr int LEVELS = 256;
 
@@ -72,6 +80,55 @@ struct Patches {
   }
 };
 
+template <class T>
+__device__ __forceinline__ void patch_embed_cut(T* out, const uint8_t* pictures, const float* levels, int rows, int height, int width, int frames,
+                                                int side, int merge) {
+  T* rounded = shared_memory<T>();
+  for (int i = threadIdx.x; i < 3 * LEVELS; i += 32 * ROWS) rounded[i] = from_f32<T>(levels[i]);
+  __syncthreads();
+  const Patches<T> patches{pictures, rounded, rows, height, width, frames, side, merge};
+  const int row = blockIdx.x * ROWS + warp_id(), depth = 3 * frames * side * side;
+  if (row >= rows) return;
+  const uint8_t* line = patches.line(row);
+  out += static_cast<int64_t>(row) * depth;
+  each_pack<T>(depth, [&](auto pack_width, int k) {
+    constexpr int N = decltype(pack_width)::N_ELEMENTS;
+    Pack<T, N> pack;
+    auto place = patches.place(k);
+    for (int i = 0; i < N; i++) {
+      pack[i] = patches.at(line, place);
+      patches.advance(place);
+    }
+    store_pack(out + k, pack);
+  });
+}
+
+// n = P C; sums [P, C] holds what is added to dposition.
+template <class T>
+__device__ __forceinline__ void patch_embed_backward(float* dposition, float* sums, const T* dy, int pictures, uint64_t n) {
+  constexpr int N = 16 / sizeof(T);
+  const int64_t at = elementwise_start<N>(), end = n;
+  float sum[N] = {};
+  for (int picture = 0; picture < pictures; picture++) {
+    const T* from = dy + picture * end;
+    // Packs need aligned pictures: others go element by element.
+    // mutant: condition: false sends all there, which only takes longer.
+    if (end % N == 0) {
+      const Pack<T, N> d = load_within<N>(from, at, end);
+      for (int i = 0; i < N; i++) sum[i] += to_f32(d[i]);
+    } else {
+      for (int i = 0; i < N; i++) {
+        if (at + i < end) sum[i] += to_f32(from[at + i]);
+      }
+    }
+  }
+  for (int i = 0; i < N; i++) {
+    if (at + i >= end) return;
+    dposition[at + i] += sum[i];
+    sums[at + i] = sum[i];
+  }
+}
+
 template <class Tile, class T>
 __device__ __forceinline__ void patch_embed_forward(T* out, const uint8_t* pictures, const float* levels, const T* weight, const T* bias,
                                                     const T* position, int rows, int cols, int height, int width, int frames, int side,
@@ -113,4 +170,26 @@ extern "C" __global__ void __launch_bounds__(64) patch_embed_forward_f32(float* 
                                                                          int merge) {
   patch_embed_forward<ExactTile>(out, pictures, levels, weight, bias, position, rows, cols, height, width, frames, side, merge,
                                  blockIdx.x * 32, blockIdx.y * 32);
+}
+
+extern "C" __global__ void __launch_bounds__(128) patch_embed_cut_forward_bf16(bf16* out, const uint8_t* pictures, const float* levels, int rows,
+                                                                               int height, int width, int frames, int side, int merge) {
+  patch_embed_cut(out, pictures, levels, rows, height, width, frames, side, merge);
+}
+
+extern "C" __global__ void __launch_bounds__(128) patch_embed_cut_forward_f32(float* out, const uint8_t* pictures, const float* levels, int rows,
+                                                                              int height, int width, int frames, int side, int merge) {
+  patch_embed_cut(out, pictures, levels, rows, height, width, frames, side, merge);
+}
+
+extern "C" __global__ void __launch_bounds__(256) patch_embed_backward_bf16(float* dposition, float* sums, const bf16* dy, int pictures, uint64_t n) {
+  patch_embed_backward(dposition, sums, dy, pictures, n);
+}
+
+extern "C" __global__ void __launch_bounds__(256) patch_embed_backward_f32(float* dposition, float* sums, const float* dy, int pictures, uint64_t n) {
+  patch_embed_backward(dposition, sums, dy, pictures, n);
+}
+
+extern "C" __global__ void __launch_bounds__(256) patch_embed_sums_backward_f32(float* dbias, const float* sums, int rows, int cols) {
+  add_column_sums(dbias, sums, rows, cols);
 }

@@ -5,27 +5,32 @@
 // runs a block; a lane copies every 32nd pack of 16 bytes.
 // Bytes: 2 N P C sizeof. No FLOPs. Bound by memory: at 3.35 TB/s (H100) 17 tiles of 1024 patches, C = 768 in bf16 (SmolVLM-500M) take 16 us.
 // Reached: not yet run on a GPU.
-#include "common.cuh"
+// backward: the same copies the other way, from dout to dx.
+#include "rows.cuh"
 
-constexpr int ROWS = 4;  // warps of a block
-
-template <class T>
-__device__ __forceinline__ void pixel_shuffle_forward(T* out, const T* x, int runs, int grid, int cols, int factor) {
-  constexpr int N = 16 / sizeof(T);
-  const int run = blockIdx.x * ROWS + warp_id();
-  if (run >= runs) return;
-  const int length = factor * cols, across = grid / factor;
+// The place in x of the `run`-th run of out.
+__device__ __forceinline__ int64_t source(int run, int grid, int cols, int factor) {
+  const int across = grid / factor;
   const int token = run / factor, di = run % factor;
   // `down` counts the rows of tokens through all pictures, as grid rows of pictures follow one another without a gap.
   const int down = token / across, j = token % across;
-  x += (static_cast<int64_t>(down * factor + di) * grid + j * factor) * cols;
-  out += static_cast<int64_t>(run) * length;
-  // Both ends are whole runs from the start of their tensor: packs need aligned runs, other lengths go element by element.
-  if (length % N == 0) {
-    for (int c = lane_id() * N; c < length; c += 32 * N) store_pack(out + c, load_pack<N>(x + c));
-  } else {
-    for (int c = lane_id(); c < length; c += 32) out[c] = x[c];
-  }
+  return (static_cast<int64_t>(down * factor + di) * grid + j * factor) * cols;
+}
+
+template <class T>
+__device__ __forceinline__ void pixel_shuffle_forward(T* out, const T* x, int runs, int grid, int cols, int factor) {
+  const int run = blockIdx.x * ROWS + warp_id();
+  if (run >= runs) return;
+  const int length = factor * cols;
+  copy_row(out + static_cast<int64_t>(run) * length, x + source(run, grid, cols, factor), length);
+}
+
+template <class T>
+__device__ __forceinline__ void pixel_shuffle_backward(T* dx, const T* dout, int runs, int grid, int cols, int factor) {
+  const int run = blockIdx.x * ROWS + warp_id();
+  if (run >= runs) return;
+  const int length = factor * cols;
+  copy_row(dx + source(run, grid, cols, factor), dout + static_cast<int64_t>(run) * length, length);
 }
 
 extern "C" __global__ void __launch_bounds__(128) pixel_shuffle_forward_bf16(bf16* out, const bf16* x, int runs, int grid, int cols, int factor) {
@@ -34,4 +39,12 @@ extern "C" __global__ void __launch_bounds__(128) pixel_shuffle_forward_bf16(bf1
 
 extern "C" __global__ void __launch_bounds__(128) pixel_shuffle_forward_f32(float* out, const float* x, int runs, int grid, int cols, int factor) {
   pixel_shuffle_forward(out, x, runs, grid, cols, factor);
+}
+
+extern "C" __global__ void __launch_bounds__(128) pixel_shuffle_backward_bf16(bf16* dx, const bf16* dout, int runs, int grid, int cols, int factor) {
+  pixel_shuffle_backward(dx, dout, runs, grid, cols, factor);
+}
+
+extern "C" __global__ void __launch_bounds__(128) pixel_shuffle_backward_f32(float* dx, const float* dout, int runs, int grid, int cols, int factor) {
+  pixel_shuffle_backward(dx, dout, runs, grid, cols, factor);
 }

@@ -1,9 +1,9 @@
 //! Row gather from a table, and the splice that puts picture features into the rows of picture tokens.
 use std::sync::Arc;
 
-use super::{expect_shape, int, kernel_dtype};
+use super::{expect_f32, expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
-use crate::tensor::{Arg, Gpu, Indices, Launch, Tensor};
+use crate::tensor::{Arg, Gpu, Indices, Launch, Ptr, Tensor};
 
 /// Rows that a block of kernels/embedding.cu copies, one warp each.
 const ROWS: usize = 4;
@@ -47,12 +47,28 @@ fn launch(gpu: &Arc<Gpu>, kernel: &str, pointers: &[Arg], rows: usize, width: us
     gpu.launch(kernel, at, &[pointers, &sizes].concat())
 }
 
-/// dtable[ids[t]] += dy[t], in the order of t; dtable [V, C], dy [T, C].
+/// dtable[ids[t]] += dy[t]; dtable [V, C] f32, dy [T, C]. The order is that of t in main memory, and depends on ids alone on a GPU.
 pub fn backward(dtable: &mut Tensor, ids: &[u32], dy: &Tensor) -> Result<()> {
     const OP: &str = "embedding backward";
     let width = dtable.cols();
     expect_shape(OP, "dy", dy, &[ids.len(), width])?;
     expect_below(OP, "ids", ids, dtable.rows())?;
+    if let Some(gpu) = dy.gpu() {
+        expect_f32(OP, &[dtable])?;
+        let dtype = kernel_dtype(OP, &[dy])?;
+        let runs = Runs::new(ids, &(0..ids.len() as u32).collect::<Vec<_>>());
+        // A block of 8 warps has a run's strip of 32 packs.
+        let strip = 32 * (16 / dtype.size());
+        let shared = 8 * strip * size_of::<f32>();
+        let at = Launch { grid: [runs.count, width.div_ceil(strip), 1], block: 256, shared };
+        return runs.launch(
+            gpu,
+            &format!("embedding_backward_{dtype}"),
+            at,
+            [dtable.ptr_mut(gpu)?, dy.ptr(gpu)?],
+            width,
+        );
+    }
     let (dtable, dy) = (dtable.f32s_mut()?, dy.f32s()?);
     for (&id, dy) in ids.iter().zip(dy.chunks_exact(width.max(1))) {
         add(&mut dtable[row(id, width)], dy);
@@ -84,13 +100,23 @@ pub fn splice(out: &mut Tensor, features: &Tensor, positions: &Indices, sources:
 }
 
 /// dfeatures[sources[i]] += dy[positions[i]], and dy[positions[i]] becomes 0 (the token there got no embedding).
+/// No position comes twice.
 pub fn splice_backward(
     dfeatures: &mut Tensor,
     dy: &mut Tensor,
     positions: &[u32],
     sources: &[u32],
 ) -> Result<()> {
-    let width = expect_splice("embedding splice_backward", dy, dfeatures, positions, sources)?;
+    const OP: &str = "embedding splice_backward";
+    let width = expect_splice(OP, dy, dfeatures, positions, sources)?;
+    if let Some(gpu) = dy.gpu().cloned() {
+        expect_distinct(OP, positions)?;
+        let dtype = kernel_dtype(OP, &[dfeatures, dy])?;
+        let runs = Runs::new(sources, positions);
+        let at = Launch { grid: [runs.count.div_ceil(ROWS), 1, 1], block: 32 * ROWS as u32, shared: 0 };
+        let kernel = format!("embedding_splice_backward_{dtype}");
+        return runs.launch(&gpu, &kernel, at, [dfeatures.ptr_mut(&gpu)?, dy.ptr_mut(&gpu)?], width);
+    }
     let (dfeatures, dy) = (dfeatures.f32s_mut()?, dy.f32s_mut()?);
     for (&position, &source) in positions.iter().zip(sources.iter()) {
         let dy = &mut dy[row(position, width)];
@@ -98,6 +124,52 @@ pub fn splice_backward(
         dy.fill(0.0);
     }
     Ok(())
+}
+
+/// Which rows are added up where: the rows of one index follow one another, in their order. What kernels/embedding.cu calls runs.
+struct Runs {
+    /// Distinct indices.
+    count: usize,
+    /// The index of each run; where its rows begin, and the end of all; the rows.
+    table: Indices,
+}
+
+impl Runs {
+    /// Row `rows[i]` is added at `indices[i]`.
+    fn new(indices: &[u32], rows: &[u32]) -> Runs {
+        let mut order: Vec<usize> = (0..indices.len()).collect();
+        order.sort_by_key(|&i| indices[i]);
+        let (mut table, mut starts) = (Vec::<u32>::new(), Vec::new());
+        for (at, &i) in order.iter().enumerate() {
+            if table.last() != Some(&indices[i]) {
+                table.push(indices[i]);
+                starts.push(at as u32);
+            }
+        }
+        let count = table.len();
+        starts.push(order.len() as u32);
+        table.extend(starts);
+        table.extend(order.iter().map(|&i| rows[i]));
+        Runs { count, table: table.into() }
+    }
+
+    /// A kernel that adds rows of `width` elements up: from the second of `pointers` to the first.
+    fn launch(
+        &self,
+        gpu: &Arc<Gpu>,
+        kernel: &str,
+        at: Launch,
+        [to, from]: [Ptr; 2],
+        width: usize,
+    ) -> Result<()> {
+        const OP: &str = "embedding";
+        let (count, width) = (int(OP, self.count)?, int(OP, width)?);
+        gpu.launch(
+            kernel,
+            at,
+            &[to.into(), from.into(), self.table.ptr(gpu)?.into(), count.into(), width.into()],
+        )
+    }
 }
 
 /// An error if a position occurs twice: on a GPU it would be open which row is put there.

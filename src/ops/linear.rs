@@ -2,15 +2,17 @@
 //! A row of y has the same bits whatever the other rows of x are and however many. Where K is large that is the work of tiles of dot products
 //! (matmul/dot.rs), which also read W only once and as it lies when x has few rows; where K is small, of `matmul`, which is faster there.
 use std::ops::Range;
-use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::expect_shape;
 use super::matmul::dot::{self, Panel, Rows, Sums};
 use super::matmul::{Shared, View, block, for_pieces, matmul};
-use super::{expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Elements, Gpu, Launch, Matmul, Ptr, Tensor};
+use crate::tensor::{Elements, Tensor};
+
+mod launch;
+pub(super) use launch::{SKINNY, Scale, launch, tiles};
 
 /// K up to which `matmul` is faster than tiles of dot products, whose lanes have to be summed up at the end.
 const SHALLOW: usize = 256;
@@ -19,9 +21,6 @@ const X_ROWS: usize = 252;
 const W_ROWS: usize = 64;
 /// Elements of W, and multiply-adds, below which the calling thread does it all.
 const SMALL: (usize, usize) = (1 << 16, 1 << 20);
-/// Rows of x up to which kernels/linear.cu reads W for all of them at once, rows of W in a block of that kernel; and the block's warps.
-const SKINNY: usize = 16;
-const SKINNY_WARPS: usize = 8;
 /// Rows of W that are widened at a time for the backward.
 const DEPTH: usize = 512;
 
@@ -62,90 +61,6 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tens
     out.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(&first));
     add_product(out, m, x, &weight.elements()?, n, k);
     Ok(())
-}
-
-/// y = alpha x W^T (+ bias), and + y with `accumulate`.
-#[derive(Clone, Copy)]
-pub(super) struct Scale {
-    pub alpha: f32,
-    pub accumulate: bool,
-}
-
-/// cuBLASLt, or kernels/linear.cu for few rows and where the former is not to be had; shapes have been checked. The former may choose another
-/// algorithm, and round otherwise, for another M.
-pub(super) fn launch(
-    gpu: &Arc<Gpu>,
-    op: &'static str,
-    y: &mut Tensor,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    Scale { alpha, accumulate }: Scale,
-) -> Result<()> {
-    let (m, n, k) = (x.rows(), weight.rows(), x.cols());
-    let dtype = kernel_dtype(op, &[&[x, weight], bias.as_slice()].concat())?;
-    if y.dtype() != DType::F32 {
-        kernel_dtype(op, &[y, x])?;
-    }
-    let output = if y.dtype() == dtype { "" } else { "_to_f32" };
-    let (kernel, at) = if dtype == DType::Bf16 && m <= SKINNY {
-        let shared = SKINNY_WARPS * SKINNY * SKINNY * size_of::<f32>();
-        let block = 32 * SKINNY_WARPS as u32;
-        ("linear_skinny_forward_bf16".to_owned(), Launch { grid: [n.div_ceil(SKINNY), 1, 1], block, shared })
-    } else {
-        let job = Matmul {
-            y: y.ptr_mut(gpu)?,
-            x: x.ptr(gpu)?,
-            weight: weight.ptr(gpu)?,
-            bias: bias.map(|b| b.ptr(gpu)).transpose()?,
-            m,
-            n,
-            k,
-            dtype,
-            out: y.dtype(),
-            alpha,
-            accumulate,
-        };
-        if gpu.matmul(&job)? {
-            return Ok(());
-        }
-        let (tile, at) = tiles(m, n, dtype);
-        (format!("linear_forward_{dtype}{tile}"), at)
-    };
-    let args = [
-        y.ptr_mut(gpu)?.into(),
-        x.ptr(gpu)?.into(),
-        weight.ptr(gpu)?.into(),
-        bias.map_or(Ok(Ptr::NULL), |b| b.ptr(gpu))?.into(),
-        int(op, m)?.into(),
-        int(op, n)?.into(),
-        int(op, k)?.into(),
-        alpha.into(),
-        i32::from(accumulate).into(),
-    ];
-    gpu.launch(&format!("{kernel}{output}"), at, &args)
-}
-
-/// Which tile of kernels/gemm.cuh makes an m x n matrix (how the kernel's name goes on), and how such a kernel is launched. All tiles of a
-/// type give the same bits.
-pub(super) fn tiles(m: usize, n: usize, dtype: DType) -> (&'static str, Launch) {
-    /// Blocks of 128 x 128 that keep a GPU busy.
-    const MANY: usize = 128;
-    /// Stages of the pipeline, and bytes of a row in one.
-    const STAGES: usize = 3;
-    const ROW: usize = 32 * 2;
-    let launch = |side: usize, block, shared| {
-        let grid = [m.div_ceil(side), n.div_ceil(side), 1];
-        Launch { grid, block, shared }
-    };
-    let large = launch(128, 256, STAGES * 2 * 128 * ROW);
-    if dtype == DType::F32 {
-        ("", launch(32, 64, 2 * 32 * 33 * size_of::<f32>()))
-    } else if large.grid.iter().product::<usize>() >= MANY {
-        ("", large)
-    } else {
-        ("_t64", launch(64, 128, STAGES * 2 * 64 * ROW))
-    }
 }
 
 /// out [M, N] += x W^T for W [N, K], each row by itself.
@@ -208,9 +123,12 @@ fn widen(weight: &Elements, width: usize, rows: Range<usize>, cols: Range<usize>
     wide
 }
 
-/// dx [M, K] = dy W, or += with `accumulate`.
+/// dx [M, K] = dy W, or += with `accumulate`. On a GPU dy and weight have one type and dx has it too or is f32.
 pub fn backward_input(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, accumulate: bool) -> Result<()> {
     let (m, n, k) = sizes("linear backward_input", dy, weight, dx)?;
+    if let Some(gpu) = dy.gpu() {
+        return launch::backward_input(gpu, dx, dy, weight, accumulate);
+    }
     let (dx, dy) = (dx.f32s_mut()?, dy.f32s()?);
     let narrow = match weight.elements()? {
         Elements::F32(w) => {
@@ -243,21 +161,27 @@ pub fn backward_input(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, accumulate:
     Ok(())
 }
 
-/// dweight [N, K] += dy^T x.
+/// dweight [N, K] += dy^T x. dweight is f32; on a GPU dy and x have one type.
 pub fn backward_weight(dweight: &mut Tensor, dy: &Tensor, x: &Tensor) -> Result<()> {
     let (m, n, k) = sizes("linear backward_weight", dy, dweight, x)?;
+    if let Some(gpu) = dy.gpu() {
+        return launch::backward_weight(gpu, dweight, dy, x);
+    }
     let a = View { data: dy.f32s()?, rs: 1, cs: n };
     let b = View { data: x.f32s()?, rs: k, cs: 1 };
     matmul(n, k, m, dweight.f32s_mut()?, k, 1.0, a, b, true);
     Ok(())
 }
 
-/// dbias [N] += column sums of dy.
+/// dbias [N] += column sums of dy. dbias is f32.
 pub fn backward_bias(dbias: &mut Tensor, dy: &Tensor) -> Result<()> {
     /// Columns that a thread sums at a time.
     const STRIPE: usize = 64;
     let n = dy.cols();
     expect_shape("linear backward_bias", "dbias", dbias, &[n])?;
+    if let Some(gpu) = dy.gpu() {
+        return launch::backward_bias(gpu, dbias, dy);
+    }
     let (dbias, dy) = (dbias.f32s_mut()?, dy.f32s()?);
     let sum = |(i, stripe): (usize, &mut [f32])| {
         for row in dy.chunks_exact(n) {

@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::add::add_to;
-use super::linear::tiles;
+use super::linear::{self, tiles};
 use super::matmul::{View, matmul};
 use super::pieces::{self, PIECE, widened};
 use super::vector_math::vectorised;
-use super::{expect_shape, int, kernel_dtype};
+use super::{expect_f32, expect_shape, int, kernel_dtype, launch_column_sums};
 use crate::error::{Error, Result};
-use crate::tensor::{Arg, DType, Device, Gpu, Ptr, Tensor};
+use crate::tensor::{Arg, DType, Device, Gpu, Launch, Ptr, Tensor};
 
 const OP: &str = "patch_embed";
 /// Values that a byte can have.
@@ -120,7 +120,7 @@ impl Sizes {
 }
 
 /// out [N, P, C], P = (H/S)*(W/S) in the order that `merge` says. patches [N*P, 3*T*S*S], in the weight's order, is what the backward needs;
-/// a GPU does not make it.
+/// on a GPU it has the type of out.
 pub fn forward(
     out: &mut Tensor,
     patches: Option<&mut Tensor>,
@@ -142,8 +142,8 @@ pub fn forward(
         expect_shape(OP, "position", position, &[p, cols])?;
     }
     if let Some(gpu) = pixels.values.gpu() {
-        if patches.is_some() {
-            return Err(Error::op(OP, "no patches to keep on a GPU", "some"));
+        if let Some(patches) = patches {
+            launch_cut(gpu, patches, pixels, sizes, kernel_dtype(OP, &[patches, out])?)?;
         }
         return launch(gpu, out, pixels, projection, sizes);
     }
@@ -192,9 +192,7 @@ fn compute(
 fn launch(gpu: &Arc<Gpu>, out: &mut Tensor, pixels: &Pixels, projection: Projection, s: Sizes) -> Result<()> {
     let Projection { weight, bias, position, .. } = projection;
     let dtype = kernel_dtype(OP, &[&[&*out, weight], bias.as_slice(), position.as_slice()].concat())?;
-    if pixels.levels.dtype() != DType::F32 {
-        return Err(Error::op(OP, "levels f32", format!("{:?}", pixels.levels)));
-    }
+    expect_levels(pixels)?;
     let rows = s.pictures * s.patches();
     // The kernel counts within a picture in 32 bits.
     int(OP, s.height * s.width * 3)?;
@@ -213,6 +211,31 @@ fn launch(gpu: &Arc<Gpu>, out: &mut Tensor, pixels: &Pixels, projection: Project
         args.push(int(OP, size)?.into());
     }
     gpu.launch(&format!("patch_embed_forward_{dtype}{tile}"), at, &args)
+}
+
+/// patch_embed_cut_forward of kernels/patch_embed.cu.
+fn launch_cut(gpu: &Arc<Gpu>, patches: &mut Tensor, pixels: &Pixels, s: Sizes, dtype: DType) -> Result<()> {
+    /// Of a block, one warp each.
+    const ROWS: usize = 4;
+    expect_levels(pixels)?;
+    let rows = patches.rows();
+    let shared = 3 * LEVELS * dtype.size();
+    let at = Launch { grid: [rows.div_ceil(ROWS), 1, 1], block: 32 * ROWS as u32, shared };
+    let mut args: Vec<Arg> =
+        vec![patches.ptr_mut(gpu)?.into(), pixels.values.ptr(gpu)?.into(), pixels.levels.ptr(gpu)?.into()];
+    // The kernel counts within a picture in 32 bits.
+    int(OP, s.height * s.width * 3)?;
+    for size in [rows, s.height, s.width, s.frames, s.side, s.merge] {
+        args.push(int(OP, size)?.into());
+    }
+    gpu.launch(&format!("patch_embed_cut_forward_{dtype}"), at, &args)
+}
+
+fn expect_levels(pixels: &Pixels) -> Result<()> {
+    match pixels.levels.dtype() {
+        DType::F32 => Ok(()),
+        _ => Err(Error::op(OP, "levels f32", format!("{:?}", pixels.levels))),
+    }
 }
 
 /// Copies the `index`-th patch of all pictures out of the pixels, in the weight's order (channel, frame, row, column).
@@ -253,6 +276,11 @@ pub fn backward(
     if dy.is_empty() {
         return Ok(());
     }
+    if let Some(gpu) = dy.gpu() {
+        launch_backward(gpu, dbias, dposition, dy)?;
+        let dy = dy.clone().reshape(&[rows, cols])?;
+        return add_weight_gradient(dweight, &dy, patches);
+    }
     let (dy, patches) = (dy.f32s()?, patches.f32s()?);
     let (a, b) = (View { data: dy, rs: 1, cs: cols }, View { data: patches, rs: k, cs: 1 });
     matmul(cols, k, rows, dweight.f32s_mut()?, k, 1.0, a, b, true);
@@ -269,6 +297,36 @@ pub fn backward(
         add_to(dbias, row);
     }
     Ok(())
+}
+
+/// patch_embed_backward and patch_embed_sums_backward of kernels/patch_embed.cu; dy [N, P, C] is not empty.
+fn launch_backward(gpu: &Arc<Gpu>, dbias: &mut Tensor, dposition: &mut Tensor, dy: &Tensor) -> Result<()> {
+    const THREADS: usize = 256;
+    let dtype = kernel_dtype(OP, &[dy])?;
+    expect_f32(OP, &[dbias, dposition])?;
+    let (p, n) = (dposition.rows(), dposition.len());
+    let sums = gpu.alloc(n * size_of::<f32>())?;
+    let threads = n.div_ceil(16 / dtype.size());
+    let at = Launch { grid: [threads.div_ceil(THREADS), 1, 1], block: THREADS as u32, shared: 0 };
+    let args = [
+        dposition.ptr_mut(gpu)?.into(),
+        sums.ptr().into(),
+        dy.ptr(gpu)?.into(),
+        int(OP, dy.len() / n)?.into(),
+        (n as u64).into(),
+    ];
+    gpu.launch(&format!("patch_embed_backward_{dtype}"), at, &args)?;
+    launch_column_sums(gpu, OP, "patch_embed_sums_backward_f32", dbias, sums.ptr(), p)
+}
+
+/// dweight, seen as [C, K], += dy^T patches.
+fn add_weight_gradient(dweight: &mut Tensor, dy: &Tensor, patches: &Tensor) -> Result<()> {
+    let shape = dweight.shape().to_vec();
+    // Taken out and put back, as a second handle to the same memory would make the product write a copy.
+    let mut matrix = std::mem::replace(dweight, Tensor::zeros(&[0])).reshape(&[dy.cols(), patches.cols()])?;
+    let outcome = linear::backward_weight(&mut matrix, dy, patches);
+    *dweight = matrix.reshape(&shape)?;
+    outcome
 }
 
 vectorised! {

@@ -8,6 +8,8 @@ use super::{expect_shape, int, kernel_dtype};
 use crate::error::{Error, Result};
 use crate::tensor::{Gpu, Launch, Tensor};
 
+const OP: &str = "pixel_shuffle";
+
 /// The sizes of one call: a picture is grid x grid patches of `cols` features.
 #[derive(Clone, Copy)]
 struct Sizes {
@@ -24,7 +26,7 @@ pub fn forward(out: &mut Tensor, x: &Tensor, factor: usize) -> Result<()> {
         return Ok(());
     }
     if let Some(gpu) = x.gpu() {
-        return launch(gpu, out, x, sizes);
+        return launch(gpu, "forward", out, x, sizes);
     }
     let x = x.f32s()?;
     pieces::each(out.f32s_mut()?, pieces::whole_rows(token), |start, out| {
@@ -37,26 +39,25 @@ pub fn forward(out: &mut Tensor, x: &Tensor, factor: usize) -> Result<()> {
 }
 
 /// kernels/pixel_shuffle.cu
-fn launch(gpu: &Arc<Gpu>, out: &mut Tensor, x: &Tensor, sizes: Sizes) -> Result<()> {
+fn launch(gpu: &Arc<Gpu>, direction: &str, to: &mut Tensor, from: &Tensor, sizes: Sizes) -> Result<()> {
     /// Of a block, one warp each.
     const RUNS: usize = 4;
-    const OP: &str = "pixel_shuffle";
-    let dtype = kernel_dtype(OP, &[out, x])?;
+    let dtype = kernel_dtype(OP, &[to, from])?;
     let Sizes { grid, cols, factor } = sizes;
     // The kernel counts patches, and the elements of a run, in 32 bits.
-    int(OP, x.rows())?;
+    int(OP, from.len() / cols)?;
     int(OP, factor * cols)?;
-    let runs = x.len() / (factor * cols);
+    let runs = from.len() / (factor * cols);
     let at = Launch { grid: [runs.div_ceil(RUNS), 1, 1], block: 32 * RUNS as u32, shared: 0 };
     let args = [
-        out.ptr_mut(gpu)?.into(),
-        x.ptr(gpu)?.into(),
+        to.ptr_mut(gpu)?.into(),
+        from.ptr(gpu)?.into(),
         int(OP, runs)?.into(),
         int(OP, grid)?.into(),
         int(OP, cols)?.into(),
         int(OP, factor)?.into(),
     ];
-    gpu.launch(&format!("pixel_shuffle_forward_{dtype}"), at, &args)
+    gpu.launch(&format!("pixel_shuffle_{direction}_{dtype}"), at, &args)
 }
 
 /// dx [N, P, C] overwritten; dy [N, P/(s*s), C*s*s].
@@ -65,6 +66,9 @@ pub fn backward(dx: &mut Tensor, dy: &Tensor, factor: usize) -> Result<()> {
     let Sizes { grid, cols, .. } = sizes;
     if dx.is_empty() {
         return Ok(());
+    }
+    if let Some(gpu) = dy.gpu() {
+        return launch(gpu, "backward", dx, dy, sizes);
     }
     let dy = dy.f32s()?;
     // The runs of one band of `factor` grid rows are the runs of one row of tokens, so bands are independent.
@@ -91,17 +95,17 @@ fn source(run: usize, Sizes { grid, factor, .. }: Sizes) -> usize {
 /// `shuffled` and `plain` are the two sides of the op.
 fn check(shuffled: &Tensor, plain: &Tensor, factor: usize) -> Result<Sizes> {
     let &[n, patches, cols] = plain.shape() else {
-        return Err(Error::op("pixel_shuffle", "[N, P, C]", format!("{:?}", plain.shape())));
+        return Err(Error::op(OP, "[N, P, C]", format!("{:?}", plain.shape())));
     };
     let grid = patches.isqrt();
     if factor == 0 || grid * grid != patches || !grid.is_multiple_of(factor) {
         return Err(Error::op(
-            "pixel_shuffle",
+            OP,
             format!("a square number of patches whose root {factor} divides"),
             format!("{:?}", plain.shape()),
         ));
     }
     let square = factor * factor;
-    expect_shape("pixel_shuffle", "shuffled", shuffled, &[n, patches / square, cols * square])?;
+    expect_shape(OP, "shuffled", shuffled, &[n, patches / square, cols * square])?;
     Ok(Sizes { grid, cols, factor })
 }

@@ -1,38 +1,12 @@
 //! AdamW over all trained weights, learning-rate schedules.
 
-use std::f64::consts::PI;
-
-use serde::{Deserialize, Serialize};
-
 use crate::error::Result;
 use crate::models::param::{Grads, Param, Slots};
 use crate::models::vlm::Vlm;
 use crate::ops::adamw::{self, Hyper};
 use crate::tensor::{Device, Tensor};
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    Constant,
-    Linear,
-    Cosine,
-}
-
-impl Schedule {
-    /// Factor of the peak rate in step `step` (from 1) of `steps`: linear warm-up over the first `warmup` fraction, then flat, or down to 0.
-    pub fn factor(self, step: usize, steps: usize, warmup: f64) -> f64 {
-        let warm = (warmup * steps as f64).ceil() as usize;
-        if step <= warm {
-            return step as f64 / warm as f64;
-        }
-        let progress = (step - warm) as f64 / (steps - warm + 1) as f64;
-        match self {
-            Schedule::Constant => 1.0,
-            Schedule::Linear => 1.0 - progress,
-            Schedule::Cosine => 0.5 * (1.0 + (PI * progress).cos()),
-        }
-    }
-}
+pub use crate::ops::adamw::Schedule;
 
 /// First and second moments, by gradient slot.
 pub struct Moments {

@@ -6,14 +6,17 @@
 mod common;
 mod device;
 
+mod adamw;
 mod add;
 mod attention;
+mod clip_grad_norm;
 mod cross_entropy;
 mod dropout;
 mod embedding;
 mod gelu;
 mod layer_norm;
 mod linear;
+mod linear_backward;
 mod patch_embed;
 mod pixel_shuffle;
 mod rms_norm;

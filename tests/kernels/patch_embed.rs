@@ -1,9 +1,9 @@
-use mpa::ops::patch_embed::{Pixels, Projection, forward};
+use mpa::ops::patch_embed::{Pixels, Projection, backward, forward};
 use mpa::tensor::{DType, Tensor};
 
 use crate::common::patches::{Inputs, Shape};
-use crate::common::{Rng, Tolerance, assert_close, assert_op_error};
-use crate::device::{DTYPES, on_each_device, output, rounded_sum, values, what};
+use crate::common::{Rng, Tolerance, assert_close, assert_op_error, to_f64};
+use crate::device::{DTYPES, on_each_device, output, random, rounded_sum, values, what};
 
 /// `shape` in words.
 fn name(s: Shape, dtype: DType) -> String {
@@ -117,6 +117,75 @@ fn pictures_do_not_depend_on_each_other() {
     });
 }
 
+/// The patches that training keeps are those of the CPU, rounded.
+#[test]
+fn patches_are_those_of_the_cpu() {
+    on_each_device(|device| {
+        let mut rng = Rng(6);
+        for s in SHAPES.into_iter().chain(MERGED) {
+            for dtype in DTYPES {
+                let here = Inputs::new(s, &mut rng).rounded(dtype);
+                let mut want = Tensor::zeros(&[s.n * s.patches(), s.patch_len()]);
+                let mut out = Tensor::zeros(&[s.n, s.patches(), s.cols]);
+                forward(&mut out, Some(&mut want), &here.pixels, here.projection()).unwrap();
+                let i = here.on(device);
+                let mut out = output(&i.weight, out.shape());
+                let mut patches = output(&i.weight, want.shape());
+                forward(&mut out, Some(&mut patches), &i.pixels, i.projection()).unwrap();
+                // Of no patches the CPU makes none.
+                if !out.is_empty() {
+                    assert_eq!(
+                        values(&patches),
+                        values(&want.to_dtype(dtype).unwrap()),
+                        "{}",
+                        name(s, dtype)
+                    );
+                }
+                assert_close(&name(s, dtype), &values(&out), &i.reference(), tolerance(s, dtype));
+            }
+        }
+    });
+}
+
+/// Pictures, patches, columns: one of each, odd ones that no pack fits, several blocks, more patches than warps that add.
+const BACKWARD: [(usize, usize, usize); 6] =
+    [(1, 1, 1), (3, 2, 5), (2, 4, 8), (5, 9, 36), (2, 40, 67), (4, 10, 264)];
+
+#[test]
+fn backward_sums_match_f64() {
+    on_each_device(|device| {
+        let mut rng = Rng(7);
+        for (n, p, cols) in BACKWARD {
+            for dtype in DTYPES {
+                let dy = random(&mut rng, device, dtype, &[n, p, cols], 1.0);
+                let patches = random(&mut rng, device, dtype, &[n * p, 12], 1.0);
+                let [weight, bias, position] = [&[cols, 3, 2, 2][..], &[cols], &[p, cols]]
+                    .map(|shape| random(&mut rng, device, DType::F32, shape, 1.0));
+                let run = || {
+                    let (mut dw, mut db, mut dp) = (weight.clone(), bias.clone(), position.clone());
+                    backward(&mut dw, &mut db, &mut dp, &dy, &patches).unwrap();
+                    [dw, db, dp]
+                };
+                let (mut db, mut dp, mut dw) = (to_f64(&bias), to_f64(&position), to_f64(&weight));
+                let x = to_f64(&patches);
+                for (i, d) in to_f64(&dy).into_iter().enumerate() {
+                    db[i % cols] += d;
+                    dp[i % (p * cols)] += d;
+                    for k in 0..12 {
+                        dw[i % cols * 12 + k] += d * x[i / cols * 12 + k];
+                    }
+                }
+                let got = run();
+                let name = what(&[&"patch_embed backward", &n, &p, &cols, &dtype]);
+                for (got, want) in got.iter().zip([dw, db, dp]) {
+                    assert_close(&name, &values(got), &want, rounded_sum(DType::F32, n * p, 1.0));
+                }
+                assert_eq!(run().map(|t| values(&t)), got.map(|t| values(&t)), "{name} twice");
+            }
+        }
+    });
+}
+
 #[test]
 fn what_no_kernel_does_is_refused() {
     on_each_device(|device| {
@@ -125,8 +194,10 @@ fn what_no_kernel_does_is_refused() {
         let run = |patches: Option<&mut Tensor>, pixels: &Pixels, projection: Projection| {
             forward(&mut output(&i.weight, &[s.n, s.patches(), s.cols]), patches, pixels, projection)
         };
-        let mut patches = output(&i.weight, &[s.n * s.patches(), s.patch_len()]);
-        assert_op_error(run(Some(&mut patches), &i.pixels, i.projection()), "patch_embed", "no patches");
+        let patches = output(&i.weight, &[s.n * s.patches(), s.patch_len()]);
+        let mut narrow = patches.to_dtype(DType::Bf16).unwrap().to_device(device).unwrap();
+        let mixed = run(Some(&mut narrow), &i.pixels, i.projection());
+        assert_op_error(mixed, "patch_embed", "all f32 or all bf16");
         let narrow = i.bias.to_dtype(DType::Bf16).unwrap().to_device(device).unwrap();
         let mixed = Projection { bias: Some(&narrow), ..i.projection() };
         assert_op_error(run(None, &i.pixels, mixed), "patch_embed", "all f32 or all bf16");

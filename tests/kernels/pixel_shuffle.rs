@@ -1,5 +1,6 @@
 //! Copies are exact.
-use mpa::ops::pixel_shuffle::forward;
+use mpa::ops::pixel_shuffle::{backward, forward};
+use mpa::tensor::Tensor;
 
 use crate::common::{Rng, assert_op_error};
 use crate::device::{DTYPES, on_each_device, output, random, values, what};
@@ -55,12 +56,37 @@ fn forward_matches_the_definition() {
 }
 
 #[test]
+fn backward_undoes_it() {
+    on_each_device(|device| {
+        let mut rng = Rng(3);
+        for (n, grid, c, s) in SHAPES {
+            for dtype in DTYPES {
+                let x = random(&mut rng, device, dtype, &[n, grid * grid, c], 1e4);
+                let dy = reference(&values(&x), n, grid, c, s);
+                let shape = [n, grid * grid / (s * s), c * s * s];
+                let dy = Tensor::from_vec(&shape, dy).unwrap().to_dtype(dtype).unwrap();
+                let mut dx = output(&x, x.shape());
+                backward(&mut dx, &dy.to_device(device).unwrap(), s).unwrap();
+                assert_eq!(
+                    values(&dx),
+                    values(&x),
+                    "{}",
+                    what(&[&"pixel_shuffle", &n, &grid, &c, &s, &dtype])
+                );
+            }
+        }
+    });
+}
+
+#[test]
 fn mixed_types_and_devices_are_refused() {
     on_each_device(|device| {
         let mut rng = Rng(2);
         let [wide, narrow] = DTYPES.map(|dtype| random(&mut rng, device, dtype, &[1, 4, 3], 1.0));
         let mut out = output(&wide, &[1, 1, 12]);
         assert_op_error(forward(&mut out, &narrow, 2), "pixel_shuffle", "all f32 or all bf16");
+        let back = backward(&mut output(&wide, &[1, 4, 3]), &output(&narrow, &[1, 1, 12]), 2);
+        assert_op_error(back, "pixel_shuffle", "all f32 or all bf16");
         assert_op_error(forward(&mut rng.tensor(&[1, 1, 12], 1.0), &wide, 2), "tensor", "host-executed");
     });
 }

@@ -1,15 +1,18 @@
 //! Matrix products by cuBLASLt, which is found when the program runs. Not run under host execution: read with care.
 //!
 //! Ours are row-major, cuBLASLt's are column-major, and a row-major matrix [R, C] is, as it lies, the column-major one of C rows and R columns
-//! with leading dimension C: its transpose. So y = x W^T with y [M, N], x [M, K], W [N, K] is asked for as
+//! with leading dimension C: its transpose. So y = a b with y [M, N], a [M, K], b [K, N] is asked for as y^T = b^T a^T:
 //!
 //! ```text
-//! D = op(A) op(B):   D = y^T   N x M, leading dimension N: y as it lies
-//!                    A = W     lies as K x N, leading dimension K; op = transpose gives N x K
-//!                    B = x     lies as K x M, leading dimension K; op = none
+//! D = op(A) op(B):   D = y^T          N x M, leading dimension N: y as it lies
+//!                    A = b^T, N x K   b [K, N] lies as N x K, leading dimension N; op = none
+//!                                     transposed it lies as [N, K], that is K x N, leading dimension K; op = transpose
+//!                    B = a^T, K x M   a [M, K] lies as K x M, leading dimension K; op = none
+//!                                     transposed it lies as [K, M], that is M x K, leading dimension M; op = transpose
 //! ```
 //!
-//! D[n, m] = sum_k W[n, k] x[m, k]. The bias of the epilogue has one element for each row of D, that is N of them: W's.
+//! A layer's products (src/ops/linear.rs): y = x W^T has b transposed, dx = dy W none, dW = dy^T x has a transposed.
+//! The bias of the epilogue has one element for each row of D, that is N of them: b's columns.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -52,6 +55,8 @@ struct Shape {
     m: usize,
     n: usize,
     k: usize,
+    a_transposed: bool,
+    b_transposed: bool,
     dtype: DType,
     out: DType,
     bias: bool,
@@ -61,8 +66,8 @@ struct Shape {
 /// Descriptors of a shape, and the algorithm.
 struct Plan {
     product: sys::cublasLtMatmulDesc_t,
-    weight: sys::cublasLtMatrixLayout_t,
-    x: sys::cublasLtMatrixLayout_t,
+    a: sys::cublasLtMatrixLayout_t,
+    b: sys::cublasLtMatrixLayout_t,
     y: sys::cublasLtMatrixLayout_t,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
@@ -108,6 +113,8 @@ impl Blas {
             m: job.m,
             n: job.n,
             k: job.k,
+            a_transposed: job.a.transposed,
+            b_transposed: job.b.transposed,
             dtype: job.dtype,
             out: job.out,
             bias: job.bias.is_some(),
@@ -145,16 +152,21 @@ impl Plan {
         // Null until it is made: what fails half way is destroyed by drop.
         let mut plan = Plan {
             product: result::create_matmul_desc(compute, cudaDataType_t::CUDA_R_32F)?,
-            weight: std::ptr::null_mut(),
-            x: std::ptr::null_mut(),
+            a: std::ptr::null_mut(),
+            b: std::ptr::null_mut(),
             y: std::ptr::null_mut(),
             algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
         };
-        plan.weight = result::create_matrix_layout(inputs, k as u64, n as u64, k as i64)?;
-        plan.x = result::create_matrix_layout(inputs, k as u64, m as u64, k as i64)?;
-        plan.y = result::create_matrix_layout(output, n as u64, m as u64, n as i64)?;
-        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &OP_T)?;
-        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &OP_N)?;
+        // A row-major matrix as the library sees it: the leading dimension is its width.
+        let lies = |dtype, rows: usize, width: usize| {
+            result::create_matrix_layout(dtype, width as u64, rows as u64, width as i64)
+        };
+        plan.a = if shape.a_transposed { lies(inputs, k, m)? } else { lies(inputs, m, k)? };
+        plan.b = if shape.b_transposed { lies(inputs, n, k)? } else { lies(inputs, k, n)? };
+        plan.y = lies(output, m, n)?;
+        let op = |transposed| if transposed { OP_T } else { OP_N };
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &op(shape.b_transposed))?;
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &op(shape.a_transposed))?;
         if shape.bias {
             let epilogue = cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
@@ -200,8 +212,8 @@ impl Plan {
                 )
             })
             .and_then(|()| {
-                let Plan { product, weight, x, y, .. } = *self;
-                result::get_matmul_algo_heuristic(handle, product, weight, x, y, y, preference)
+                let Plan { product, a, b, y, .. } = *self;
+                result::get_matmul_algo_heuristic(handle, product, b, a, y, y, preference)
             });
             let destroyed = result::destroy_matmul_pref(preference);
             chosen.and_then(|chosen| destroyed.map(|()| chosen.algo))
@@ -224,10 +236,10 @@ impl Plan {
                 self.product,
                 std::ptr::from_ref(&job.alpha).cast(),
                 std::ptr::from_ref(&beta).cast(),
-                address(job.weight.0),
-                self.weight,
-                address(job.x.0),
-                self.x,
+                address(job.b.at.0),
+                self.b,
+                address(job.a.at.0),
+                self.a,
                 y,
                 self.y,
                 y,
@@ -246,7 +258,7 @@ impl Drop for Plan {
         // SAFETY: made by `choose`, used by nobody else. A failure leaks, which does no harm.
         unsafe {
             let _ = result::destroy_matmul_desc(self.product);
-            for layout in [self.weight, self.x, self.y] {
+            for layout in [self.a, self.b, self.y] {
                 if !layout.is_null() {
                     let _ = result::destroy_matrix_layout(layout);
                 }

@@ -102,12 +102,12 @@ pub struct Launch {
     pub shared: usize,
 }
 
-/// y = alpha x W^T (+ bias) (+ y): y [M, N] of type `out`; x [M, K], W [N, K] and bias [N] of type `dtype`, all row-major.
+/// y = alpha a b (+ bias) (+ y): y [M, N] of type `out`; a [M, K], b [K, N] and bias [N] of type `dtype`, all row-major.
 #[derive(Clone, Copy, Debug)]
 pub struct Matmul {
     pub y: Ptr,
-    pub x: Ptr,
-    pub weight: Ptr,
+    pub a: Operand,
+    pub b: Operand,
     pub bias: Option<Ptr>,
     pub m: usize,
     pub n: usize,
@@ -116,6 +116,25 @@ pub struct Matmul {
     pub out: DType,
     pub alpha: f32,
     pub accumulate: bool,
+}
+
+/// A matrix of a product, as it lies or the transpose of what lies there.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand {
+    pub at: Ptr,
+    pub transposed: bool,
+}
+
+impl Ptr {
+    /// The matrix that lies here, as an operand.
+    pub fn matrix(self) -> Operand {
+        Operand { at: self, transposed: false }
+    }
+
+    /// Its transpose.
+    pub fn transpose(self) -> Operand {
+        Operand { at: self, transposed: true }
+    }
 }
 
 /// One argument of a kernel, as its bytes.
