@@ -1,4 +1,31 @@
-// TODO head
+// The gradient of attention: with P = exp(scale q k - lse), delta = rowsum(dout out) and dS = P (dout v - delta), over what the forward sees,
+//   dv = P^T dout,   dk = scale dS^T q,   dq = scale dS k.                                                      (Dao 2022, 2023)
+// P is computed again from the forward's lse: no T x T buffer. No atomics: every sum has one owner and one order.
+//
+// dq, dout, q, out [Tq, NH*HS]; dk, dv, k, v [Tk, NKV*HS]; lse [Tq, NH] in float. Overwritten are the rows of the spans, {q_start, q_len,
+// k_start, k_len}, which must share neither queries nor keys; other rows are left alone. Keys that no query sees get zeros, and so do
+// queries without keys (lse = -inf): they meet no tile, and -inf is never computed with. scale > 0.
+//
+//   attention_delta_backward_*             stats [NH, Tq, 2]: lse log2(e) and delta
+//   attention_keys_backward_bf16_hsN       attention_backward_tiles.cuh  64 keys (128 at HS 64) x query head a block: dk and dv
+//   attention_queries_backward_bf16_hsN    128 queries x head a block: dq
+//   attention_*_backward_f32_hsN           attention_backward_plain.cuh  32 keys or queries x query head a block, exact
+//   attention_group_backward_*             dk and dv of a key, from its group's query heads; only where NH > NKV
+// HS up to N, a multiple of 8 in bf16. Blocks: grid.x = tiles of the longest span x spans; grid.y = query heads.
+//
+// FLOPs: seven products of 2 HS a query, head and key seen, two more than there must be: S and dP are computed for the keys and again for
+// the queries. Bytes in bf16: 2 HS (4 NH Tq + 4 NKV Tk) once, and 16 HS NH Tk for the parts of groups. At 989 TFLOP/s and 3.35 TB/s (H100):
+//   Qwen2-VL-2B, T = 2048, causal, NH 12, NKV 2, HS 128: 45 GFLOP, 46 us (five products: 33 us); 29 MB, 9 us; parts 50 MB, 15 us.
+//   SmolVLM-500M, T = 2048, causal, NH 15, NKV 5, HS 64: 28 GFLOP, 29 us (20 us); 21 MB, 6 us; parts 31 MB, 9 us.
+//   SmolVLM's vision tower, 17 tiles of 1024 patches, NH 12, HS 64: 192 GFLOP, 194 us (137 us); 214 MB, 64 us; no parts.
+// Most of the parts stays in the second-level cache (50 MB). mma.sync does not reach that peak on an H100.
+// Reached: not yet run on a GPU.
+//
+// Considered: one kernel over keys that leaves dq in parts by key tile, added up in order. Two products less, but with tiles of 128 keys
+// 214 MB (64 us in place of 13) for the Qwen shape, 856 MB (256 us in place of 55) for the vision tower: more tiles, more parts.
+// dq added to in global memory, tile after tile in a fixed order: the same traffic through the second-level cache, and blocks that wait.
+// All query heads of a group in one block, with no parts: 64 blocks for the Qwen shape, fewer than an H100 has SMs; and how a group is cut
+// may not depend on the batch, as the bits would. delta in the kernel of queries: one launch and 4 us less, but keys then wait for it.
 #include "attention_backward_plain.cuh"
 #include "attention_backward_tiles.cuh"
 

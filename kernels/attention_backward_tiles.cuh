@@ -33,15 +33,20 @@ __device__ __forceinline__ int fresh(int x) {
 template <int ROW_TILES, int WIDTH>
 using Matrix = float[ROW_TILES][WIDTH / 8][4];
 
+template <int ROW_TILES, int WIDTH>
+__device__ __forceinline__ void clear(Matrix<ROW_TILES, WIDTH>& sums) {
+#pragma unroll
+  for (int t = 0; t < ROW_TILES; t++)
+    for (int d = 0; d < WIDTH / 8; d++)
+      for (int e = 0; e < 4; e++) sums[t][d][e] = 0.0f;
+}
+
 // s = A B^T, A from row `first` on.
 template <int HS, int ROW_TILES, int COLUMNS>
 __device__ __forceinline__ void products(Matrix<ROW_TILES, COLUMNS>& s, const bf16* a_rows, int first, const bf16* b_rows) {
   using T = prefill::Tile<HS>;
   const int lane = fresh(lane_id());
-#pragma unroll
-  for (int t = 0; t < ROW_TILES; t++)
-    for (int n = 0; n < COLUMNS / 8; n++)
-      for (int e = 0; e < 4; e++) s[t][n][e] = 0.0f;
+  clear<ROW_TILES, COLUMNS>(s);
 #pragma unroll
   for (int depth = 0; depth < T::WIDTH / 16; depth++) {
     uint32_t a[ROW_TILES][4];
@@ -116,14 +121,6 @@ __device__ __forceinline__ void store(To* to, int64_t stride, const Matrix<ROW_T
   }
 }
 
-template <int ROW_TILES, int WIDTH>
-__device__ __forceinline__ void clear(Matrix<ROW_TILES, WIDTH>& sums) {
-#pragma unroll
-  for (int t = 0; t < ROW_TILES; t++)
-    for (int d = 0; d < WIDTH / 8; d++)
-      for (int e = 0; e < 4; e++) sums[t][d][e] = 0.0f;
-}
-
 // The statistics of queries into shared memory, `rows` of them. Of queries that are not there all is zero: P is 1, and adds nothing.
 template <int ROWS>
 __device__ __forceinline__ void copy_stats(float* to, const float* from, int rows) {
@@ -155,6 +152,32 @@ __device__ __forceinline__ void store_keys(bf16* dk, bf16* dv, float* dk_parts, 
   }
 }
 
+// For `keys`: p, scores, becomes P, and ds, the gradients of P, becomes dS. The warp's keys start at `mine`, the tile's queries at `start`.
+template <int ROW_TILES, int COLUMNS>
+__device__ __forceinline__ void weigh_keys(Matrix<ROW_TILES, COLUMNS>& p, Matrix<ROW_TILES, COLUMNS>& ds, const float* stats,
+                                           const Span& span, int mine, int start, int lane, float scale) {
+  // mutant: condition, flip: elsewhere all are seen, and nothing is masked.
+  if (mine + 16 * ROW_TILES > span.seen(start)) {
+#pragma unroll
+    for (int t = 0; t < ROW_TILES; t++)
+      for (int n = 0; n < COLUMNS / 8; n++)
+        for (int e = 0; e < 4; e++) {
+          const int query = start + 8 * n + lane % 4 * 2 + e % 2;
+          if (mine + 16 * t + e / 2 * 8 + lane / 4 >= span.seen(query)) p[t][n][e] = -INFINITY;
+        }
+  }
+#pragma unroll
+  for (int n = 0; n < COLUMNS / 8; n++) {
+    const Pack<float, 4> stat = load_pack<4>(stats + 2 * (8 * n + lane % 4 * 2));
+#pragma unroll
+    for (int t = 0; t < ROW_TILES; t++)
+      for (int e = 0; e < 4; e++) {
+        p[t][n][e] = weight(p[t][n][e], scale, stat[e % 2 * 2]);
+        ds[t][n][e] = p[t][n][e] * (ds[t][n][e] - stat[e % 2 * 2 + 1]);
+      }
+  }
+}
+
 // dk and dv of a tile of keys, from one query head: into dk and dv if it is alone in its group, else into its part of the group's sums.
 template <int HS>
 __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float* dv_parts, const bf16* dout, const bf16* q, const bf16* k,
@@ -176,9 +199,11 @@ __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float*
   bf16* const dout_tiles = q_tiles + 2 * COLUMNS * T::WIDTH;
   float* const stats_tiles = reinterpret_cast<float*>(dout_tiles + 2 * COLUMNS * T::WIDTH);
   const auto load = [&](int start, int buffer) {
-    prefill::copy_rows<HS, COLUMNS>(q_tiles + buffer * COLUMNS * T::WIDTH, q + q_at + static_cast<int64_t>(start) * stride, stride, span.q_len - start, head_size);
-    prefill::copy_rows<HS, COLUMNS>(dout_tiles + buffer * COLUMNS * T::WIDTH, dout + q_at + static_cast<int64_t>(start) * stride, stride, span.q_len - start, head_size);
-    copy_stats<COLUMNS>(stats_tiles + buffer * 2 * COLUMNS, stats + 2 * (stats_at + start), span.q_len - start);
+    const int64_t from = q_at + static_cast<int64_t>(start) * stride;
+    const int to = buffer * COLUMNS * T::WIDTH, rest = span.q_len - start;
+    prefill::copy_rows<HS, COLUMNS>(q_tiles + to, q + from, stride, rest, head_size);
+    prefill::copy_rows<HS, COLUMNS>(dout_tiles + to, dout + from, stride, rest, head_size);
+    copy_stats<COLUMNS>(stats_tiles + buffer * 2 * COLUMNS, stats + 2 * (stats_at + start), rest);
     cp_async_commit();
   };
   // Queries before these see none of the keys (saves time).
@@ -197,36 +222,45 @@ __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float*
     __syncthreads();  // this tile has come for all, and all are done with the one before, whose buffer is filled next
     if (start + COLUMNS < span.q_len) load(start + COLUMNS, buffer ^ 1);
     const int thread = fresh(threadIdx.x), warp = thread / 32, lane = thread % 32, mine = first + warp * WARP;
-    if (mine >= span.k_len || start + COLUMNS < mine - span.reach + 2) continue;  // the warp has no keys, or these queries see none of them
+    // mutant: guard, term, flip: the warp has no keys, or these queries see none of them: all would be masked, or not stored.
+    if (mine >= span.k_len || start + COLUMNS <= mine - span.reach + 1) continue;
     const bf16* const q_tile = q_tiles + buffer * COLUMNS * T::WIDTH;
     const bf16* const dout_tile = dout_tiles + buffer * COLUMNS * T::WIDTH;
     const float* const stats_tile = stats_tiles + buffer * 2 * COLUMNS;
     Matrix<ROW_TILES, COLUMNS> p, ds;
     products<HS, ROW_TILES, COLUMNS>(p, k_tile, warp * WARP, q_tile);
     products<HS, ROW_TILES, COLUMNS>(ds, v_tile, warp * WARP, dout_tile);
-    if (mine + WARP > span.seen(start)) {  // saves time: elsewhere all are seen
-#pragma unroll
-      for (int t = 0; t < ROW_TILES; t++)
-        for (int n = 0; n < COLUMNS / 8; n++)
-          for (int e = 0; e < 4; e++) {
-            const int query = start + 8 * n + lane % 4 * 2 + e % 2;
-            if (mine + 16 * t + e / 2 * 8 + lane / 4 >= span.seen(query)) p[t][n][e] = -INFINITY;
-          }
-    }
-#pragma unroll
-    for (int n = 0; n < COLUMNS / 8; n++) {
-      const Pack<float, 4> stat = load_pack<4>(stats_tile + 2 * (8 * n + lane % 4 * 2));
-#pragma unroll
-      for (int t = 0; t < ROW_TILES; t++)
-        for (int e = 0; e < 4; e++) {
-          p[t][n][e] = weight(p[t][n][e], scale * LOG2_E, stat[e % 2 * 2]);
-          ds[t][n][e] = p[t][n][e] * (ds[t][n][e] - stat[e % 2 * 2 + 1]);
-        }
-    }
+    weigh_keys<ROW_TILES, COLUMNS>(p, ds, stats_tile, span, mine, start, lane, scale * LOG2_E);
     add_products<HS, ROW_TILES, COLUMNS>(dv_sums, p, dout_tile);
     add_products<HS, ROW_TILES, COLUMNS>(dk_sums, ds, q_tile);
   }
   store_keys<HS>(dk, dv, dk_parts, dv_parts, dk_sums, dv_sums, spans, tiles, heads, kv_heads, head_size, scale);
+}
+
+// For `queries`: ds, the gradients of P, becomes dS, from p, scores. The warp's queries start at `mine`, the tile's keys at `start`.
+template <int ROW_TILES, int COLUMNS>
+__device__ __forceinline__ void weigh_queries(Matrix<ROW_TILES, COLUMNS>& p, Matrix<ROW_TILES, COLUMNS>& ds, const float* stats,
+                                              const Span& span, int first, int start, int thread, float scale) {
+  const int own = thread / 32 * (16 * ROW_TILES), mine = first + own, lane = thread % 32;
+  // mutant: condition, flip: elsewhere all are seen, and nothing is masked.
+  if (start + COLUMNS > span.seen(mine)) {
+#pragma unroll
+    for (int t = 0; t < ROW_TILES; t++)
+      for (int n = 0; n < COLUMNS / 8; n++)
+        for (int e = 0; e < 4; e++) {
+          const int key = start + 8 * n + lane % 4 * 2 + e % 2;
+          if (key >= span.seen(mine + 16 * t + e / 2 * 8 + lane / 4)) p[t][n][e] = -INFINITY;
+        }
+  }
+#pragma unroll
+  for (int t = 0; t < ROW_TILES; t++)
+    for (int half = 0; half < 2; half++) {
+      const Pack<float, 2> stat = load_pack<2>(stats + 2 * (own + 16 * t + 8 * half + lane / 4));
+#pragma unroll
+      for (int n = 0; n < COLUMNS / 8; n++)
+        for (int e = 2 * half; e < 2 * half + 2; e++)
+          ds[t][n][e] = weight(p[t][n][e], scale, stat[0]) * (ds[t][n][e] - stat[1]);
+    }
 }
 
 // dq of a tile of queries.
@@ -249,8 +283,10 @@ __device__ __forceinline__ void queries(bf16* dq, const bf16* dout, const bf16* 
   bf16* const v_tiles = k_tiles + 2 * COLUMNS * T::WIDTH;
   float* const stats_tile = reinterpret_cast<float*>(v_tiles + 2 * COLUMNS * T::WIDTH);
   const auto load = [&](int start, int buffer) {
-    prefill::copy_rows<HS, COLUMNS>(k_tiles + buffer * COLUMNS * T::WIDTH, k + k_at + static_cast<int64_t>(start) * k_stride, k_stride, span.k_len - start, head_size);
-    prefill::copy_rows<HS, COLUMNS>(v_tiles + buffer * COLUMNS * T::WIDTH, v + k_at + static_cast<int64_t>(start) * k_stride, k_stride, span.k_len - start, head_size);
+    const int64_t from = k_at + static_cast<int64_t>(start) * k_stride;
+    const int to = buffer * COLUMNS * T::WIDTH, rest = span.k_len - start;
+    prefill::copy_rows<HS, COLUMNS>(k_tiles + to, k + from, k_stride, rest, head_size);
+    prefill::copy_rows<HS, COLUMNS>(v_tiles + to, v + from, k_stride, rest, head_size);
     cp_async_commit();
   };
   const int keys = span.seen(first + ROWS - 1);  // what is past the diagonal would be masked: saves time
@@ -268,33 +304,21 @@ __device__ __forceinline__ void queries(bf16* dq, const bf16* dout, const bf16* 
     __syncthreads();  // this tile has come for all, and all are done with the one before, whose buffer is filled next
     if (start + COLUMNS < keys) load(start + COLUMNS, buffer ^ 1);
     const int thread = fresh(threadIdx.x), warp = thread / 32, lane = thread % 32, mine = first + warp * WARP;
-    if (mine >= span.q_len || start >= span.seen(mine + WARP - 1)) continue;  // the warp has no queries, or they see none of these keys
+    // mutant: guard, term, flip: the warp has no queries, or they see none of these keys: all would be masked, or not stored.
+    if (mine >= span.q_len || start >= span.seen(mine + WARP - 1)) continue;
     const bf16* const k_tile = k_tiles + buffer * COLUMNS * T::WIDTH;
     Matrix<ROW_TILES, COLUMNS> p, ds;
     products<HS, ROW_TILES, COLUMNS>(p, q_tile, warp * WARP, k_tile);
     products<HS, ROW_TILES, COLUMNS>(ds, dout_tile, warp * WARP, v_tiles + buffer * COLUMNS * T::WIDTH);
-    if (start + COLUMNS > span.seen(mine)) {  // saves time: elsewhere all are seen
-#pragma unroll
-      for (int t = 0; t < ROW_TILES; t++)
-        for (int n = 0; n < COLUMNS / 8; n++)
-          for (int e = 0; e < 4; e++) {
-            const int key = start + 8 * n + lane % 4 * 2 + e % 2;
-            if (key >= span.seen(mine + 16 * t + e / 2 * 8 + lane / 4)) p[t][n][e] = -INFINITY;
-          }
-    }
-#pragma unroll
-    for (int t = 0; t < ROW_TILES; t++)
-      for (int half = 0; half < 2; half++) {
-        const Pack<float, 2> stat = load_pack<2>(stats_tile + 2 * (warp * WARP + 16 * t + 8 * half + lane / 4));
-#pragma unroll
-        for (int n = 0; n < COLUMNS / 8; n++)
-          for (int e = 2 * half; e < 2 * half + 2; e++)
-            ds[t][n][e] = weight(p[t][n][e], scale * LOG2_E, stat[0]) * (ds[t][n][e] - stat[1]);
-      }
+    weigh_queries<ROW_TILES, COLUMNS>(p, ds, stats_tile, span, first, start, thread, scale * LOG2_E);
     add_products<HS, ROW_TILES, COLUMNS>(sums, ds, k_tile);
   }
-  store<HS, ROW_TILES>(dq + (row + warp_id() * WARP) * stride + head * head_size, stride, sums,
-                       span.q_len - first - warp_id() * WARP, head_size, scale);
+  // Where the sums go is computed again, for want of registers.
+  const int block = fresh(blockIdx.x);
+  const int4 again = spans[block / tiles];
+  const int mine = (tiles - 1 - block % tiles) * ROWS + warp_id() * WARP;
+  dq += (static_cast<int64_t>(again.x + mine) * heads + fresh(blockIdx.y)) * head_size;
+  store<HS, ROW_TILES>(dq, static_cast<int64_t>(heads) * head_size, sums, again.y - mine, head_size, scale);
 }
 
 }  // namespace tiles
