@@ -73,6 +73,10 @@ impl Maker {
                 let scale = 1.0 / (head_size as f32).sqrt();
                 self.attention(Config { heads, kv_heads, head_size, scale, causal }, spans)
             }
+            Work::AttentionBackward { heads, kv_heads, head_size, causal, ref spans } => {
+                let scale = 1.0 / (head_size as f32).sqrt();
+                self.attention_backward(Config { heads, kv_heads, head_size, scale, causal }, spans)
+            }
             Work::Rope { tokens, heads, kv_heads, head_size } => {
                 self.rope(tokens, [heads, kv_heads], head_size)
             }
@@ -150,17 +154,23 @@ impl Maker {
     }
 
     fn attention(&self, config: Config, spans: &[(usize, usize)]) -> Result<Call> {
-        let (mut queries, mut keys) = (0, 0);
-        let place = |&(q_len, k_len): &(usize, usize)| {
-            let span = Span { q_start: queries, q_len, k_start: keys, k_len };
-            (queries, keys) = (queries + q_len, keys + k_len);
-            span
-        };
-        let spans: Spans = spans.iter().map(place).collect();
+        let (spans, queries, keys) = placed(spans);
         let Config { heads, kv_heads, head_size, .. } = config;
         let [mut out, q] = self.randoms(&[queries, heads * head_size])?;
         let [k, v] = self.randoms(&[keys, kv_heads * head_size])?;
         Ok(Box::new(move || attention::forward(&mut out, None, &q, &k, &v, &spans, config)))
+    }
+
+    fn attention_backward(&self, config: Config, spans: &[(usize, usize)]) -> Result<Call> {
+        let (spans, queries, keys) = placed(spans);
+        let Config { heads, kv_heads, head_size, .. } = config;
+        let [mut dq, q, dout, mut out] = self.randoms(&[queries, heads * head_size])?;
+        let [mut dk, mut dv, k, v] = self.randoms(&[keys, kv_heads * head_size])?;
+        let mut lse = self.random_f32(&[queries, heads])?;
+        attention::forward(&mut out, Some(&mut lse), &q, &k, &v, &spans, config)?;
+        Ok(Box::new(move || {
+            attention::backward(&mut dq, &mut dk, &mut dv, &dout, &q, &k, &v, &out, &lse, &spans, config)
+        }))
     }
 
     fn patch_embed(&self, work: &Work) -> Result<Call> {
@@ -201,6 +211,17 @@ impl Maker {
         let rows: Indices = (0..rows as u32).collect();
         Ok(Box::new(move || sample::draw_rows(&logits, &rows, &draws).map(drop)))
     }
+}
+
+/// Spans one after the other, and how many queries and keys they have together.
+fn placed(spans: &[(usize, usize)]) -> (Spans, usize, usize) {
+    let (mut queries, mut keys) = (0, 0);
+    let place = |&(q_len, k_len): &(usize, usize)| {
+        let span = Span { q_start: queries, q_len, k_start: keys, k_len };
+        (queries, keys) = (queries + q_len, keys + k_len);
+        span
+    };
+    (spans.iter().map(place).collect(), queries, keys)
 }
 
 /// The numbers of `block`, over and over.

@@ -119,9 +119,16 @@ fn attention_of(t: &Text) -> Vec<Shape> {
         format!("{name}, {} ragged prompts", RAGGED.len()),
         over(RAGGED.map(|n| (n, n)).to_vec()),
     ));
+    all.extend(all.clone().into_iter().filter_map(backward_of));
     let (sequences, keys) = DECODE;
     all.push(shape(format!("{name}, decode {sequences} x {keys}"), over(vec![(1, keys); sequences])));
     all
+}
+
+/// The gradient of attention at the same place.
+fn backward_of(forward: Shape) -> Option<Shape> {
+    let Work::Attention { heads, kv_heads, head_size, causal, spans } = forward.work else { return None };
+    Some(shape(forward.name, Work::AttentionBackward { heads, kv_heads, head_size, causal, spans }))
 }
 
 fn products_of(t: &Text) -> Vec<Shape> {
@@ -180,13 +187,15 @@ fn tower(v: &Vision) -> Vec<Shape> {
     let &Vision { name, hidden, heads, head_size, intermediate, pictures, patches } = v;
     let rows = pictures * patches;
     let spans = vec![(patches, patches); pictures];
-    vec![
-        shape(name, Work::Attention { heads, kv_heads: heads, head_size, causal: false, spans }),
+    let attention = shape(name, Work::Attention { heads, kv_heads: heads, head_size, causal: false, spans });
+    let backward = backward_of(attention.clone());
+    let rest = [
         shape(name, Work::LayerNorm { rows, cols: hidden }),
         shape(name, Work::Gelu { rows, cols: intermediate }),
         shape(format!("{name}, fc1"), Work::Linear { m: rows, n: intermediate, k: hidden }),
         shape(format!("{name}, fc2"), Work::Linear { m: rows, n: hidden, k: intermediate }),
-    ]
+    ];
+    [attention].into_iter().chain(backward).chain(rest).collect()
 }
 
 fn pictures() -> Vec<Shape> {

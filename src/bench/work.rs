@@ -29,6 +29,13 @@ pub enum Work {
         causal: bool,
         spans: Vec<(usize, usize)>,
     },
+    AttentionBackward {
+        heads: usize,
+        kv_heads: usize,
+        head_size: usize,
+        causal: bool,
+        spans: Vec<(usize, usize)>,
+    },
     RmsNorm {
         rows: usize,
         cols: usize,
@@ -109,6 +116,7 @@ impl Work {
             Work::Linear { .. } => "linear",
             Work::Lora { .. } => "lora",
             Work::Attention { .. } => "attention",
+            Work::AttentionBackward { .. } => "attention_backward",
             Work::RmsNorm { .. } => "rms_norm",
             Work::RmsNormResidual { .. } => "rms_norm_residual",
             Work::LayerNorm { .. } => "layer_norm",
@@ -132,6 +140,11 @@ impl Work {
             &Work::Lora { m, n, k, r } => m * k + r * (n + k) + 2 * m * n + m * r,
             Work::Attention { heads, kv_heads, head_size, spans, .. } => {
                 let rows = |(q, k): &(usize, usize)| 2 * q * heads + 2 * k * kv_heads;
+                spans.iter().map(rows).sum::<usize>() * head_size
+            }
+            // q, out, dout, dq; k, v, dk, dv.
+            Work::AttentionBackward { heads, kv_heads, head_size, spans, .. } => {
+                let rows = |(q, k): &(usize, usize)| 4 * q * heads + 4 * k * kv_heads;
                 spans.iter().map(rows).sum::<usize>() * head_size
             }
             &Work::RmsNorm { rows, cols } => 2 * rows * cols + cols,
@@ -166,9 +179,11 @@ impl Work {
             &Work::Linear { m, n, k } => 2 * m * n * k,
             &Work::Lora { m, n, k, r } => 2 * m * r * (n + k),
             Work::Attention { heads, head_size, causal, spans, .. } => {
-                let seen =
-                    |&(q, k): &(usize, usize)| if *causal { q * (k - q) + q * (q + 1) / 2 } else { q * k };
-                4 * heads * head_size * spans.iter().map(seen).sum::<usize>()
+                4 * heads * head_size * seen(spans, *causal)
+            }
+            // Five products, as the field counts them.
+            Work::AttentionBackward { heads, head_size, causal, spans, .. } => {
+                10 * heads * head_size * seen(spans, *causal)
             }
             &Work::PatchEmbed { pictures, side, patch, frames, width, .. } => {
                 2 * pictures * (side / patch).pow(2) * 3 * frames * patch * patch * width
@@ -176,6 +191,17 @@ impl Work {
             _ => 0,
         }
     }
+}
+
+/// Pairs of a query and a key that it sees.
+fn seen(spans: &[(usize, usize)], causal: bool) -> usize {
+    spans.iter().map(|&(q, k)| if causal { q * (k - q) + q * (q + 1) / 2 } else { q * k }).sum()
+}
+
+/// A few rows of the first spans.
+fn few_of(spans: &[(usize, usize)]) -> Vec<(usize, usize)> {
+    let cut = |&(q, k): &(usize, usize)| (q.min(33), k.min(if q == 1 { 64 } else { 33 }));
+    spans.iter().take(2).map(cut).collect()
 }
 
 impl Shape {
@@ -199,10 +225,12 @@ impl Shape {
             Work::Linear { m, n, k } => Work::Linear { m: few(m), n: wide(n), k: wide(k) },
             Work::Lora { m, n, k, r } => Work::Lora { m: few(m), n: wide(n), k: wide(k), r: few(r) },
             Work::Attention { heads, kv_heads, head_size, causal, spans } => {
-                let spans =
-                    spans.iter().take(2).map(|&(q, k)| (q.min(33), if q == 1 { wide(k) } else { k.min(33) }));
-                let spans = spans.collect();
+                let spans = few_of(&spans);
                 Work::Attention { heads: heads / kv_heads, kv_heads: 1, head_size, causal, spans }
+            }
+            Work::AttentionBackward { heads, kv_heads, head_size, causal, spans } => {
+                let spans = few_of(&spans);
+                Work::AttentionBackward { heads: heads / kv_heads, kv_heads: 1, head_size, causal, spans }
             }
             Work::RmsNorm { rows, cols } => Work::RmsNorm { rows: few(rows), cols },
             Work::RmsNormResidual { rows, cols } => Work::RmsNormResidual { rows: few(rows), cols },

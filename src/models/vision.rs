@@ -223,7 +223,7 @@ impl Block {
         Ok((y, BlockSaved { x, h1, q, k, v, attn, lse, x2, h2, up, act, linears }))
     }
 
-    fn backward(&self, grads: &mut Grads, dy: Tensor, s: BlockSaved, spans: &[Span]) -> Result<Tensor> {
+    fn backward(&self, grads: &mut Grads, dy: Tensor, s: BlockSaved, spans: &Spans) -> Result<Tensor> {
         let [q_saved, k_saved, v_saved, out_saved, fc1_saved, fc2_saved] = &s.linears;
         let mut dact = dy.like(s.act.shape())?;
         self.fc2.backward(grads, Some(&mut dact), false, &dy, &s.act, fc2_saved)?;

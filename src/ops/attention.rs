@@ -3,6 +3,7 @@
 //! within a span from its first row on: a span gives the same bits whatever else is in the batch.
 mod backward;
 mod launch;
+mod launch_backward;
 
 use rayon::prelude::*;
 

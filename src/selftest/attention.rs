@@ -1,11 +1,11 @@
-//! attention: prompts (many queries a span) and decode steps (one), with the log-sum-exp.
+//! attention: prompts (many queries a span) and decode steps (one), with the log-sum-exp; and its gradient.
 
 use super::check::Tolerance;
 use super::{Case, Output, Size};
 use crate::error::Result;
-use crate::ops::attention::{Config, Span, Spans, forward};
+use crate::ops::attention::{Config, Span, Spans, backward, forward};
 use crate::selftest::on::On;
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
 
 #[derive(Clone)]
 struct Batch {
@@ -23,14 +23,18 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
     if !size.quick() {
         batches.extend(real());
     }
-    let case = |b: Batch| {
-        let spans: Vec<String> = b.spans.iter().take(3).map(|(q, k)| format!("{q}/{k}")).collect();
-        let more = if b.spans.len() > 3 { format!(" ... {} spans", b.spans.len()) } else { String::new() };
-        let Batch { name, heads, kv_heads, head_size, .. } = b;
-        let shape = format!("{name}, {heads}/{kv_heads} x {head_size}, {}{more}", spans.join(" "));
-        Case::new("attention", shape, move |on| attend(on, &b))
-    };
-    batches.into_iter().map(case).collect()
+    let forward = batches.iter().map(|b| Case::new("attention", b.shape(), of(b, attend)));
+    let trained = batches.iter().filter(|b| !b.name.contains("decode"));
+    let backward = trained.map(|b| Case::new("attention_backward", b.shape(), of(b, propagate)));
+    forward.chain(backward).collect()
+}
+
+fn of(
+    batch: &Batch,
+    run: fn(&mut On, &Batch) -> Result<Vec<Output>>,
+) -> impl Fn(&mut On) -> Result<Vec<Output>> + 'static {
+    let batch = batch.clone();
+    move |on| run(on, &batch)
 }
 
 fn batch(name: &'static str, [heads, kv_heads, head_size]: [usize; 3], causal: bool) -> Batch {
@@ -38,6 +42,14 @@ fn batch(name: &'static str, [heads, kv_heads, head_size]: [usize; 3], causal: b
 }
 
 impl Batch {
+    fn shape(&self) -> String {
+        let spans: Vec<String> = self.spans.iter().take(3).map(|(q, k)| format!("{q}/{k}")).collect();
+        let more =
+            if self.spans.len() > 3 { format!(" ... {} spans", self.spans.len()) } else { String::new() };
+        let Batch { name, heads, kv_heads, head_size, .. } = self;
+        format!("{name}, {heads}/{kv_heads} x {head_size}, {}{more}", spans.join(" "))
+    }
+
     fn of(self, spans: impl IntoIterator<Item = (usize, usize)>) -> Batch {
         Batch { spans: spans.into_iter().collect(), ..self }
     }
@@ -74,7 +86,16 @@ fn real() -> Vec<Batch> {
     ]
 }
 
-fn attend(on: &mut On, batch: &Batch) -> Result<Vec<Output>> {
+/// q, k, v, and what attends to what.
+struct Inputs {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Spans,
+    config: Config,
+}
+
+fn inputs(on: &mut On, batch: &Batch) -> Result<Inputs> {
     let &Batch { heads, kv_heads, head_size, causal, .. } = batch;
     let (mut queries, mut keys) = (0, 0);
     let spans: Spans = batch
@@ -90,12 +111,29 @@ fn attend(on: &mut On, batch: &Batch) -> Result<Vec<Output>> {
     let q = on.random(&[queries, heads * head_size], 4.0)?;
     let [k, v] =
         [on.random(&[keys, kv_heads * head_size], 1.0)?, on.random(&[keys, kv_heads * head_size], 1.0)?];
-    let (mut out, mut lse) = (on.output(q.shape())?, on.output_f32(&[queries, heads])?);
     let config = Config { heads, kv_heads, head_size, scale: 1.0 / (head_size as f32).sqrt(), causal };
+    Ok(Inputs { q, k, v, spans, config })
+}
+
+fn attend(on: &mut On, batch: &Batch) -> Result<Vec<Output>> {
+    let Inputs { q, k, v, spans, config } = inputs(on, batch)?;
+    let (mut out, mut lse) = (on.output(q.shape())?, on.output_f32(&[q.rows(), config.heads])?);
     forward(&mut out, Some(&mut lse), &q, &k, &v, &spans, config)?;
     Ok(vec![
-        Output::new("", out, Tolerance::attention(on.dtype, head_size)),
+        Output::new("", out, Tolerance::attention(on.dtype, config.head_size)),
         // Products of the inputs are exact in f32, and that is the log-sum-exp's type.
         Output::new("(lse)", lse, Tolerance::stored(DType::F32, 8.0)),
     ])
+}
+
+/// Any `out` will do for rowsum(dout out): random numbers, so that the forward's roundings do not come in.
+fn propagate(on: &mut On, batch: &Batch) -> Result<Vec<Output>> {
+    let Inputs { q, k, v, spans, config } = inputs(on, batch)?;
+    let (mut attended, mut lse) = (on.output(q.shape())?, on.output_f32(&[q.rows(), config.heads])?);
+    forward(&mut attended, Some(&mut lse), &q, &k, &v, &spans, config)?;
+    let (out, dout) = (on.random(q.shape(), 0.5)?, on.random(q.shape(), 1.0)?);
+    let (mut dq, mut dk, mut dv) = (on.output(q.shape())?, on.output(k.shape())?, on.output(v.shape())?);
+    backward(&mut dq, &mut dk, &mut dv, &dout, &q, &k, &v, &out, &lse, &spans, config)?;
+    let output = |name, tensor| Output::new(name, tensor, Tolerance::attention(on.dtype, config.head_size));
+    Ok(vec![output("(dq)", dq), output("(dk)", dk), output("(dv)", dv)])
 }

@@ -4,7 +4,7 @@ use mpa::tensor::{DType, Device, Tensor};
 use crate::common::{Rng, Tolerance, assert_close, assert_op_error, f32_sum, to_f64};
 use crate::device::{on_each_device, output, values, what};
 
-fn config(heads: usize, kv_heads: usize, head_size: usize, causal: bool) -> Config {
+pub fn config(heads: usize, kv_heads: usize, head_size: usize, causal: bool) -> Config {
     Config { heads, kv_heads, head_size, scale: 1.0 / (head_size as f32).sqrt(), causal }
 }
 
@@ -22,16 +22,16 @@ fn spans(lens: &[(usize, usize)]) -> Vec<Span> {
 
 /// q, k and v of a batch, as stored, and what attends to what.
 #[derive(Clone)]
-struct Batch {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    spans: Vec<Span>,
-    config: Config,
+pub struct Batch {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    pub spans: Vec<Span>,
+    pub config: Config,
 }
 
 /// Uniform in [-size, size) (q) and [-1, 1) (k, v); NaN in the rows that are no one's. After the last key memory ends.
-fn batch(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Config, size: f32) -> Batch {
+pub fn batch(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Config, size: f32) -> Batch {
     let mut rng = Rng(1);
     let spans = spans(lens);
     let mut matrix = |ranges: Vec<(usize, usize)>, after: usize, width: usize, size: f32| {
@@ -300,7 +300,7 @@ fn huge_scores_stay_finite() {
 }
 
 /// Rows of a matrix on its device.
-fn rows(t: &Tensor, start: usize, len: usize) -> Tensor {
+pub fn rows(t: &Tensor, start: usize, len: usize) -> Tensor {
     let data = values(t)[start * t.cols()..(start + len) * t.cols()].to_vec();
     let part = Tensor::from_vec(&[len, t.cols()], data).unwrap();
     part.to_dtype(t.dtype()).unwrap().to_device(&t.device()).unwrap()

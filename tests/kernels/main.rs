@@ -12,6 +12,7 @@ mod attention;
 mod clip_grad_norm;
 mod cross_entropy;
 mod dropout;
+mod attention_backward;
 mod embedding;
 mod gelu;
 mod layer_norm;

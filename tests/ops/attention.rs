@@ -46,7 +46,8 @@ fn run(b: &Batch) -> Results<Tensor> {
     let (mut out, mut lse) = (poisoned(q), poisoned(&[q[0], b.config.heads]));
     forward(&mut out, Some(&mut lse), &b.q, &b.k, &b.v, &b.spans.as_slice().into(), b.config).unwrap();
     let (mut dq, mut dk, mut dv) = (poisoned(q), poisoned(k), poisoned(k));
-    backward(&mut dq, &mut dk, &mut dv, &b.dout, &b.q, &b.k, &b.v, &out, &lse, &b.spans, b.config).unwrap();
+    let spans = b.spans.as_slice().into();
+    backward(&mut dq, &mut dk, &mut dv, &b.dout, &b.q, &b.k, &b.v, &out, &lse, &spans, b.config).unwrap();
     [out, lse, dq, dk, dv]
 }
 
@@ -276,6 +277,7 @@ fn bad_input_is_refused() {
     let lse = Tensor::zeros(&[6, 4]);
     let shared = [span(0, 1, 0, 3), span(1, 1, 2, 3)];
     attend(&b, &shared, b.config).unwrap();
+    let shared = shared.as_slice().into();
     let result =
         backward(&mut dq, &mut dk, &mut dv, &b.dout, &b.q, &b.k, &b.v, &b.q, &lse, &shared, b.config);
     assert_op_error(result, "attention backward", "share no key rows");

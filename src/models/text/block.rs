@@ -6,7 +6,7 @@ use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
 use crate::models::norm::RmsNorm;
 use crate::models::param::{Grads, VisitParam};
 use crate::models::weights::Weights;
-use crate::ops::attention::{Span, Spans};
+use crate::ops::attention::Spans;
 use crate::ops::{add, attention, embedding, rope, swiglu};
 use crate::tensor::{Indices, Tensor};
 
@@ -130,7 +130,7 @@ impl Block {
         dy: Tensor,
         s: BlockSaved,
         rope: &Rope,
-        spans: &[Span],
+        spans: &Spans,
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
         let [q_saved, k_saved, v_saved, o_saved, gate_saved, up_saved, down_saved] = &s.linears;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::super::expect_shape;
 use super::super::matmul::{Shared, View, matmul_here};
 use super::super::vector_math::{exp, sum2, vectorised};
-use super::{Config, Item, KEYS, LANES, Span, check, expect_disjoint, gather};
+use super::{Config, Item, KEYS, LANES, Span, Spans, check, expect_disjoint, gather, launch_backward};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -21,7 +21,7 @@ pub fn backward(
     v: &Tensor,
     out: &Tensor,
     lse: &Tensor,
-    spans: &[Span],
+    spans: &Spans,
     config: Config,
 ) -> Result<()> {
     const OP: &str = "attention backward";
@@ -33,6 +33,10 @@ pub fn backward(
     expect_shape(OP, "dout", dout, q.shape())?;
     expect_shape(OP, "out", out, q.shape())?;
     expect_shape(OP, "lse", lse, &[q.rows(), config.heads])?;
+    if let Some(gpu) = q.gpu() {
+        let inputs = [dout, q, k, v, out];
+        return launch_backward::backward(gpu, [dq, dk, dv], inputs, lse, spans, &config);
+    }
     let inputs = Inputs {
         config: &config,
         dout: dout.f32s()?,

@@ -48,13 +48,13 @@ pub fn forward(
 ) -> Result<()> {
     let [q, k, v] = qkv;
     let dtype = kernel_dtype(OP, &[out, q, k, v])?;
-    if !(config.scale > 0.0 && config.scale.is_finite()) {
-        return Err(Error::op(OP, "a finite scale above 0", config.scale.to_string()));
-    }
+    expect_scale(OP, config)?;
     let lse = match lse {
         None => Ptr::NULL,
-        Some(lse) if lse.dtype() == DType::F32 => lse.ptr_mut(gpu)?,
-        Some(lse) => return Err(Error::op(OP, "lse in f32", lse.dtype().to_string())),
+        Some(lse) => {
+            expect_f32(OP, "lse", lse)?;
+            lse.ptr_mut(gpu)?
+        }
     };
     let qkv = [q.ptr(gpu)?, k.ptr(gpu)?, v.ptr(gpu)?];
     let call = Call { gpu, out: out.ptr_mut(gpu)?, lse, qkv, spans, dtype, config };
@@ -122,30 +122,40 @@ fn decode(call: &Call, size: usize) -> Result<()> {
     gpu.launch(&format!("attention_combine_forward_{dtype}"), at, &args)
 }
 
-/// The least head size that there is a kernel for and that holds `head_size`.
-fn fit(sizes: &[usize], head_size: usize, expected: &str) -> Result<usize> {
-    let size = sizes.iter().copied().find(|&s| s >= head_size);
-    size.ok_or_else(|| Error::op(OP, expected, head_size.to_string()))
+pub fn expect_scale(op: &'static str, config: &Config) -> Result<()> {
+    if config.scale > 0.0 && config.scale.is_finite() {
+        return Ok(());
+    }
+    Err(Error::op(op, "a finite scale above 0", config.scale.to_string()))
+}
+
+pub fn expect_f32(op: &'static str, name: &str, tensor: &Tensor) -> Result<()> {
+    if tensor.dtype() == DType::F32 {
+        return Ok(());
+    }
+    Err(Error::op(op, format!("{name} in f32"), tensor.dtype().to_string()))
+}
+
+/// The least head size that there is a kernel of many queries for and that holds `head_size`.
+pub fn kernel_size(op: &'static str, dtype: DType, head_size: usize) -> Result<usize> {
+    // In bf16 rows are copied in pieces of 16 bytes, which buffers (256-byte aligned) and such widths keep aligned.
+    let (sizes, multiple, expected): (&[usize], _, _) = match dtype {
+        DType::F32 => (&[64, 128, 256], 1, "a head size up to 256 in f32"),
+        _ => (&[64, 72, 80, 96, 128], 8, "a head size up to 128 and a multiple of 8 in bf16"),
+    };
+    let size = sizes.iter().copied().find(|&size| size >= head_size && head_size.is_multiple_of(multiple));
+    size.ok_or_else(|| Error::op(op, expected, head_size.to_string()))
 }
 
 fn tile(dtype: DType, head_size: usize) -> Result<Tile> {
+    let size = kernel_size(OP, dtype, head_size)?;
+    let entry = format!("attention_forward_{dtype}_hs{size}");
     if dtype == DType::F32 {
         // attention_plain.cuh: the weights of 32 queries for 32 keys, with a gap after each 32.
-        let size = fit(&[64, 128, 256], head_size, "a head size up to 256 in f32")?;
-        return Ok(Tile {
-            entry: format!("attention_forward_f32_hs{size}"),
-            queries: 32,
-            shared: 32 * 33 * 4,
-        });
+        return Ok(Tile { entry, queries: 32, shared: 32 * 33 * 4 });
     }
-    // attention_prefill.cuh: rows are copied in pieces of 16 bytes, which buffers (256-byte aligned) and such widths keep aligned.
-    const EXPECTED: &str = "a head size up to 128 and a multiple of 8 in bf16";
-    if !head_size.is_multiple_of(8) {
-        return Err(Error::op(OP, EXPECTED, head_size.to_string()));
-    }
-    let size = fit(&[64, 72, 80, 96, 128], head_size, EXPECTED)?;
+    // attention_prefill.cuh: the queries, and two tiles of keys and of values.
     let (queries, keys) = (128, if size > 96 { 32 } else { 64 });
-    // The queries, and two tiles of keys and of values.
     let shared = (queries + 4 * keys) * size.next_multiple_of(16) * 2;
-    Ok(Tile { entry: format!("attention_forward_bf16_hs{size}"), queries, shared })
+    Ok(Tile { entry, queries, shared })
 }
