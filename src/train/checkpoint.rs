@@ -18,7 +18,7 @@ pub fn save(trainer: &mut Trainer, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let mut owned: Vec<(String, Tensor)> = Vec::new();
     let mut outcome = Ok(());
-    let moments = &trainer.moments;
+    let moments = &trainer.optimizer;
     visit_trained(&mut trainer.vlm, &mut |name, param, slot| {
         for (kind, tensor) in [("w", &param.value), ("m", &moments.m[slot]), ("v", &moments.v[slot])] {
             match tensor.to_device(&Device::Cpu) {
@@ -44,7 +44,7 @@ pub fn load(trainer: &mut Trainer, folder: &Path) -> Result<bool> {
         return Ok(false);
     };
     let mut file = Weights::open_file(&path)?;
-    let moments = &mut trainer.moments;
+    let moments = &mut trainer.optimizer;
     let mut outcome = Ok(());
     visit_trained(&mut trainer.vlm, &mut |name, param, slot| {
         let shape = param.value.shape().to_vec();

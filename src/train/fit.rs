@@ -167,8 +167,9 @@ pub fn level(
         let indices = batch_indices(samples.len(), options, step);
         let batch: Vec<&Sample> = indices.iter().map(|&i| &samples[i]).collect();
         let batch: Vec<Arc<_>> = trainer.prepare(&batch, &mut kept)?.into_iter().map(Arc::new).collect();
-        let lr = options.lr * options.schedule.factor(step, steps, options.warmup);
-        let r = trainer.step_prepared(&batch, lr)?;
+        let plan = trainer.plan(steps);
+        let lr = plan.lr(step as u64);
+        let r = trainer.step_planned(&batch, plan)?;
         write_line(&log, &mut log_file, &LossLine { step, loss: r.loss, lr, grad_norm: r.grad_norm })?;
         on_step(step, steps, r.loss, lr);
         if step.is_multiple_of(options.checkpoint_every) && step < steps {

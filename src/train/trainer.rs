@@ -13,15 +13,15 @@ use crate::models::linear::Pass;
 use crate::models::param::{Grads, Param, Slots};
 use crate::models::vision::VisionSaved;
 use crate::models::vlm::Vlm;
-use crate::ops::adamw::Hyper;
+use crate::ops::adamw::{Hyper, Plan};
 use crate::ops::attention::Spans;
 use crate::ops::patch_embed::Pixels;
-use crate::ops::{clip_grad_norm, cross_entropy, embedding};
+use crate::ops::{cross_entropy, embedding};
 use crate::random;
 use crate::tensor::{DType, Device, Indices, Tensor};
 use crate::train::batch::{self, Kept, Packed, Prepared, Sample, Seen};
 use crate::train::fit::TrainOptions;
-use crate::train::optim::{Moments, visit_trained};
+use crate::train::optim::{Optimizer, Schedule, visit_trained};
 
 /// Rows of logits that exist at a time.
 const LOGIT_ROWS: usize = 512;
@@ -52,7 +52,7 @@ pub struct StepReport {
 
 pub struct Trainer {
     pub(super) vlm: Vlm,
-    pub(super) moments: Moments,
+    pub(super) optimizer: Optimizer,
     /// Steps taken.
     pub(super) steps: u64,
     trainable: Trainable,
@@ -105,14 +105,14 @@ impl Trainer {
             }
         }
         outcome?;
-        let (moments, grads) = (Moments::new(&slots), slots.grads());
-        Ok(Trainer { vlm, moments, steps: 0, trainable, options, grads })
+        let (optimizer, grads) = (Optimizer::new(&slots), slots.grads());
+        Ok(Trainer { vlm, optimizer, steps: 0, trainable, options, grads })
     }
 
     /// Moves all to `device`; on a GPU activations, and the weights that meet them, are of type `dtype`.
     pub fn to_device(mut self, device: &Device, dtype: DType) -> Result<Trainer> {
         self.vlm = self.vlm.to_device(device, dtype)?;
-        self.moments = self.moments.to_device(device)?;
+        self.optimizer = self.optimizer.to_device(device)?;
         self.grads = self.grads.to_device(device)?;
         Ok(self)
     }
@@ -174,26 +174,45 @@ impl Trainer {
         self.step_prepared(&prepared.into_iter().map(Arc::new).collect::<Vec<_>>(), lr)
     }
 
+    /// One step at the rate `lr`.
     pub fn step_prepared(&mut self, batch: &[Arc<Prepared>], lr: f64) -> Result<StepReport> {
-        let loss = self.gradients(batch)?;
-        let mut all: Vec<&mut Tensor> = self.grads.tensors.iter_mut().collect();
-        let max_norm = match self.options.max_grad_norm {
-            m if m > 0.0 => m,
-            _ => f32::INFINITY,
-        };
-        let grad_norm = clip_grad_norm::clip(&mut all, max_norm)?;
-        self.steps += 1;
+        let plan = Plan { schedule: Schedule::Constant, peak: lr, warmup: 0.0, ..self.plan(1) };
+        self.step_planned(batch, plan)
+    }
+
+    /// The options' schedule over a run of `steps` steps.
+    pub fn plan(&self, steps: usize) -> Plan {
         let o = &self.options;
-        let hyper =
-            Hyper { lr: lr as f32, beta1: o.beta1, beta2: o.beta2, eps: o.eps, weight_decay: o.weight_decay };
-        self.moments.update(&mut self.vlm, &self.grads, hyper, self.steps)?;
-        Ok(StepReport { loss, grad_norm })
+        let hyper = Hyper {
+            lr: o.lr as f32,
+            beta1: o.beta1,
+            beta2: o.beta2,
+            eps: o.eps,
+            weight_decay: o.weight_decay,
+        };
+        let max_norm = if o.max_grad_norm > 0.0 { o.max_grad_norm } else { f32::INFINITY };
+        Plan { schedule: o.schedule, peak: o.lr, steps, warmup: o.warmup, max_norm, hyper }
+    }
+
+    /// One step of the run that `plan` is of. A GPU is waited for once, at its end.
+    pub fn step_planned(&mut self, batch: &[Arc<Prepared>], plan: Plan) -> Result<StepReport> {
+        let losses = self.backward(batch)?;
+        self.optimizer.step(&mut self.vlm, &mut self.grads, plan, self.steps)?;
+        let grad_norm = self.optimizer.norm()?;
+        self.steps += 1;
+        Ok(StepReport { loss: mean(&losses, batch)?, grad_norm })
     }
 
     /// Mean loss over the answer tokens; the gradients of it replace the last step's.
     pub fn gradients(&mut self, batch: &[Arc<Prepared>]) -> Result<f64> {
+        let losses = self.backward(batch)?;
+        mean(&losses, batch)
+    }
+
+    /// The gradients of the mean loss replace the last step's. Returns the answer tokens' losses, where they were computed.
+    fn backward(&mut self, batch: &[Arc<Prepared>]) -> Result<Vec<Tensor>> {
         self.grads.clear()?;
-        let tokens: usize = batch.iter().map(|s| s.targets.len()).sum();
+        let tokens = answer_tokens(batch);
         if tokens == 0 {
             return Err(Error::Usage("a batch without a single answer token, nothing to learn".into()));
         }
@@ -202,14 +221,10 @@ impl Trainer {
         let mut losses = Vec::new();
         for (i, part) in batch.chunks(micro).enumerate() {
             let seed = random::mix(self.options.seed, &[self.steps, i as u64]);
-            self.micro_batch(&mut losses, part, 1.0 / tokens as f32, Pass::Train { seed, recompute })?;
+            let pass = Pass::Train { seed, recompute };
+            self.micro_batch(&mut losses, part, 1.0 / tokens as f32, pass)?;
         }
-        // Read at the end alone: a GPU is waited for once.
-        let mut loss = 0.0;
-        for part in &losses {
-            loss += cross_entropy::sum(part)?;
-        }
-        Ok(loss / tokens as f64)
+        Ok(losses)
     }
 
     /// The trained weights' gradients, by name.
@@ -313,4 +328,17 @@ impl Trainer {
         }
         Ok(dhidden)
     }
+}
+
+fn answer_tokens(batch: &[Arc<Prepared>]) -> usize {
+    batch.iter().map(|s| s.targets.len()).sum()
+}
+
+/// Of the losses of a batch's answer tokens.
+fn mean(losses: &[Tensor], batch: &[Arc<Prepared>]) -> Result<f64> {
+    let mut sum = 0.0;
+    for part in losses {
+        sum += cross_entropy::sum(part)?;
+    }
+    Ok(sum / answer_tokens(batch) as f64)
 }
