@@ -69,6 +69,21 @@ impl Maker {
                 let (a, b) = (self.random(&[r, k])?, self.random(&[n, r])?);
                 Ok(Box::new(move || lora::forward(&mut y, &mut xa, &x, &a, &b, 1e-3)))
             }
+            Work::LinearInputBackward { m, n, k } => {
+                let (mut dx, dy, w) = (self.random(&[m, k])?, self.random(&[m, n])?, self.random(&[n, k])?);
+                Ok(Box::new(move || linear::backward_input(&mut dx, &dy, &w, false)))
+            }
+            Work::LinearWeightBackward { m, n, k } => {
+                let (mut dw, dy, x) =
+                    (self.random_f32(&[n, k])?, self.random(&[m, n])?, self.random(&[m, k])?);
+                Ok(Box::new(move || linear::backward_weight(&mut dw, &dy, &x)))
+            }
+            Work::LinearBiasBackward { rows, cols } => {
+                let (mut db, dy) = (self.random_f32(&[cols])?, self.random(&[rows, cols])?);
+                Ok(Box::new(move || linear::backward_bias(&mut db, &dy)))
+            }
+            Work::LoraGroup { m, k, r, ref widths } => self.lora_group([m, k, r], widths),
+            Work::LoraBackward { m, k, r, ref widths } => self.lora_backward([m, k, r], widths),
             Work::Attention { heads, kv_heads, head_size, causal, ref spans } => {
                 let scale = 1.0 / (head_size as f32).sqrt();
                 self.attention(Config { heads, kv_heads, head_size, scale, causal }, spans)
@@ -102,6 +117,37 @@ impl Maker {
             }
             _ => self.plain(work),
         }
+    }
+
+    fn lora_group(&self, [m, k, r]: [usize; 3], widths: &[usize]) -> Result<Call> {
+        let tensors = |&n: &usize| {
+            Ok([self.random(&[m, n])?, self.random(&[m, r])?, self.random(&[r, k])?, self.random(&[n, r])?])
+        };
+        let (x, mut group) = (self.random(&[m, k])?, widths.iter().map(tensors).collect::<Result<Vec<_>>>()?);
+        Ok(Box::new(move || {
+            let mut adapters = Vec::new();
+            for [out, xa, a, b] in &mut group {
+                adapters.push(lora::Forward { out, xa, a, b, scale: 1e-3 });
+            }
+            lora::forward_group(&mut adapters, &x)
+        }))
+    }
+
+    fn lora_backward(&self, [m, k, r]: [usize; 3], widths: &[usize]) -> Result<Call> {
+        let tensors = |&n: &usize| {
+            let weights = [self.random(&[r, k])?, self.random(&[n, r])?];
+            let grads = [self.random_f32(&[r, k])?, self.random_f32(&[n, r])?];
+            Ok((weights, grads, self.random(&[m, n])?, self.random(&[m, r])?))
+        };
+        let [mut dx, x] = self.randoms(&[m, k])?;
+        let mut group = widths.iter().map(tensors).collect::<Result<Vec<_>>>()?;
+        Ok(Box::new(move || {
+            let mut adapters = Vec::new();
+            for ([a, b], [da, db], dy, xa) in &mut group {
+                adapters.push(lora::Backward { grads: Some((da, db)), dy, xa, a, b, scale: 1e-3 });
+            }
+            lora::backward_group(Some(&mut dx), &mut adapters, &x)
+        }))
     }
 
     /// Norms and what works on single elements.

@@ -99,6 +99,7 @@ pub fn shapes() -> Vec<Shape> {
         all.extend(attention_of(text));
         all.extend(products_of(text));
         all.extend(rest_of(text));
+        all.extend(training_of(text));
     }
     for vision in [&SMOL_VISION, &QWEN_VISION] {
         all.extend(tower(vision));
@@ -179,6 +180,29 @@ fn rest_of(t: &Text) -> Vec<Shape> {
             format!("{name}, {way}, {rows} rows"),
             Work::Sample { rows, vocabulary, temperature, top_p },
         ));
+    }
+    all
+}
+
+/// A micro-batch in training: what the layers' products and adapters take.
+fn training_of(t: &Text) -> Vec<Shape> {
+    const TOKENS: usize = 8192;
+    const RANK: usize = 16;
+    let &Text { name, hidden: k, heads, kv_heads, head_size, intermediate, .. } = t;
+    let groups = [
+        ("q, k, v", vec![heads * head_size, kv_heads * head_size, kv_heads * head_size]),
+        ("gate, up", vec![intermediate; 2]),
+    ];
+    let (m, n) = (TOKENS, intermediate);
+    let mut all = vec![
+        shape(format!("{name} gate, {TOKENS} tokens"), Work::LinearInputBackward { m, n, k }),
+        shape(format!("{name} gate, {TOKENS} tokens"), Work::LinearWeightBackward { m, n, k }),
+        shape(format!("{name}, {TOKENS} tokens"), Work::LinearBiasBackward { rows: m, cols: k }),
+    ];
+    for (layers, widths) in groups {
+        let name = format!("{name} {layers}, {TOKENS} tokens, rank {RANK}");
+        all.push(shape(name.clone(), Work::LoraGroup { m, k, r: RANK, widths: widths.clone() }));
+        all.push(shape(name, Work::LoraBackward { m, k, r: RANK, widths }));
     }
     all
 }

@@ -21,6 +21,33 @@ pub enum Work {
         k: usize,
         r: usize,
     },
+    LinearInputBackward {
+        m: usize,
+        n: usize,
+        k: usize,
+    },
+    LinearWeightBackward {
+        m: usize,
+        n: usize,
+        k: usize,
+    },
+    LinearBiasBackward {
+        rows: usize,
+        cols: usize,
+    },
+    /// Adapters of rank r that share x [m, k], for layers of these widths.
+    LoraGroup {
+        m: usize,
+        k: usize,
+        r: usize,
+        widths: Vec<usize>,
+    },
+    LoraBackward {
+        m: usize,
+        k: usize,
+        r: usize,
+        widths: Vec<usize>,
+    },
     /// `spans`: queries and keys of each sequence.
     Attention {
         heads: usize,
@@ -115,6 +142,11 @@ impl Work {
             Work::Copy { .. } => "copy",
             Work::Linear { .. } => "linear",
             Work::Lora { .. } => "lora",
+            Work::LinearInputBackward { .. } => "linear_input_backward",
+            Work::LinearWeightBackward { .. } => "linear_weight_backward",
+            Work::LinearBiasBackward { .. } => "linear_bias_backward",
+            Work::LoraGroup { .. } => "lora_group",
+            Work::LoraBackward { .. } => "lora_backward",
             Work::Attention { .. } => "attention",
             Work::AttentionBackward { .. } => "attention_backward",
             Work::RmsNorm { .. } => "rms_norm",
@@ -136,7 +168,19 @@ impl Work {
     pub fn bytes(&self, size: usize) -> usize {
         let elements = match self {
             &Work::Copy { size } => return 2 * size,
-            &Work::Linear { m, n, k } => m * k + n * k + m * n,
+            &Work::Linear { m, n, k } | &Work::LinearInputBackward { m, n, k } => m * k + n * k + m * n,
+            // Gradients of weights are f32, read and written.
+            &Work::LinearWeightBackward { m, n, k } => return (m * k + m * n) * size + 8 * n * k,
+            &Work::LinearBiasBackward { rows, cols } => return rows * cols * size + 8 * cols,
+            Work::LoraGroup { m, k, r, widths } => {
+                let all: usize = widths.iter().sum();
+                m * k + r * (all + k * widths.len()) + 2 * m * all + m * r * widths.len()
+            }
+            Work::LoraBackward { m, k, r, widths } => {
+                let all: usize = widths.iter().sum();
+                let weights = r * (all + k * widths.len());
+                return (m * all + 3 * m * k + m * r * widths.len() + weights) * size + 8 * weights;
+            }
             &Work::Lora { m, n, k, r } => m * k + r * (n + k) + 2 * m * n + m * r,
             Work::Attention { heads, kv_heads, head_size, spans, .. } => {
                 let rows = |(q, k): &(usize, usize)| 2 * q * heads + 2 * k * kv_heads;
@@ -176,7 +220,15 @@ impl Work {
     /// Additions and multiplications of matrix products; of attention those that the mask leaves. 0 for what memory limits anyway.
     pub fn flops(&self) -> usize {
         match self {
-            &Work::Linear { m, n, k } => 2 * m * n * k,
+            &Work::Linear { m, n, k }
+            | &Work::LinearInputBackward { m, n, k }
+            | &Work::LinearWeightBackward { m, n, k } => 2 * m * n * k,
+            Work::LoraGroup { m, k, r, widths } => {
+                2 * m * r * (widths.iter().sum::<usize>() + k * widths.len())
+            }
+            Work::LoraBackward { m, k, r, widths } => {
+                4 * m * r * (widths.iter().sum::<usize>() + k * widths.len())
+            }
             &Work::Lora { m, n, k, r } => 2 * m * r * (n + k),
             Work::Attention { heads, head_size, causal, spans, .. } => {
                 4 * heads * head_size * seen(spans, *causal)
@@ -224,6 +276,28 @@ impl Shape {
             Work::Copy { size } => Work::Copy { size: size.min(1 << 16) },
             Work::Linear { m, n, k } => Work::Linear { m: few(m), n: wide(n), k: wide(k) },
             Work::Lora { m, n, k, r } => Work::Lora { m: few(m), n: wide(n), k: wide(k), r: few(r) },
+            Work::LinearInputBackward { m, n, k } => {
+                Work::LinearInputBackward { m: few(m), n: wide(n), k: wide(k) }
+            }
+            Work::LinearWeightBackward { m, n, k } => {
+                Work::LinearWeightBackward { m: few(m), n: wide(n), k: wide(k) }
+            }
+            Work::LinearBiasBackward { rows, cols } => {
+                Work::LinearBiasBackward { rows: few(rows), cols: wide(cols) }
+            }
+            // More rows than are few to linear's kernels.
+            Work::LoraGroup { k, r, widths, .. } => Work::LoraGroup {
+                m: 17,
+                k: wide(k),
+                r: few(r),
+                widths: widths.into_iter().map(wide).collect(),
+            },
+            Work::LoraBackward { k, r, widths, .. } => Work::LoraBackward {
+                m: 17,
+                k: wide(k),
+                r: few(r),
+                widths: widths.into_iter().map(wide).collect(),
+            },
             Work::Attention { heads, kv_heads, head_size, causal, spans } => {
                 let spans = few_of(&spans);
                 Work::Attention { heads: heads / kv_heads, kv_heads: 1, head_size, causal, spans }

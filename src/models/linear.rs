@@ -1,6 +1,6 @@
 //! A linear layer: dense weights of any dtype, an optional bias, an optional LoRA adapter.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::weights::Weights;
 use crate::ops::{add, dropout, linear, lora};
@@ -81,7 +81,7 @@ impl Linear {
 
     /// The same into `out`, which may be f32 where x is narrower.
     pub fn forward_into(&self, mut out: Tensor, x: &Tensor, pass: Pass) -> Result<(Tensor, LinearSaved)> {
-        linear::forward(&mut out, x, self.weight.get(), self.bias.as_ref().map(Param::get))?;
+        self.product(&mut out, x)?;
         let mut saved = LinearSaved { xa: None, mask_seed: None };
         if let Some(adapter) = &self.lora {
             saved.mask_seed = adapter.mask_seed(pass);
@@ -94,6 +94,37 @@ impl Linear {
         Ok((out, saved))
     }
 
+    /// Without the adapter.
+    fn product(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        linear::forward(out, x, self.weight.get(), self.bias.as_ref().map(Param::get))
+    }
+
+    /// What `forward` gives for each layer, all of which read x: their adapters are applied together.
+    pub fn forward_group<const N: usize>(
+        layers: [&Linear; N],
+        x: &Tensor,
+        pass: Pass,
+    ) -> Result<[(Tensor, LinearSaved); N]> {
+        // With dropout each adapter reads x under a mask of its own.
+        if layers.iter().any(|l| l.lora.as_ref().is_some_and(|a| a.mask_seed(pass).is_some())) {
+            return all(layers.map(|layer| layer.forward(x, pass)));
+        }
+        let mut outputs = all(layers.map(|layer| {
+            let mut out = x.like(&[x.rows(), layer.outputs()])?;
+            layer.product(&mut out, x)?;
+            let xa = layer.lora.as_ref().map(|adapter| x.like(&[x.rows(), adapter.a.get().rows()]));
+            Ok((out, LinearSaved { xa: xa.transpose()?, mask_seed: None }))
+        }))?;
+        let mut adapters = Vec::new();
+        for (layer, (out, saved)) in layers.iter().zip(&mut outputs) {
+            if let (Some(Lora { a, b, scale, .. }), Some(xa)) = (&layer.lora, &mut saved.xa) {
+                adapters.push(lora::Forward { out, xa, a: a.get(), b: b.get(), scale: *scale });
+            }
+        }
+        lora::forward_group(&mut adapters, x)?;
+        Ok(outputs)
+    }
+
     /// Adds to the gradients of what is trained here; `dx` [M, K] is overwritten, or added to with `accumulate`.
     pub fn backward(
         &self,
@@ -104,7 +135,23 @@ impl Linear {
         x: &Tensor,
         saved: &LinearSaved,
     ) -> Result<()> {
-        if let Some(dx) = dx.as_deref_mut() {
+        self.backward_product(grads, dx.as_deref_mut(), accumulate, dy, x)?;
+        if let (Some(adapter), Some(xa)) = (&self.lora, &saved.xa) {
+            adapter.backward(grads, dx, dy, x, xa, saved.mask_seed)?;
+        }
+        Ok(())
+    }
+
+    /// Without the adapter.
+    fn backward_product(
+        &self,
+        grads: &mut Grads,
+        dx: Option<&mut Tensor>,
+        accumulate: bool,
+        dy: &Tensor,
+        x: &Tensor,
+    ) -> Result<()> {
+        if let Some(dx) = dx {
             linear::backward_input(dx, dy, self.weight.get(), accumulate)?;
         }
         if let Some(dweight) = grads.of(&self.weight) {
@@ -113,10 +160,40 @@ impl Linear {
         if let Some(dbias) = self.bias.as_ref().and_then(|b| grads.of(b)) {
             linear::backward_bias(dbias, dy)?;
         }
-        if let (Some(adapter), Some(xa)) = (&self.lora, &saved.xa) {
-            adapter.backward(grads, dx, dy, x, xa, saved.mask_seed)?;
-        }
         Ok(())
+    }
+
+    /// The backward of `forward_group`; `dx` [M, K] is overwritten with the sum.
+    pub fn backward_group<const N: usize>(
+        layers: [&Linear; N],
+        grads: &mut Grads,
+        mut dx: Option<&mut Tensor>,
+        dy: [&Tensor; N],
+        x: &Tensor,
+        saved: [&LinearSaved; N],
+    ) -> Result<()> {
+        // The order of dx's sum is that of one layer after the other in main memory, where nothing is gained by another.
+        let together = x.gpu().is_some() && saved.iter().all(|s| s.mask_seed.is_none());
+        for (i, layer) in layers.into_iter().enumerate() {
+            let dx = dx.as_deref_mut();
+            if together {
+                layer.backward_product(grads, dx, i > 0, dy[i], x)?;
+            } else {
+                layer.backward(grads, dx, i > 0, dy[i], x, saved[i])?;
+            }
+        }
+        if !together {
+            return Ok(());
+        }
+        let adapter = |i: usize| Some((layers[i].lora.as_ref()?, saved[i].xa.as_ref()?, dy[i]));
+        let adapters: Vec<_> = (0..N).filter_map(adapter).collect();
+        let params: Vec<_> = adapters.iter().map(|(adapter, ..)| (&adapter.a, &adapter.b)).collect();
+        let mut jobs = Vec::new();
+        for ((adapter, xa, dy), grads) in adapters.iter().zip(grads.pairs(&params)) {
+            let (a, b) = (adapter.a.get(), adapter.b.get());
+            jobs.push(lora::Backward { grads, dy, xa, a, b, scale: adapter.scale });
+        }
+        lora::backward_group(dx, &mut jobs, x)
     }
 
     /// Its own weights, without the adapter's.
@@ -159,28 +236,34 @@ impl Lora {
         xa: &Tensor,
         mask_seed: Option<u64>,
     ) -> Result<()> {
+        // A loaded adapter that is not trained still passes the gradient on.
+        let grads = grads.pair(&self.a, &self.b);
+        if grads.is_none() && dx.is_none() {
+            return Ok(());
+        }
         let (a, b) = (self.a.get(), self.b.get());
-        let mut unused; // a loaded adapter that is not trained still passes the gradient on
-        let (da, db) = match grads.pair(&self.a, &self.b) {
-            Some(pair) => pair,
-            None if dx.is_none() => return Ok(()),
-            None => {
-                unused = (a.like(a.shape())?, b.like(b.shape())?);
-                (&mut unused.0, &mut unused.1)
-            }
-        };
+        let mut adapter = [lora::Backward { grads, dy, xa, a, b, scale: self.scale }];
         let Some(seed) = mask_seed else {
-            return lora::backward(da, db, dx, dy, x, xa, a, b, self.scale);
+            return lora::backward_group(dx, &mut adapter, x);
         };
         let dropped = self.dropped(x, mask_seed)?;
         let input = dropped.as_ref().unwrap_or(x);
-        let mut ddropped = x.like(x.shape())?;
-        lora::backward(da, db, dx.is_some().then_some(&mut ddropped), dy, input, xa, a, b, self.scale)?;
-        if let Some(dx) = dx {
+        let mut ddropped = dx.is_some().then(|| x.like(x.shape())).transpose()?;
+        if let Some(ddropped) = &mut ddropped {
+            ddropped.clear()?;
+        }
+        lora::backward_group(ddropped.as_mut(), &mut adapter, input)?;
+        if let (Some(dx), Some(ddropped)) = (dx, &ddropped) {
             let mut masked = x.like(x.shape())?;
-            dropout::forward(&mut masked, &ddropped, self.dropout, seed)?;
+            dropout::forward(&mut masked, ddropped, self.dropout, seed)?;
             add::forward(dx, &masked)?;
         }
         Ok(())
     }
+}
+
+/// All of them, or the first error.
+fn all<T, const N: usize>(results: [Result<T>; N]) -> Result<[T; N]> {
+    let values = results.into_iter().collect::<Result<Vec<T>>>()?;
+    values.try_into().map_err(|_| Error::Failure(format!("a group of layers that are not {N}")))
 }

@@ -83,6 +83,13 @@ impl Grads {
         Some((a, b))
     }
 
+    /// The same for several pairs at once, which have no weight in common.
+    pub fn pairs(&mut self, params: &[(&Param, &Param)]) -> Vec<Option<(&mut Tensor, &mut Tensor)>> {
+        let mut all: Vec<_> = self.tensors.iter_mut().map(Some).collect();
+        let mut of = |param: &Param| all.get_mut(param.slot?)?.take();
+        params.iter().map(|(a, b)| of(a).zip(of(b))).collect()
+    }
+
     pub fn clear(&mut self) -> Result<()> {
         self.tensors.iter_mut().try_for_each(Tensor::clear)
     }

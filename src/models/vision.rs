@@ -205,9 +205,8 @@ impl Block {
 
     fn forward(&self, x: Tensor, spans: &Spans, pass: Pass) -> Result<(Tensor, BlockSaved)> {
         let h1 = self.norm1.forward(&x)?;
-        let (q, q_saved) = self.q.forward(&h1, pass)?;
-        let (k, k_saved) = self.k.forward(&h1, pass)?;
-        let (v, v_saved) = self.v.forward(&h1, pass)?;
+        let [(q, q_saved), (k, k_saved), (v, v_saved)] =
+            Linear::forward_group([&self.q, &self.k, &self.v], &h1, pass)?;
         let mut attn = x.like(q.shape())?;
         let mut lse = x.like_f32(&[x.rows(), self.attention.heads])?;
         attention::forward(&mut attn, Some(&mut lse), &q, &k, &v, spans, self.attention)?;
@@ -250,9 +249,14 @@ impl Block {
             self.attention,
         )?;
         let mut dh1 = dy.like(s.h1.shape())?;
-        self.q.backward(grads, Some(&mut dh1), false, &dq, &s.h1, q_saved)?;
-        self.k.backward(grads, Some(&mut dh1), true, &dk, &s.h1, k_saved)?;
-        self.v.backward(grads, Some(&mut dh1), true, &dv, &s.h1, v_saved)?;
+        Linear::backward_group(
+            [&self.q, &self.k, &self.v],
+            grads,
+            Some(&mut dh1),
+            [&dq, &dk, &dv],
+            &s.h1,
+            [q_saved, k_saved, v_saved],
+        )?;
         self.norm1.backward_residual(grads, &dh1, &s.x, &dx2)
     }
 

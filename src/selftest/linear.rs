@@ -1,11 +1,11 @@
-//! linear and lora.
+//! Products of a layer.
 
 use super::check::Tolerance;
 use super::{Case, Output, Size};
 use crate::error::Result;
-use crate::ops::{linear, lora};
+use crate::ops::linear;
 use crate::selftest::on::On;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 
 #[derive(Clone, Copy)]
 struct Layer {
@@ -55,9 +55,9 @@ const FULL: &[Layer] = &[
     logits("Qwen2-VL-2B logits", [1, 151_936, 1536]),
 ];
 
-/// M, N, K, R.
-const LORA: &[[usize; 4]] =
-    &[[3, 5, 7, 1], [33, 65, 40, 8], [1000, 2560, 960, 16], [1024, 1536, 8960, 32], [4, 960, 2560, 64]];
+/// M, N, K of a layer in training.
+const BACKWARD: &[[usize; 3]] =
+    &[[3, 5, 7], [70, 33, 24], [1000, 2560, 960], [1024, 960, 2560], [600, 320, 960], [512, 8960, 1536]];
 
 pub(super) fn cases(size: Size) -> Vec<Case> {
     let full = if size.quick() { &[] } else { FULL };
@@ -65,15 +65,15 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
         let shape = format!("{}, {} x {} x {}", l.name, l.m, l.n, l.k);
         Case::new("linear", shape, move |on| product(on, l))
     });
-    let low_rank = &LORA[..if size.quick() { 2 } else { LORA.len() }];
-    let updates = low_rank.iter().map(|&[m, n, k, r]| {
-        Case::new("lora", format!("{m} x {n} x {k}, rank {r}"), move |on| update(on, [m, n, k, r]))
+    let trained = &BACKWARD[..if size.quick() { 2 } else { BACKWARD.len() }];
+    let gradients = trained.iter().map(|&[m, n, k]| {
+        Case::new("linear backward", format!("{m} x {n} x {k}"), move |on| gradients(on, [m, n, k]))
     });
-    layers.chain(updates).collect()
+    layers.chain(gradients).collect()
 }
 
 /// Weights of about 1 / sqrt(K), so that outputs are of about 1.
-fn small(k: usize) -> f32 {
+pub(super) fn small(k: usize) -> f32 {
     1.0 / (k as f32).sqrt()
 }
 
@@ -86,29 +86,17 @@ fn product(on: &mut On, Layer { m, n, k, bias, wide, .. }: Layer) -> Result<Vec<
     Output::one(y, Tolerance::product(on.dtype, k, f64::from(small(k))).store(stored))
 }
 
-fn update(on: &mut On, [m, n, k, r]: [usize; 4]) -> Result<Vec<Output>> {
-    const SCALE: f32 = 2.0;
-    let (x, a, b) = (on.random(&[m, k], 1.0)?, on.random(&[r, k], small(k))?, on.random(&[n, r], small(r))?);
-    let (mut y, mut xa) = (on.random(&[m, n], 1.0)?, on.output(&[m, r])?);
-    if on.is_reference() {
-        // From x A^T as the device stores it.
-        linear::forward(&mut xa, &x, &a, None)?;
-        let mut change = Tensor::zeros(&[m, n]);
-        linear::forward(&mut change, &on.as_stored(&xa)?, &b, None)?;
-        for (y, change) in y.f32s_mut()?.iter_mut().zip(change.f32s()?) {
-            *y += SCALE * change;
-        }
-    } else {
-        lora::forward(&mut y, &mut xa, &x, &a, &b, SCALE)?;
-    }
-    // x A^T as stored may be a unit off here and there, where it lies between two numbers.
-    let edge = if on.dtype == DType::Bf16 { 1.0 / 64.0 } else { 1e-6 };
+/// dx, and the gradients of the weights, onto what is there.
+fn gradients(on: &mut On, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
+    let (dy, x, weight) = (on.random(&[m, n], 1.0)?, on.random(&[m, k], 1.0)?, on.random(&[n, k], small(n))?);
+    let mut dx = on.output(&[m, k])?;
+    linear::backward_input(&mut dx, &dy, &weight, false)?;
+    let (mut dweight, mut dbias) = (on.random_f32(&[n, k], 1.0)?, on.random_f32(&[n], 1.0)?);
+    linear::backward_weight(&mut dweight, &dy, &x)?;
+    linear::backward_bias(&mut dbias, &dy)?;
     Ok(vec![
-        Output::new("(x A^T)", xa, Tolerance::product(on.dtype, k, f64::from(small(k))).store(on.dtype)),
-        Output::new(
-            "",
-            y,
-            Tolerance::product(on.dtype, r, 1.0).store(on.dtype).plus(edge, "x A^T on an edge"),
-        ),
+        Output::new("dx", dx, Tolerance::product(on.dtype, n, f64::from(small(n))).store(on.dtype)),
+        Output::new("dweight", dweight, Tolerance::product(on.dtype, m + 1, 1.0)),
+        Output::new("dbias", dbias, Tolerance::product(DType::F32, m + 1, 1.0)),
     ])
 }

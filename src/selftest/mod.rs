@@ -9,6 +9,7 @@ mod attention;
 mod check;
 mod elementwise;
 mod linear;
+mod lora;
 mod norms;
 mod on;
 mod patch_embed;
@@ -105,6 +106,7 @@ pub fn cases(size: Size, filter: &str) -> Vec<Case> {
         elementwise::cases,
         rows::cases,
         linear::cases,
+        lora::cases,
         attention::cases,
         patch_embed::cases,
         sample::cases,

@@ -1,4 +1,4 @@
-use mpa::ops::{linear, lora};
+use mpa::ops::linear;
 use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, Tolerance, assert_close, assert_op_error, running_sum, to_f64};
@@ -188,33 +188,6 @@ fn infinities_stay_in_their_rows() {
 }
 
 #[test]
-fn lora_forward_adds_its_product() {
-    on_each_device(|device| {
-        let mut rng = Rng(5);
-        for (m, n, k, r) in [(1, 5, 3, 1), (7, 18, 40, 8), (16, 33, 72, 4), (40, 70, 136, 16), (66, 9, 24, 3)]
-        {
-            for dtype in DTYPES {
-                let [x, a, _] = inputs(&mut rng, device, dtype, (m, r, k), 1.0);
-                let b = random(&mut rng, device, dtype, &[n, r], 1.0);
-                let mut out = random(&mut rng, device, dtype, &[m, n], 3.0);
-                let before = to_f64(&out);
-                let mut xa = output(&x, &[m, r]);
-                lora::forward(&mut out, &mut xa, &x, &a, &b, 0.5).unwrap();
-                let name = what(&[&"lora", &m, &n, &k, &r, &dtype]);
-                let want = product(&to_f64(&x), &to_f64(&a), m, r, k);
-                assert_close(&name, &values(&xa), &want, rounded_sum(dtype, k, 1.0));
-                // With xa as it is stored.
-                let update = product(&to_f64(&xa), &to_f64(&b), m, n, r);
-                let want: Vec<f64> = before.iter().zip(update).map(|(y, u)| y + 0.5 * u).collect();
-                // xa has sums of k products, whose deviation is sqrt(k) / 3.
-                let size = (k as f64).sqrt();
-                assert_close(&name, &values(&out), &want, rounded_sum(dtype, r + 1, size));
-            }
-        }
-    });
-}
-
-#[test]
 fn empty_products_do_nothing() {
     on_each_device(|device| {
         let mut rng = Rng(6);
@@ -243,12 +216,5 @@ fn mixed_types_and_devices_are_refused() {
         assert_op_error(run(&x, &x, &rng.tensor(&[3, 8], 1.0), &bias), "linear forward", one_type);
         let here = rng.tensor(&[3, 8], 1.0).to_dtype(DType::Bf16).unwrap();
         assert_op_error(run(&x, &x, &here, &bias), "tensor", "host-executed");
-        let mut xa = output(&x, &[2, 8]);
-        let result = lora::forward(&mut output(&x, &[2, 8]), &mut xa, &x, &wide_weight, &weight, 1.0);
-        assert_op_error(result, "lora forward", "a [8, 8]");
-        let a = random(&mut rng, device, DType::F32, &[3, 8], 1.0);
-        let b = random(&mut rng, device, DType::F32, &[3, 3], 1.0);
-        let result = lora::forward(&mut output(&x, &[2, 3]), &mut output(&x, &[2, 3]), &x, &a, &b, 1.0);
-        assert_op_error(result, "lora forward", one_type);
     });
 }

@@ -18,6 +18,7 @@ mod gelu;
 mod layer_norm;
 mod linear;
 mod linear_backward;
+mod lora;
 mod patch_embed;
 mod pixel_shuffle;
 mod rms_norm;

@@ -95,9 +95,8 @@ impl Block {
         cache: Option<CacheTarget>,
     ) -> Result<(Tensor, BlockSaved)> {
         let h1 = self.norm1.forward(&x)?;
-        let (mut q, q_saved) = self.q.forward(&h1, pass)?;
-        let (mut k, k_saved) = self.k.forward(&h1, pass)?;
-        let (v, v_saved) = self.v.forward(&h1, pass)?;
+        let [(mut q, q_saved), (mut k, k_saved), (v, v_saved)] =
+            Linear::forward_group([&self.q, &self.k, &self.v], &h1, pass)?;
         let heads = [self.attention.heads, self.attention.kv_heads];
         rope::forward_pair(&mut q, &mut k, &rope.cos, &rope.sin, heads)?;
         let mut attn = x.like(q.shape())?;
@@ -113,8 +112,7 @@ impl Block {
         let (mut x2, o_saved) = self.o.forward(&attn, pass)?;
         let h2 = self.norm2.forward_residual(&mut x2, &x)?;
 
-        let (gate, gate_saved) = self.gate.forward(&h2, pass)?;
-        let (up, up_saved) = self.up.forward(&h2, pass)?;
+        let [(gate, gate_saved), (up, up_saved)] = Linear::forward_group([&self.gate, &self.up], &h2, pass)?;
         let mut act = x.like(up.shape())?;
         swiglu::forward(&mut act, &gate, &up)?;
         let (mut y, down_saved) = self.down.forward(&act, pass)?;
@@ -139,8 +137,14 @@ impl Block {
         let (mut dgate, mut dup) = (dy.like(s.gate.shape())?, dy.like(s.up.shape())?);
         swiglu::backward(&mut dgate, &mut dup, &dact, &s.gate, &s.up)?;
         let mut dh2 = dy.like(s.h2.shape())?;
-        self.gate.backward(grads, Some(&mut dh2), false, &dgate, &s.h2, gate_saved)?;
-        self.up.backward(grads, Some(&mut dh2), true, &dup, &s.h2, up_saved)?;
+        Linear::backward_group(
+            [&self.gate, &self.up],
+            grads,
+            Some(&mut dh2),
+            [&dgate, &dup],
+            &s.h2,
+            [gate_saved, up_saved],
+        )?;
         let dx2 = self.norm2.backward_residual(grads, &dh2, &s.x2, &dy)?;
 
         let mut dattn = dy.like(s.attn.shape())?;
@@ -162,9 +166,14 @@ impl Block {
         let heads = [self.attention.heads, self.attention.kv_heads];
         rope::backward_pair(&mut dq, &mut dk, &rope.cos, &rope.sin, heads)?;
         let mut dh1 = (need_dx || self.norm1.is_trained()).then(|| dy.like(s.h1.shape())).transpose()?;
-        self.q.backward(grads, dh1.as_mut(), false, &dq, &s.h1, q_saved)?;
-        self.k.backward(grads, dh1.as_mut(), true, &dk, &s.h1, k_saved)?;
-        self.v.backward(grads, dh1.as_mut(), true, &dv, &s.h1, v_saved)?;
+        Linear::backward_group(
+            [&self.q, &self.k, &self.v],
+            grads,
+            dh1.as_mut(),
+            [&dq, &dk, &dv],
+            &s.h1,
+            [q_saved, k_saved, v_saved],
+        )?;
         let Some(dh1) = dh1 else { return Ok(None) };
         let dx = self.norm1.backward_residual(grads, &dh1, &s.x, &dx2)?;
         Ok(need_dx.then_some(dx))

@@ -6,7 +6,7 @@ use crate::ops::{int, kernel_dtype};
 use crate::tensor::{DType, Gpu, Launch, Matmul, Ptr, Tensor};
 
 /// Rows of x up to which kernels/linear.cu reads W for all of them at once, rows of W in a block of that kernel; and the block's warps.
-const SKINNY: usize = 16;
+pub(in crate::ops) const SKINNY: usize = 16;
 const SKINNY_WARPS: usize = 8;
 
 /// y = alpha x W^T (+ bias), and + y with `accumulate`.
