@@ -11,7 +11,7 @@ use crate::ops::{add, embedding, gelu, layer_norm, linear, lora, pixel_shuffle, 
 use crate::random;
 use crate::tensor::{DType, Device, Indices, Tensor};
 
-const EPS: f32 = 1e-5;
+pub(super) const EPS: f32 = 1e-5;
 /// Numbers drawn; longer tensors repeat them.
 const DRAWN: usize = 1 << 20;
 
@@ -42,11 +42,11 @@ impl Maker {
         repeated(&self.block, shape)
     }
 
-    fn random_f32(&self, shape: &[usize]) -> Result<Tensor> {
+    pub(super) fn random_f32(&self, shape: &[usize]) -> Result<Tensor> {
         repeated(&self.block_f32, shape)
     }
 
-    fn randoms<const N: usize>(&self, shape: &[usize]) -> Result<[Tensor; N]> {
+    pub(super) fn randoms<const N: usize>(&self, shape: &[usize]) -> Result<[Tensor; N]> {
         let one = self.random(shape)?;
         // A tensor that shares memory gets its own when it is written; inputs that are the same memory would be read from the cache.
         let mut all = [(); N].map(|()| one.clone());
@@ -115,7 +115,7 @@ impl Maker {
             Work::Sample { rows, vocabulary, temperature, top_p } => {
                 self.sample(rows, vocabulary, Sampling { temperature, top_p })
             }
-            _ => self.plain(work),
+            _ => self.learning(work),
         }
     }
 
@@ -151,7 +151,7 @@ impl Maker {
     }
 
     /// Norms and what works on single elements.
-    fn plain(&self, work: &Work) -> Result<Call> {
+    pub(super) fn plain(&self, work: &Work) -> Result<Call> {
         Ok(match *work {
             Work::RmsNorm { rows, cols } => {
                 let ([mut out, x], weight) = (self.randoms(&[rows, cols])?, self.random(&[cols])?);

@@ -1,10 +1,11 @@
 //! Times ops on named shapes of real models, against the copy bandwidth and the matrix ceiling that the device reaches in the same run.
 //!
 //! ```text
-//! shapes.rs, work.rs: what is run, its bytes and FLOPs --> cases.rs: tensors and a call --> timing.rs: median --> Row
+//! shapes.rs, work.rs: what is run, its bytes and FLOPs --> cases.rs, backward.rs: tensors and a call --> timing.rs: median --> Row
 //! checkpoint.rs: whole models with random weights --> model.rs: answers and training steps
 //! ```
 
+mod backward;
 mod cases;
 pub mod checkpoint;
 pub mod model;
@@ -94,7 +95,9 @@ impl Bench {
         let mut run = self.maker.make(&shape.work)?;
         let median_us = self.clock.median_us(&mut *run)?;
         // Logits are f32 whatever the model is stored as.
-        let dtype = if matches!(shape.work, Work::Sample { .. }) { DType::F32 } else { self.maker.dtype() };
+        // And so is all that an optimizer changes.
+        let exact = matches!(shape.work, Work::Sample { .. } | Work::Adamw { .. });
+        let dtype = if exact { DType::F32 } else { self.maker.dtype() };
         let (bytes, flops) = (shape.work.bytes(dtype.size()), shape.work.flops());
         let mut row = Row {
             op: shape.work.op(),

@@ -77,6 +77,8 @@ const QWEN_VISION: Vision = Vision {
 const DECODE: (usize, usize) = (32, 1024);
 /// Tokens of a batch of prompts.
 const PROMPT: usize = 4096;
+/// Answer tokens whose logits exist at a time.
+const LOSSES: usize = 512;
 /// Prompts of one batch.
 const RAGGED: [usize; 8] = [1400, 1100, 1024, 777, 512, 300, 129, 61];
 
@@ -174,6 +176,17 @@ fn rest_of(t: &Text) -> Vec<Shape> {
         ];
         all.extend(works.map(|work| shape(format!("{name}, {}", tokens(rows)), work)));
     }
+    let learning = [
+        Work::RmsNormBackward { rows: PROMPT, cols: hidden },
+        Work::SwigluBackward { rows: PROMPT, cols: intermediate },
+        Work::EmbeddingBackward { tokens: PROMPT, width: hidden, vocabulary },
+    ];
+    all.extend(learning.map(|work| shape(format!("{name}, {}", tokens(PROMPT)), work)));
+    let answers = Work::CrossEntropy { rows: LOSSES, vocabulary };
+    all.push(shape(format!("{name}, {}", tokens(LOSSES)), answers));
+    // Two adapters for each of a layer's seven matrices.
+    let adapters = Work::Adamw { tensors: 2 * 7 * 32, len: 16 * hidden };
+    all.push(shape(format!("{name}, adapters of rank 16"), adapters));
     let rows = DECODE.0;
     for (way, temperature, top_p) in [("argmax", 0.0, 1.0), ("top-p 0.9", 0.8, 0.9)] {
         all.push(shape(
@@ -216,6 +229,8 @@ fn tower(v: &Vision) -> Vec<Shape> {
     let rest = [
         shape(name, Work::LayerNorm { rows, cols: hidden }),
         shape(name, Work::Gelu { rows, cols: intermediate }),
+        shape(name, Work::LayerNormBackward { rows, cols: hidden }),
+        shape(name, Work::GeluBackward { rows, cols: intermediate }),
         shape(format!("{name}, fc1"), Work::Linear { m: rows, n: intermediate, k: hidden }),
         shape(format!("{name}, fc2"), Work::Linear { m: rows, n: hidden, k: intermediate }),
     ];

@@ -75,9 +75,42 @@ pub enum Work {
         rows: usize,
         cols: usize,
     },
+    /// With the gradient that the residual connection brings, without one of the weight.
+    RmsNormBackward {
+        rows: usize,
+        cols: usize,
+    },
+    /// With those of weight and bias.
+    LayerNormBackward {
+        rows: usize,
+        cols: usize,
+    },
     Add {
         rows: usize,
         cols: usize,
+    },
+    SwigluBackward {
+        rows: usize,
+        cols: usize,
+    },
+    GeluBackward {
+        rows: usize,
+        cols: usize,
+    },
+    EmbeddingBackward {
+        tokens: usize,
+        width: usize,
+        vocabulary: usize,
+    },
+    /// Losses and their gradient, of f32 logits.
+    CrossEntropy {
+        rows: usize,
+        vocabulary: usize,
+    },
+    /// Clipping and one step of so many matrices of `len` f32 elements.
+    Adamw {
+        tensors: usize,
+        len: usize,
     },
     Swiglu {
         rows: usize,
@@ -152,6 +185,13 @@ impl Work {
             Work::RmsNorm { .. } => "rms_norm",
             Work::RmsNormResidual { .. } => "rms_norm_residual",
             Work::LayerNorm { .. } => "layer_norm",
+            Work::RmsNormBackward { .. } => "rms_norm_backward",
+            Work::LayerNormBackward { .. } => "layer_norm_backward",
+            Work::SwigluBackward { .. } => "swiglu_backward",
+            Work::GeluBackward { .. } => "gelu_backward",
+            Work::EmbeddingBackward { .. } => "embedding_backward",
+            Work::CrossEntropy { .. } => "cross_entropy",
+            Work::Adamw { .. } => "adamw",
             Work::Add { .. } => "add",
             Work::Swiglu { .. } => "swiglu",
             Work::Gelu { .. } => "gelu",
@@ -195,6 +235,17 @@ impl Work {
             &Work::RmsNormResidual { rows, cols } => 4 * rows * cols + cols,
             &Work::LayerNorm { rows, cols } => 2 * rows * cols + 2 * cols,
             &Work::Add { rows, cols } | &Work::Swiglu { rows, cols } => 3 * rows * cols,
+            &Work::RmsNormBackward { rows, cols } => 4 * rows * cols + cols,
+            // Gradients of weights are f32, read and written.
+            &Work::LayerNormBackward { rows, cols } => return (3 * rows * cols + cols) * size + 16 * cols,
+            &Work::SwigluBackward { rows, cols } => 5 * rows * cols,
+            &Work::GeluBackward { rows, cols } => 3 * rows * cols,
+            &Work::EmbeddingBackward { tokens, width, vocabulary } => {
+                return tokens * width * size + 8 * tokens.min(vocabulary) * width;
+            }
+            &Work::CrossEntropy { rows, vocabulary } => return rows * vocabulary * (4 + size),
+            // Gradients are read twice.
+            &Work::Adamw { tensors, len } => return 32 * tensors * len,
             &Work::Gelu { rows, cols } => 2 * rows * cols,
             &Work::Rope { tokens, heads, kv_heads, head_size } => {
                 // Cosines and sines are f32.
@@ -309,6 +360,17 @@ impl Shape {
             Work::RmsNorm { rows, cols } => Work::RmsNorm { rows: few(rows), cols },
             Work::RmsNormResidual { rows, cols } => Work::RmsNormResidual { rows: few(rows), cols },
             Work::LayerNorm { rows, cols } => Work::LayerNorm { rows: few(rows), cols },
+            Work::RmsNormBackward { rows, cols } => Work::RmsNormBackward { rows: few(rows), cols },
+            Work::LayerNormBackward { rows, cols } => Work::LayerNormBackward { rows: few(rows), cols },
+            Work::SwigluBackward { rows, cols } => Work::SwigluBackward { rows: few(rows), cols },
+            Work::GeluBackward { rows, cols } => Work::GeluBackward { rows: few(rows), cols },
+            Work::EmbeddingBackward { tokens, width, vocabulary } => {
+                Work::EmbeddingBackward { tokens: few(tokens), width, vocabulary: wide(vocabulary) }
+            }
+            Work::CrossEntropy { rows, vocabulary } => {
+                Work::CrossEntropy { rows: few(rows), vocabulary: wide(vocabulary) }
+            }
+            Work::Adamw { tensors, len } => Work::Adamw { tensors: few(tensors), len: wide(len) },
             Work::Add { rows, cols } => Work::Add { rows: few(rows), cols },
             Work::Swiglu { rows, cols } => Work::Swiglu { rows: few(rows), cols },
             Work::Gelu { rows, cols } => Work::Gelu { rows: few(rows), cols },

@@ -6,6 +6,7 @@
 //! ```
 
 mod attention;
+mod backward;
 mod check;
 mod elementwise;
 mod linear;
@@ -110,6 +111,7 @@ pub fn cases(size: Size, filter: &str) -> Vec<Case> {
         attention::cases,
         patch_embed::cases,
         sample::cases,
+        backward::cases,
     ];
     groups.iter().flat_map(|cases| cases(size)).filter(|case| case.op.contains(filter)).collect()
 }
