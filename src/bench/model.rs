@@ -195,7 +195,7 @@ pub fn training(trainer: Trainer, load: &Load, place: &Place, steps: usize) -> R
         tokens_s: tokens as f64 / (vision + step),
         losses,
         peak_bytes: memory.map(|m| m.peak),
-        reserved_bytes: memory.map(|m| m.reserved),
+        reserved_bytes: memory.map(|m| m.most_reserved),
     })
 }
 

@@ -70,7 +70,7 @@ pub fn plan(
         trained_weights: trainer.trained(),
         resident_bytes: resident,
         step_bytes: usage.peak,
-        takes_bytes: usage.reserved + MATMUL_WORKSPACE,
+        takes_bytes: usage.most_reserved + MATMUL_WORKSPACE,
     })
 }
 

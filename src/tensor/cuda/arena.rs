@@ -60,6 +60,7 @@ pub struct MemoryUse {
     pub peak: usize,
     /// With what is kept for later.
     pub reserved: usize,
+    pub most_reserved: usize,
     pub allocations: usize,
 }
 
@@ -159,6 +160,7 @@ impl Arena {
             if let Some(ptr) = gpu.driver.alloc(capacity)? {
                 self.usage.allocations += 1;
                 self.usage.reserved += capacity;
+                self.usage.most_reserved = self.usage.most_reserved.max(self.usage.reserved);
                 return Ok(ptr);
             }
             if !last && !self.is_capturing() {
