@@ -20,6 +20,7 @@ template <class F>
 __device__ __forceinline__ void each_of_chunk(const Trained* tensors, const uint32_t* owners, F f) {
   const Trained tensor = tensors[owners[blockIdx.x]];
   const int64_t start = static_cast<int64_t>(blockIdx.x - tensor.first_chunk) * CHUNK;
+  // mutant: clamp: beyond a tensor's end nothing is loaded or stored anyway.
   const int64_t end = min(start + CHUNK, static_cast<int64_t>(tensor.len));
   for (int64_t at = start + threadIdx.x * 4; at < end; at += 4 * ELEMENTWISE_THREADS) f(tensor, at);
 }

@@ -122,14 +122,14 @@ impl Table {
 
     /// Leaves the L2 norm over all gradients in `norm`, an f64 (kernels/clip_grad_norm.cu).
     pub fn norm(&self, gpu: &Arc<Gpu>, norm: &Buffer) -> Result<()> {
-        /// A double for each warp of the largest block.
-        const SHARED: usize = 32 * size_of::<f64>();
+        /// A double for each warp of a block.
+        const SHARED: usize = 8 * size_of::<f64>();
         let chunks = self.owners.len();
         let partial = gpu.alloc(chunks * size_of::<f64>())?;
         let (at, [parts, owners]) = self.blocks(gpu, SHARED)?;
         let args = [partial.ptr().into(), parts.into(), owners.into()];
         gpu.launch("clip_grad_norm_squares_forward_f32", at, &args)?;
-        let at = Launch { grid: [1, 1, 1], block: 1024, shared: SHARED };
+        let at = Launch { grid: [1, 1, 1], block: 256, shared: SHARED };
         let args = [norm.ptr().into(), partial.ptr().into(), int(OP, chunks)?.into()];
         gpu.launch("clip_grad_norm_forward_f32", at, &args)
     }

@@ -166,11 +166,12 @@ fn every_schedule_matches_f64_and_the_cpu() {
 #[test]
 fn lengths_and_clipping_match_f64_and_the_cpu() {
     on_each_device(|device| {
-        for max_norm in [f32::INFINITY, 0.5, 1e4] {
+        for max_norm in [f32::INFINITY, 0.5] {
             let plan = Plan { max_norm, ..PLAN };
             check(&what(&[&"max_norm", &max_norm]), device, plan, &LENGTHS, 1.0);
         }
-        check("many tensors", device, Plan { max_norm: 1.0, ..PLAN }, &[3; 300], 1.0);
+        check("no need to clip", device, Plan { max_norm: 1e4, ..PLAN }, &[5, 130], 1.0);
+        check("many tensors", device, Plan { max_norm: 1.0, ..PLAN }, &[3; 20], 1.0);
     });
 }
 

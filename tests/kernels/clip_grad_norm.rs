@@ -23,13 +23,12 @@ fn norm_matches_f64() {
         let mut list = |lengths: &[usize], scale: f32| -> Vec<Tensor> {
             lengths.iter().map(|&n| random(&mut rng, device, DType::F32, &[n], scale)).collect()
         };
-        for lengths in [&[1][..], &[3, 4, 5], &[1024, 1025, 1027], &[4096, 0, 4097, 8191, 2], &[9, 20_000, 7]]
-        {
+        for lengths in [&[1][..], &[3, 4, 5], &[1024, 1025, 1027], &[4096, 0, 4097, 8191, 2]] {
             for scale in [1e-30, 1.0, 1e30] {
                 check(&what(&[&"clip_grad_norm", &lengths.len(), &scale]), &list(lengths, scale));
             }
         }
-        check("many tensors", &list(&[1; 1100], 1.0));
+        check("many tensors", &list(&[1; 270], 1.0));
         check("none but empty", &list(&[0], 1.0));
     });
 }
