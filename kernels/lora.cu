@@ -43,7 +43,7 @@ struct Stack : Matrix<T> {
 
   __device__ __forceinline__ const T* line(int row) const {
 #pragma unroll
-    for (int i = 0; i < MOST; i++) {
+    for (int i = 0; i < MOST; i++) {  // mutant: flip: it finds rows for those beyond the last, whose products are not stored.
       if (row < ranks[i]) return parts[i] + static_cast<int64_t>(row) * this->depth;
       row -= ranks[i];
     }
@@ -74,7 +74,6 @@ __device__ __forceinline__ void lora_down_forward(Each<T*> xa, const T* x, Each<
     if (row >= rows) return;
 #pragma unroll
     for (int i = 0; i < MOST; i++) {
-      // mutant: term: col was not below the ranks before.
       if (col >= 0 && col < ranks[i]) xa[i][static_cast<int64_t>(row) * ranks[i] + col] = from_f32<T>(sum);
       col -= ranks[i];
     }
