@@ -21,7 +21,7 @@
 // Considered:
 // - Backward of a row of tiles in one block, with dy read once and partial dA, dB of every block in scratch: scratch is written and read 8 R bytes
 //   for each column of a block, the second reading of dy costs 2 bytes a row: with 64 rows a block (128 blocks for M = 8192) that is equal at
-//   R = 16 and worse above, and takes 57 MB (R = 16, gate and up) to 690 MB (R = 64, Qwen2-VL-2B's) where the pieces here take 2 MB.
+//   R = 16 and worse above. Scratch would be 57 MB (R = 16, gate and up) to 690 MB (R = 64, Qwen2-VL-2B's); here it is 2 and 5 MB.
 // - y written first and the base product added onto it by cuBLASLt: the same bytes (each of the two orders has y written twice and read once).
 // - The update within the base product, x [W; A]^T: needs W and A in one array, and a second product anyway.
 #include "gemm.cuh"
@@ -43,7 +43,7 @@ struct Stack : Matrix<T> {
 
   __device__ __forceinline__ const T* line(int row) const {
 #pragma unroll
-    for (int i = 0; i < MOST; i++) {
+    for (int i = 0; i < MOST; i++) {  // mutant: flip: it finds rows for those beyond the last, whose products are not stored.
       if (row < ranks[i]) return parts[i] + static_cast<int64_t>(row) * this->depth;
       row -= ranks[i];
     }
@@ -74,7 +74,6 @@ __device__ __forceinline__ void lora_down_forward(Each<T*> xa, const T* x, Each<
     if (row >= rows) return;
 #pragma unroll
     for (int i = 0; i < MOST; i++) {
-      // mutant: term: col was not below the ranks before.
       if (col >= 0 && col < ranks[i]) xa[i][static_cast<int64_t>(row) * ranks[i] + col] = from_f32<T>(sum);
       col -= ranks[i];
     }

@@ -67,7 +67,7 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
     });
     let trained = &BACKWARD[..if size.quick() { 2 } else { BACKWARD.len() }];
     let gradients = trained.iter().map(|&[m, n, k]| {
-        Case::new("linear backward", format!("{m} x {n} x {k}"), move |on| gradients(on, [m, n, k]))
+        Case::new("linear_backward", format!("{m} x {n} x {k}"), move |on| gradients(on, [m, n, k]))
     });
     layers.chain(gradients).collect()
 }

@@ -48,7 +48,7 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
         let shape = format!("{} x {} to {}", group.m, group.k, adapters.join(", "));
         [
             Case::new("lora", shape.clone(), move |on| updates(on, group)),
-            Case::new("lora backward", shape, move |on| gradients(on, group)),
+            Case::new("lora_backward", shape, move |on| gradients(on, group)),
         ]
     };
     QUICK.iter().chain(full).flat_map(case).collect()

@@ -7,9 +7,12 @@ use crate::device::{DTYPES, on_each_device, output, random, rounded_sum, values,
 /// s of the adapters of a group.
 const SCALES: [f32; 4] = [0.5, 2.0, 0.25, 1.0];
 
-/// M, K, and N and R of each adapter of a group. Few rows and many, several pieces of M, edges of tiles on every side, depths longer than the
+/// M, K, and N and R of each adapter of a group.
+type Sizes<'a> = (usize, usize, &'a [(usize, usize)]);
+
+/// Few rows and many, several pieces of M, edges of tiles on every side, depths longer than the
 /// pipeline, widths and ranks that are not aligned, ranks of several tiles alone and together, more adapters than one launch takes.
-const GROUPS: [(usize, usize, &[(usize, usize)]); 9] = [
+const GROUPS: [Sizes<'static>; 9] = [
     (1, 1, &[(1, 1)]),
     (16, 40, &[(18, 8), (33, 3)]),
     (17, 40, &[(65, 8), (33, 16)]),
@@ -51,14 +54,14 @@ impl Group {
         })
     }
 
-    fn random(rng: &mut Rng, device: &Device, dtype: DType, of: (usize, usize, &[(usize, usize)])) -> Group {
+    fn random(rng: &mut Rng, device: &Device, dtype: DType, of: Sizes) -> Group {
         Group::new(device, dtype, of, &mut |shape, _| rng.tensor(shape, 1.0))
     }
 
     fn new(
         device: &Device,
         dtype: DType,
-        (m, k, of): (usize, usize, &[(usize, usize)]),
+        (m, k, of): Sizes,
         numbers: &mut dyn FnMut(&[usize], usize) -> Tensor,
     ) -> Group {
         let mut make = |dtype: DType, shape: &[usize], most| {
@@ -187,7 +190,7 @@ fn group_is_exact_where_numbers_are() {
 fn random_numbers_match_f64() {
     on_each_device(|device| {
         let mut rng = Rng(2);
-        let of: (usize, usize, &[(usize, usize)]) = (150, 100, &[(90, 12), (33, 16), (7, 5)]);
+        let of: Sizes = (150, 100, &[(90, 12), (33, 16), (7, 5)]);
         for dtype in DTYPES {
             let mut group = Group::random(&mut rng, device, dtype, of);
             let wanted = reference(&group);
@@ -210,7 +213,7 @@ fn random_numbers_match_f64() {
 fn parts_that_are_not_wanted_change_no_others() {
     on_each_device(|device| {
         for dtype in DTYPES {
-            let of: (usize, usize, &[(usize, usize)]) = (140, 40, &[(70, 8), (33, 16), (20, 3)]);
+            let of: Sizes = (140, 40, &[(70, 8), (33, 16), (20, 3)]);
             let make = || {
                 let mut group = Group::random(&mut Rng(3), device, dtype, of);
                 group.forward();
@@ -260,7 +263,7 @@ fn parts_that_are_not_wanted_change_no_others() {
 fn rows_and_adapters_do_not_depend_on_each_other() {
     on_each_device(|device| {
         for dtype in DTYPES {
-            let of: (usize, usize, &[(usize, usize)]) = (150, 200, &[(100, 12), (33, 16)]);
+            let of: Sizes = (150, 200, &[(100, 12), (33, 16)]);
             let mut group = Group::random(&mut Rng(4), device, dtype, of);
             let rows = |t: &Tensor| t.slice(130..150).unwrap();
             let mut last = Group {
@@ -304,7 +307,7 @@ fn rows_and_adapters_do_not_depend_on_each_other() {
 fn infinities_stay_in_their_adapter() {
     on_each_device(|device| {
         for dtype in DTYPES {
-            let of: (usize, usize, &[(usize, usize)]) = (40, 24, &[(20, 8), (18, 5), (9, 8)]);
+            let of: Sizes = (40, 24, &[(20, 8), (18, 5), (9, 8)]);
             let mut group = Group::random(&mut Rng(5), device, dtype, of);
             group.dx.clear().unwrap();
             let infinite = |t: &Tensor| {

@@ -97,6 +97,42 @@ fn a_row_has_the_same_bits_among_any_number_of_rows() {
 }
 
 #[test]
+fn a_group_has_the_bits_of_its_adapters_one_by_one() {
+    let of = [[20, 5, 7, 3], [20, 9, 7, 2]].map(case);
+    let x = &of[0].x;
+    let mut one_by_one = Vec::new();
+    let mut dx = x.clone();
+    for Case { sizes: [m, _, _, r], a, b, y, .. } in &of {
+        let (mut out, mut xa, mut da, mut db) = (y.clone(), poisoned(&[*m, *r]), a.clone(), b.clone());
+        lora::forward(&mut out, &mut xa, x, a, b, 0.5).unwrap();
+        lora::backward(&mut da, &mut db, Some(&mut dx), y, x, &xa, a, b, 0.5).unwrap();
+        one_by_one.push([out, xa, da, db]);
+    }
+    let start = |Case { sizes: [m, _, _, r], a, b, y, .. }: &Case| {
+        [y.clone(), poisoned(&[*m, *r]), a.clone(), b.clone()]
+    };
+    let mut together: Vec<[Tensor; 4]> = of.iter().map(start).collect();
+    let mut adapters = Vec::new();
+    for (Case { a, b, .. }, [out, xa, ..]) in of.iter().zip(&mut together) {
+        adapters.push(lora::Forward { out, xa, a, b, scale: 0.5 });
+    }
+    lora::forward_group(&mut adapters, x).unwrap();
+    // Once all are trained, and once none is: dx does not change.
+    for trained in [true, false] {
+        let mut dx_together = x.clone();
+        let mut adapters = Vec::new();
+        for (Case { a, b, y: dy, .. }, [_, xa, da, db]) in of.iter().zip(&mut together) {
+            adapters.push(lora::Backward { grads: trained.then_some((da, db)), dy, xa, a, b, scale: 0.5 });
+        }
+        lora::backward_group(Some(&mut dx_together), &mut adapters, x).unwrap();
+        assert_eq!(values(&dx_together), values(&dx));
+        for (one, group) in one_by_one.iter().flatten().zip(together.iter().flatten()) {
+            assert_eq!(values(one), values(group));
+        }
+    }
+}
+
+#[test]
 fn threads_do_not_change_bits() {
     let Case { x, a, b, y, .. } = case([2100, 200, 300, 16]);
     assert_same_on_any_pool("lora", || {
