@@ -10,6 +10,7 @@ namespace plain {
 
 // Rows of the other side at a time: what fits the registers.
 template <int HS>
+// mutant: condition, flip: more or fewer give the same.
 constexpr int KEYS_COLUMNS = HS > 128 ? 16 : 32;
 constexpr int QUERIES_COLUMNS = 16;
 
@@ -43,9 +44,9 @@ __device__ __forceinline__ void keys(float* dk, float* dv, float* dk_parts, floa
   const int head = blockIdx.y, kv_head = head / (heads / kv_heads), quad = lane_id() % 4;
   const int first = static_cast<int>(blockIdx.x) % tiles * QUERIES + warp_id() * WARP_QUERIES;
   const Span span(spans[blockIdx.x / tiles], causal);
-  if (first >= span.k_len) return;
+  if (first >= span.k_len) return;  // mutant: guard, flip: no lane would have a key.
   const int own = first + lane_id() / 4, key = min(own, span.k_len - 1);  // lanes past the end work along
-  const bool wide = head_size % 4 == 0;
+  const bool wide = head_size % 4 == 0;  // mutant: condition: false reads element by element, which only takes longer.
   const int64_t stride = static_cast<int64_t>(heads) * head_size;
   const int64_t k_row = (static_cast<int64_t>(span.k_start + key) * kv_heads + kv_head) * head_size;
   q += span.q_start * stride + head * head_size;
@@ -55,7 +56,8 @@ __device__ __forceinline__ void keys(float* dk, float* dv, float* dk_parts, floa
   float* const ds = p + QUERIES * PITCH;
   float dk_sums[HS / 16][4] = {}, dv_sums[HS / 16][4] = {};
 
-  // Queries before these see none of the warp's keys (saves time).
+  // Queries before these see none of the warp's keys.
+  // mutant: clamp, flip: 0 takes them all, with weights of 0; one more tile has no queries.
   for (int start = max(0, first - span.reach + 1); start < span.q_len; start += N) {
     float s[N / 4] = {}, dp[N / 4] = {};
     scores(s, k + k_row, q, stride, start, span.q_len, span.q_len, head_size, wide, 1.0f);
@@ -90,9 +92,9 @@ __device__ __forceinline__ void queries(float* dq, const float* dout, const floa
   const int head = blockIdx.y, quad = lane_id() % 4;
   const int first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * QUERIES + warp_id() * WARP_QUERIES;
   const Span span(spans[blockIdx.x / tiles], causal);
-  if (first >= span.q_len) return;
+  if (first >= span.q_len) return;  // mutant: guard, flip: no lane would have a query.
   const int own = first + lane_id() / 4, query = min(own, span.q_len - 1);  // lanes past the end work along
-  const bool wide = head_size % 4 == 0;
+  const bool wide = head_size % 4 == 0;  // mutant: condition: false reads element by element, which only takes longer.
   const int64_t stride = static_cast<int64_t>(kv_heads) * head_size;
   const int64_t row = (static_cast<int64_t>(span.q_start + query) * heads + head) * head_size;
   const int64_t k_at = span.k_start * stride + head / (heads / kv_heads) * head_size;
@@ -102,7 +104,7 @@ __device__ __forceinline__ void queries(float* dq, const float* dout, const floa
   // Keys that one of the warp's queries sees (more would be masked: saves time), and that this lane's sees.
   const int keys = span.seen(first + WARP_QUERIES - 1), seen = span.seen(query);
 
-  for (int start = 0; start < keys; start += N) {
+  for (int start = 0; start < keys; start += N) {  // mutant: flip: one more tile has no keys
     float s[N / 4] = {}, dp[N / 4] = {};
     scores(s, q + row, k + k_at, stride, start, seen, span.k_len, head_size, wide, 1.0f);
     scores(dp, dout + row, v + k_at, stride, start, span.k_len, span.k_len, head_size, wide, 1.0f);

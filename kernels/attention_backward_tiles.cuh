@@ -14,6 +14,7 @@ namespace tiles {
 // ldmatrix brings twice, but for dk and dv fit the registers up to HS 64 only.
 template <int HS>
 struct Keys {
+  // mutant: condition, flip, term: other tiles give the same, as long as the launch's shared memory holds them.
   static constexpr int ROW_TILES = HS > 64 ? 1 : 2, COLUMNS = HS > 96 || HS <= 64 ? 32 : 64;
 };
 template <int HS>
@@ -188,7 +189,7 @@ __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float*
   // With a causal mask the first keys are seen by the most queries: they go first.
   const int head = blockIdx.y, kv_head = head / (heads / kv_heads), first = static_cast<int>(blockIdx.x) % tiles * ROWS;
   const Span span(spans[blockIdx.x / tiles], causal);
-  if (first >= span.k_len) return;
+  if (first >= span.k_len) return;  // mutant: guard, flip: no warp would have a key.
   const int k_stride = kv_heads * head_size, stride = heads * head_size;
   const int64_t k_start = span.k_start + first;
   const int64_t q_at = static_cast<int64_t>(span.q_start) * stride + head * head_size;
@@ -206,7 +207,8 @@ __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float*
     copy_stats<COLUMNS>(stats_tiles + buffer * 2 * COLUMNS, stats + 2 * (stats_at + start), rest);
     cp_async_commit();
   };
-  // Queries before these see none of the keys (saves time).
+  // Queries before these see none of the keys.
+  // mutant: clamp: 0 takes them all, and masks them.
   const int begin = max(0, first - span.reach + 1) / COLUMNS * COLUMNS;
 
   Matrix<ROW_TILES, HS> dk_sums, dv_sums;
@@ -273,7 +275,7 @@ __device__ __forceinline__ void queries(bf16* dq, const bf16* dout, const bf16* 
   // With a causal mask the last tiles have the most keys: they go first.
   const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * ROWS;
   const Span span(spans[blockIdx.x / tiles], causal);
-  if (first >= span.q_len) return;
+  if (first >= span.q_len) return;  // mutant: guard, flip: no warp would have a query.
   const int k_stride = kv_heads * head_size, stride = heads * head_size;
   const int64_t row = span.q_start + first;
   const int64_t k_at = static_cast<int64_t>(span.k_start) * k_stride + head / (heads / kv_heads) * head_size;
@@ -299,6 +301,7 @@ __device__ __forceinline__ void queries(bf16* dq, const bf16* dout, const bf16* 
     copy_stats<ROWS>(stats_tile, stats + 2 * (static_cast<int64_t>(head) * rows + row), span.q_len - first);
     load(0, 0);
   }
+  // mutant: flip: one more tile is seen by no query.
   for (int start = 0, buffer = 0; start < keys; start += COLUMNS, buffer ^= 1) {
     cp_async_wait<0>();
     __syncthreads();  // this tile has come for all, and all are done with the one before, whose buffer is filled next

@@ -23,6 +23,8 @@ struct Call<'a> {
     /// Tq.
     rows: usize,
     dtype: DType,
+    /// The head size of the kernels that serve this one.
+    size: usize,
     config: &'a Config,
 }
 
@@ -46,11 +48,11 @@ pub fn backward(
     let dtype = kernel_dtype(OP, &[&*dq, &*dk, &*dv, dout, q, k, v, out])?;
     expect_scale(OP, config)?;
     expect_f32(OP, "lse", lse)?;
-    let rows = q.rows();
+    let (rows, size) = (q.rows(), kernel_size(OP, dtype, config.head_size)?);
     // On a device what is queued later runs later: memory that is freed here is not used again before that.
     let stats = gpu.alloc(rows * config.heads * 2 * size_of::<f32>())?;
     let inputs = [dout.ptr(gpu)?, q.ptr(gpu)?, k.ptr(gpu)?, v.ptr(gpu)?];
-    let call = Call { gpu, inputs, stats: stats.ptr(), spans, rows, dtype, config };
+    let call = Call { gpu, inputs, stats: stats.ptr(), spans, rows, dtype, size, config };
     statistics(&call, out.ptr(gpu)?, lse.ptr(gpu)?)?;
     keys(&call, dk, dv)?;
     queries(&call, dq.ptr_mut(gpu)?)
@@ -97,8 +99,7 @@ fn queries(call: &Call, dq: Ptr) -> Result<()> {
 
 /// The kernels whose blocks own tiles of `side`: keys or queries, at most `longest` of them in a span.
 fn launch(call: &Call, side: &str, outputs: &[Ptr], longest: usize) -> Result<()> {
-    let &Call { gpu, spans, dtype, config, .. } = call;
-    let size = kernel_size(OP, dtype, config.head_size)?;
+    let &Call { gpu, spans, dtype, size, config, .. } = call;
     let tile = tile(side, dtype, size);
     let tiles = longest.div_ceil(tile.rows);
     let grid = [tiles * spans.len(), config.heads, 1];
