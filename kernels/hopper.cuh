@@ -16,7 +16,7 @@ constexpr int WARPGROUP = 128;  // threads: four warps running, the first a mult
 
 // How a tile is cut out of a tensor in global memory: made by Gpu::tensor_map, handed over as `const __grid_constant__ TensorMap`. On a GPU
 // what cuTensorMapEncodeTiled writes, on the host host::TileMap.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   unsigned char bytes[128];
 };
 

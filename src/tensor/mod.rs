@@ -15,7 +15,8 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 
 pub use cuda::{
-    Arg, Buffer, Gpu, Graph, Launch, Mark, Matmul, MemoryUse, NO_KERNELS, Ptr, gpu_count, kernel_count,
+    Arg, Buffer, Gpu, Graph, Launch, Mark, Matmul, MemoryUse, NO_KERNELS, Ptr, TensorMap, gpu_count,
+    kernel_count,
 };
 pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
 pub use device::{Backend, Device};
