@@ -8,6 +8,7 @@ mod device;
 
 mod add;
 mod attention;
+mod attention_hopper;
 mod embedding;
 mod gelu;
 mod layer_norm;
