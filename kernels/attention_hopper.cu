@@ -3,14 +3,14 @@
 //
 // A block: 128 queries of one head of one span; three warpgroups. The first has given its registers away; one warp of it asks for tiles of
 // 128 keys and values (tile_load) and puts them into a ring of two stages each. The other two have 64 queries each: S = Q K^T and O += P V by
-// wgmma, Q and K and V in shared memory, P in registers, where S's layout is the one that P needs. While the softmax of a tile is taken the
-// products P V of the tile before run on, and while those of two warpgroups do not meet, one's softmax hides behind the other's products.
-// A tile is free again when all eight multiplying warps have said so.
+// wgmma, Q and K and V in shared memory, P in registers, where S's layout is the one that P needs. While the softmax of a tile is taken, the
+// products P V of the tile before run on. A tile is free again when all eight multiplying warps have said so.
 //
 // Rows in shared memory are 128, 64 or 32 bytes wide, whatever divides a head's row: a head of 80 is five columns of 16 elements. A head
 // size in between is filled up with zeros, by the copy engine, which knows how wide a head is.
 // A tile of keys may go on into the next span, or past the end of the tensor (zeros). Scores of such keys are masked; their weights are 0,
-// but 0 * NaN is NaN, so the loading warp puts zeros over such values before it hands the tile on. Blocks: grid.x = tiles of the longest span x spans, grid.y = heads.
+// but 0 * NaN is NaN, so the loading warp puts zeros over such values before it hands the tile on. Blocks: grid.x = tiles of the longest
+// span x spans, grid.y = heads.
 //
 // Floors as in attention.cu: 13.0 us for Qwen2-VL-2B, T = 2048, causal, NH 12, NKV 2, HS 128; 55 us for 17 tiles of SmolVLM-500M's vision tower.
 // Shared memory at HS 128: 32 KiB of queries, 4 x 32 KiB of keys and values; one block a multiprocessor (registers: 24 and twice 240 a thread).
@@ -65,7 +65,7 @@ struct Shared {
         mbarrier_init(k_empty + i, WARPS);
         mbarrier_init(v_empty + i, WARPS);
       }
-      mbarrier_fence_init();  // not seen on the host
+      mbarrier_fence_init();  // mutant: copy: an order between proxies, not seen on the host.
     }
     __syncthreads();
   }
@@ -113,7 +113,7 @@ __device__ __forceinline__ void produce(const Shared<HS>& shared, const TensorMa
       const int box = i / CHUNKS / (T::KEYS - rows), r = rows + i / CHUNKS % (T::KEYS - rows);
       *reinterpret_cast<uint4*>(values + box * T::BOX + r * T::ROW + i % CHUNKS * 16) = make_uint4(0, 0, 0, 0);
     }
-    fence_async_proxy();  // not seen on the host
+    fence_async_proxy();  // mutant: copy: an order between proxies, not seen on the host.
     __syncwarp();
     if (asks) mbarrier_arrive(shared.v_full + at.stage);
   }
@@ -193,14 +193,15 @@ struct Consumer {
   const int mine, row;  // row: of this lane's first query in the span
   const float scale;
 
+  // After a wgmma_wait, which has gathered the warp.
   __device__ __forceinline__ static void release(Mbarrier* empty) {
-    __syncwarp();
     if (lane_id() == 0) mbarrier_arrive(empty);
   }
 
   // Keys that a query does not see, and those of the next span.
   __device__ __forceinline__ void mask(float (&s)[T::KEYS / 2], int tile) const {
-    if ((tile + 1) * T::KEYS <= span.seen(mine)) return;  // saves time: all are seen
+    // mutant: guard, flip: all are seen, which the loop finds out as well.
+    if ((tile + 1) * T::KEYS <= span.seen(mine)) return;
 #pragma unroll
     for (int i = 0; i < T::KEYS / 2; i++) {
       const int key = tile * T::KEYS + i / 4 * 8 + lane_id() % 4 * 2 + i % 2;
@@ -227,14 +228,16 @@ struct Consumer {
       for (int tile = 1; tile < seen; tile++) {
         const Place<T::STAGES> now(tile), last(tile - 1);
         mbarrier_wait(shared.k_full + now.stage, now.parity);
-        wgmma_fence(s, sums.out, p);
+        wgmma_fence(s);
         issue_scores<HS>(s, q, shared.k + now.stage * T::BYTES);
         mbarrier_wait(shared.v_full + last.stage, last.parity);
+        wgmma_fence(sums.out, p);
         issue_values<HS>(sums.out, p, shared.v + last.stage * T::BYTES);
         wgmma_wait<1>(s);
         release(shared.k_empty + now.stage);
         mask(s, tile);
         soften<HS>(sums, s, shrink, scale);
+        keep_before(sums.total[0] + sums.total[1]);
         wgmma_wait<0>(sums.out, p);
         release(shared.v_empty + last.stage);
 #pragma unroll
@@ -245,15 +248,15 @@ struct Consumer {
       mbarrier_wait(shared.v_full + last.stage, last.parity);
       wgmma_fence(sums.out, p);
       issue_values<HS>(sums.out, p, shared.v + last.stage * T::BYTES);
-      wgmma_wait<0>(sums.out, p);
-      release(shared.v_empty + last.stage);
+      wgmma_wait<0>(sums.out, p);  // no one fills its place again: the block has at most one more tile
     }
-    for (int tile = seen; tile < tiles; tile++) {
+#pragma unroll 1
+    for (int tile = seen; tile < tiles && lane_id() == 0; tile++) {
       const Place<T::STAGES> now(tile);
       mbarrier_wait(shared.k_full + now.stage, now.parity);  // not before its phase has begun
-      release(shared.k_empty + now.stage);
+      mbarrier_arrive(shared.k_empty + now.stage);
       mbarrier_wait(shared.v_full + now.stage, now.parity);
-      release(shared.v_empty + now.stage);
+      mbarrier_arrive(shared.v_empty + now.stage);
     }
   }
 
