@@ -19,8 +19,6 @@ const TARGETS: [&str; 4] = [
     "arch=compute_90a,code=sm_90a",
     "arch=compute_80,code=compute_80",
 ];
-/// A file that uses wgmma says so by this name in its text; only Hopper runs it.
-const HOPPER_ONLY: &str = "wgmma.cuh";
 
 fn main() {
     for variable in
@@ -213,11 +211,9 @@ fn headers(kernels: &[Source]) -> Result<String, String> {
 fn compile(nvcc: &Path, source: &Source, surroundings: &str, out: &Path) -> Result<Compiled, String> {
     let fatbin = out.join(format!("{}.fatbin", source.stem));
     let (log, key) = (fatbin.with_extension("ptxas"), fatbin.with_extension("key"));
-    let hopper = source.text.contains(HOPPER_ONLY);
-    let targets = TARGETS.iter().filter(|t| !hopper || t.contains("sm_90a"));
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "-fatbin", "-o"]).arg(&fatbin);
-    targets.for_each(|target| {
+    TARGETS.iter().for_each(|target| {
         command.args(["-gencode", target]);
     });
     command.arg(&source.path);

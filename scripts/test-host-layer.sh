@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 host=kernels/host
 out=${CARGO_TARGET_DIR:-target}/host-layer
 cxx=${CXX:-g++}
-flags=(-std=c++20 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -fno-strict-aliasing -ftrivial-auto-var-init=pattern)
+flags=(-std=c++20 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-psabi -fno-strict-aliasing -ftrivial-auto-var-init=pattern)
 mkdir -p "$out"
 
 # What each build must notice: a bug's name, then words of the report. "wrong" is a wrong or NaN result in at least one of eight seeds.
@@ -26,22 +26,48 @@ divergent-shuffle        lanes of one warp diverge: __shfl_
 some-lanes-shuffle       threads at __shfl_xor_sync
 wrong-mask               __shfl_xor_sync by a lane that is not in its mask
 uninitialised-sum        wrong
+missing-arrive           threads wait for phase [01] of mbarrier .* 1 arrivals and 0 bytes are missing
+too-many-arrivals        (more arrivals in a phase than the barrier.s count|ThreadSanitizer: data race)
+expects-too-much         threads wait for phase 0 of mbarrier .* 16 bytes are missing
+uninitialised-mbarrier   mbarrier that is not initialised
+tile-outside-shared      tile_load.s destination is outside the block.s shared memory
+misaligned-tile          tile_load.s destination is not 1024-byte aligned
+ends-while-loading       (the block ends while a tile is under way|ThreadSanitizer: data race)
+missing-product-fence    without a wgmma_fence, since
+missing-product-commit   (wrong: .*nan|returns while its wgmma are under way)
+missing-product-wait     (wrong: .*nan|returns while its wgmma are under way)
+touches-sum-early        sums of a wgmma are written before its wgmma_wait
+touches-operand-early    wrong
+three-warps-multiply     (have not all issued the same number of wgmma|issue different products)
 '
 plain="$common
 missing-barrier          wrong
 missing-warp-barrier     wrong
-overwrites-too-early     wrong"
+overwrites-too-early     wrong
+missing-tile-wait        wrong: .*nan
+wrong-parity             (wrong: .*nan|threads wait for phase)
+missing-expect           (wrong: .*nan|-[0-9]+ bytes are missing)
+filled-too-early         (wrong|more arrivals in a phase)
+freed-too-early          wrong
+missing-barrier-after-init not initialised"
 asan="$common
 reads-past-global        AddressSanitizer: heap-buffer-overflow
 writes-past-global       AddressSanitizer: heap-buffer-overflow
 reads-past-shared        AddressSanitizer: heap-buffer-overflow
-misaligned-vector        runtime error: .*misaligned address"
+misaligned-vector        runtime error: .*misaligned address
+tile-past-global         AddressSanitizer: heap-buffer-overflow"
 tsan="$common
 missing-barrier          ThreadSanitizer: data race
 missing-warp-barrier     ThreadSanitizer: data race
 missing-fence            ThreadSanitizer: data race
 overwrites-too-early     ThreadSanitizer: data race
-blocks-race              ThreadSanitizer: data race"
+blocks-race              ThreadSanitizer: data race
+missing-tile-wait        ThreadSanitizer: data race
+wrong-parity             ThreadSanitizer: data race
+missing-expect           ThreadSanitizer: data race
+filled-too-early         (ThreadSanitizer: data race|more arrivals in a phase)
+freed-too-early          ThreadSanitizer: data race
+missing-barrier-after-init (ThreadSanitizer: data race|not initialised)"
 
 compile() {  # folder, files..., then -- and flags: one object per file, two at a time
     local folder=$1 files=() file

@@ -16,7 +16,7 @@ done
 [ $# -eq 2 ] || { echo "usage: build.sh [--kernels FOLDER] [--only STEM] plain|asan|tsan OUT.so" >&2; exit 2; }
 mode=$1 out=$2
 cxx=${CXX:-c++}
-flags=(-std=c++20 -fPIC -g -fno-strict-aliasing -ftrivial-auto-var-init=pattern -Wall -Wno-unknown-pragmas -Wno-unused -Wno-unused-variable -I "$kernels" -I "$host"
+flags=(-std=c++20 -fPIC -g -fno-strict-aliasing -ftrivial-auto-var-init=pattern -Wall -Wno-unknown-pragmas -Wno-psabi -Wno-unused -Wno-unused-variable -I "$kernels" -I "$host"
     -ffile-prefix-map="$kernels"=kernels)
 case $mode in
 plain) flags+=(-O2) ;;
@@ -31,7 +31,7 @@ mkdir -p "$objects"
 # is a module of its own, here a namespace.
 registration() {
     local kernel=$1
-    printf '#include "common.cuh"\n#include "mma.cuh"\nnamespace {\n#include "%s"\n' "$(basename "$kernel")"
+    printf '#include "common.cuh"\n#include "hopper.cuh"\nnamespace {\n#include "%s"\n' "$(basename "$kernel")"
     tr '\n' ' ' <"$kernel" | sed -nE 's/extern "C" __global__ void __launch_bounds__\(([0-9]+)[^)]*\) +([A-Za-z0-9_]+)/\n@ \2 \1\n/gp' |
         awk '$1 == "@" { printf "const bool registered_%s = host::add(\"%s\", &%s, %s);\n", $2, $2, $2, $3 }'
     echo "}  // namespace"

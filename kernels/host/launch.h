@@ -2,7 +2,7 @@
 //
 // How to build (build.rs under the feature host-kernels): all kernels/host/*.cpp, and for each kernels/X.cu one generated file
 //     #include "common.cuh"
-//     #include "mma.cuh"
+//     #include "hopper.cuh"
 //     namespace {           // on the device each .cu is a module of its own: two may have a helper of one name
 //     #include "X.cu"
 //     bool registered = host::add("X_forward_bf16", &X_forward_bf16, 256) && host::add(...);   // 256 from __launch_bounds__

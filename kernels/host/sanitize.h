@@ -29,6 +29,17 @@ struct Quiet {
     AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
   }
 };
+// Where this layer touches memory in the place of the device while a Quiet lives.
+struct Loud {
+  Loud() {
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  }
+  ~Loud() {
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  }
+};
 // Memory order: what came before publish(tag) happens before what follows a later observe(tag). Nothing else orders two CUDA threads.
 // A fiber that has played a thread of one block is ordered after that whole block. So there are two sets of fibers and each block takes one
 // at random: a race between two blocks shows when they took different ones.
@@ -39,6 +50,10 @@ inline void observe(void* tag) { __tsan_acquire(tag); }
 struct Quiet {
   Quiet() {}
   ~Quiet() {}
+};
+struct Loud {
+  Loud() {}
+  ~Loud() {}
 };
 constexpr unsigned FIBER_SETS = 1;
 inline void publish(void*) {}

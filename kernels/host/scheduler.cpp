@@ -17,12 +17,6 @@ bool same_line(Location a, Location b) {
 std::string name_of(uint3 i) { return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")"; }
 std::string where() { return std::string("kernel ") + machine.kernel_name + ", block " + name_of(blockIdx); }
 
-uint64_t next_random() {  // xorshift64
-  machine.random ^= machine.random << 13;
-  machine.random ^= machine.random >> 7;
-  return machine.random ^= machine.random << 17;
-}
-
 bool faulty() {
   Quiet quiet;
   return !machine.fault.empty();
@@ -44,6 +38,7 @@ void fiber_body() {
     {
       Quiet quiet;
       if (!self().copies.issued.empty()) fail("returns while its cp.async are under way", Location::current());
+      if (!machine.products[self().id / 32].issued.empty()) fail("returns while its wgmma are under way", Location::current());
       self().state = State::returned;
     }
     Fiber::yield();
@@ -91,8 +86,11 @@ std::string report_stuck() {
     if (thread.state == State::at_barrier) groups["at __syncthreads, " + name_of(thread.at)]++;
     if (thread.state == State::at_warp_operation)
       groups[std::string("at ") + machine.warps[thread.id / 32].operation + ", " + name_of(thread.at)]++;
+    if (thread.state == State::at_products) groups["at wgmma_wait, " + name_of(thread.at)]++;
+    if (thread.state == State::at_mbarrier)
+      groups["wait for phase " + std::to_string(thread.parity) + " of " + describe_mbarrier(thread.mbarrier) + ", " + name_of(thread.at)]++;
   }
-  std::string report = where() + ": deadlock, a barrier or warp operation is not reached by all:";
+  std::string report = where() + ": deadlock, a barrier, an mbarrier or a warp operation is not reached by all:";
   for (auto& [place, count] : groups) report += "\n  " + std::to_string(count) + " threads " + place;
   return report;
 }
@@ -108,7 +106,7 @@ void open_barrier() {
 
 void begin_block(dim3 size) {
   auto& fibers = machine.fibers[next_random() % FIBER_SETS];
-  machine.tags.reset(new char[2 + 2 * machine.warps.size()]);
+  machine.tags.reset(new char[2 + 3 * machine.warps.size()]);
   for (unsigned id = 0; id < machine.threads.size(); id++) {
     Thread& thread = machine.threads[id];
     thread.index = {id % size.x, id / size.x % size.y, id / size.x / size.y};
@@ -116,9 +114,28 @@ void begin_block(dim3 size) {
     thread.state = State::running;
     thread.barriers = 0;
     thread.copies.clear();
+    thread.fenced.clear();
     thread.fiber = fibers[id].get();
   }
   for (Warp& warp : machine.warps) warp = Warp{};
+  for (Products& products : machine.products) products.clear();
+  for (auto& log : machine.warpgroups) log.clear();
+  machine.loads.clear();
+}
+
+// All threads of the block have returned.
+void end_block() {
+  std::string fault = check_warpgroups();
+  if (!machine.loads.empty()) fault = "the block ends while a tile is under way that was loaded at " + machine.loads[0].where;
+  if (!fault.empty()) machine.fault = where() + ": " + fault;
+}
+
+// What is asynchronous goes on: a little, or by one thing if nothing else does.
+bool pass_time(bool force) {
+  bool tiles_first = next_random() % 2;
+  bool any = tiles_first && deliver_tiles(force);
+  any |= finish_products(force && !any);
+  return deliver_tiles(force && !any) || any;
 }
 
 void run_block(dim3 size) {
@@ -131,10 +148,10 @@ void run_block(dim3 size) {
       at_barrier += thread.state == State::at_barrier;
       returned += thread.state == State::returned;
     }
-    if (returned == machine.threads.size()) return;
+    if (returned == machine.threads.size()) return end_block();
     if (at_barrier == machine.threads.size())
       open_barrier();
-    else if (!ran)
+    else if (!pass_time(!ran) && !ran)
       machine.fault = report_stuck();
   }
 }
@@ -168,6 +185,8 @@ void prepare(dim3 grid, dim3 block, size_t shared_bytes, uint64_t seed) {
     while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>(fiber_body));
   machine.threads.resize(threads);
   machine.warps.resize((threads + 31) / 32);
+  machine.products.resize(machine.warps.size());
+  machine.warpgroups.resize((threads + 127) / 128);
 }
 
 // After a fault fibers stand in the middle of a kernel. They are left behind with their stacks; the next launch makes new ones.
@@ -182,6 +201,12 @@ void drop_fibers() {
 }
 
 }  // namespace
+
+uint64_t next_random() {  // xorshift64
+  machine.random ^= machine.random << 13;
+  machine.random ^= machine.random >> 7;
+  return machine.random ^= machine.random << 17;
+}
 
 std::string run_grid(dim3 grid, dim3 block, size_t shared_bytes, uint64_t seed) {
   Quiet quiet;

@@ -7,12 +7,13 @@
 
 #include "copy.h"
 #include "fiber.h"
+#include "hopper.h"
 #include "sanitize.h"
 #include "types.h"
 
 namespace host {
 
-enum class State : uint8_t { running, at_warp_operation, at_barrier, returned };
+enum class State : uint8_t { running, at_warp_operation, at_barrier, at_mbarrier, at_products, returned };
 
 struct Thread {
   uint3 index;         // threadIdx
@@ -21,6 +22,9 @@ struct Thread {
   Location at;         // where it waits
   unsigned barriers;   // __syncthreads passed
   Copies copies;       // its cp.async
+  void* mbarrier;      // whose phase of `parity` it waits for
+  unsigned parity;
+  std::vector<Registers> fenced;  // named by wgmma_fence since the last wait
   Fiber* fiber;
 };
 
@@ -40,9 +44,12 @@ struct Machine {
   std::vector<std::unique_ptr<Fiber>> fibers[FIBER_SETS];
   std::vector<Thread> threads;             // of the block that runs
   std::vector<Warp> warps;
+  std::vector<Products> products;          // of each warp
+  std::vector<std::vector<Order>> warpgroups;         // what each has issued
+  std::vector<TileLoad> loads;             // under way
   char* shared = nullptr;                  // of the block, exactly as long as asked for
   size_t shared_bytes = 0;
-  std::unique_ptr<char[]> tags;            // addresses for publish/observe, new ones in each block: two for the barrier, two per warp
+  std::unique_ptr<char[]> tags;            // addresses for publish/observe, new ones in each block: two for the barrier, three per warp
   char launch_begins, launch_ends, fence;  // likewise, for the whole launch
   unsigned current = 0;                    // index into threads
   bool run_ahead = false;
@@ -56,6 +63,8 @@ inline Warp& warp_of(const Thread& thread) { return machine.warps[thread.id / 32
 
 // Runs all blocks. Returns an empty string, or the report of the first fault.
 std::string run_grid(dim3 grid, dim3 block, size_t shared_bytes, uint64_t seed);
+
+uint64_t next_random();
 
 // Called by a CUDA thread: stops the launch with a report that names kernel, block, thread and source line.
 [[noreturn]] void fail(const std::string& what, Location at);

@@ -16,7 +16,7 @@ use memmap2::Mmap;
 
 pub use cuda::{
     Arg, Buffer, Gpu, Graph, Launch, MATMUL_WORKSPACE, Mark, Matmul, MemoryUse, NO_KERNELS, Operand, Ptr,
-    gpu_count, kernel_count,
+    TensorMap, gpu_count, kernel_count,
 };
 pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
 pub use device::{Backend, Device, Place};

@@ -2,7 +2,8 @@ use mpa::ops::attention::{Config, Span, Spans, forward};
 use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, Tolerance, assert_close, assert_op_error, f32_sum, to_f64};
-use crate::device::{on_each_device, output, values, what};
+// attention_hopper.rs has the kernels that Hopper would take.
+use crate::device::{on_each_device_without_hopper as on_each_device, output, values, what};
 
 pub fn config(heads: usize, kv_heads: usize, head_size: usize, causal: bool) -> Config {
     Config { heads, kv_heads, head_size, scale: 1.0 / (head_size as f32).sqrt(), causal }
@@ -51,7 +52,7 @@ pub fn batch(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Con
 }
 
 /// out and lse.
-fn run(b: &Batch) -> (Vec<f32>, Vec<f32>) {
+pub fn run(b: &Batch) -> (Vec<f32>, Vec<f32>) {
     let mut out = output(&b.q, b.q.shape());
     let mut lse = b.q.like_f32(&[b.q.rows(), b.config.heads]).unwrap();
     let spans: Spans = b.spans.as_slice().into();
@@ -120,7 +121,7 @@ fn reference(b: &Batch) -> Vec<Want> {
 /// does lse. In bf16 weights are rounded too, each on its own by up to 2^-8 of it with a deviation of 2^-8 / sqrt(3): five deviations of
 /// the sum, or the sum of all if that is less (spans of `rounded` queries or more: decode keeps its weights in f32). Then comes the output's rounding, by 2^-8 of it.
 #[track_caller]
-fn check_against(name: &str, b: &Batch, (out, lse): &(Vec<f32>, Vec<f32>), rounded: usize) {
+pub fn check_against(name: &str, b: &Batch, (out, lse): &(Vec<f32>, Vec<f32>), rounded: usize) {
     let hs = b.config.head_size;
     let (mut out, mut lse) = (out.clone(), lse.clone());
     let sum = f32_sum(hs.max(64)).abs;
@@ -152,7 +153,7 @@ fn check_against(name: &str, b: &Batch, (out, lse): &(Vec<f32>, Vec<f32>), round
 }
 
 #[track_caller]
-fn check(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Config, size: f32) {
+pub fn check(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Config, size: f32) {
     let b = batch(device, dtype, lens, config, size);
     let name = what(&[&format!("{dtype} {config:?} {size}")]);
     check_against(&name, &b, &run(&b), 2);

@@ -17,6 +17,15 @@ pub fn on_each_device(test: impl Fn(&Device)) {
     }
 }
 
+/// The same for the kernels that any GPU runs, where there are others for Hopper.
+pub fn on_each_device_without_hopper(test: impl Fn(&Device)) {
+    for seed in [1, 2, 3] {
+        let gpu = Gpu::host_without_hopper(seed).unwrap();
+        assert!(!gpu.hopper());
+        test(&Device::Cuda(gpu));
+    }
+}
+
 /// Uniform in [-scale, scale), rounded to `dtype`, on `device`.
 pub fn random(rng: &mut Rng, device: &Device, dtype: DType, shape: &[usize], scale: f32) -> Tensor {
     rng.tensor(shape, scale).to_dtype(dtype).unwrap().to_device(device).unwrap()

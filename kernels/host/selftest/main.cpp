@@ -6,6 +6,7 @@
 
 void test_conversions();
 void test_primitives();
+void test_hopper();
 void test_launch();
 int run_fault(const char* name);
 void list_faults();
@@ -16,6 +17,7 @@ int main(int count, char** words) {
   if (count > 1) return run_fault(words[1]);
   test_conversions();
   test_primitives();
+  test_hopper();
   test_launch();
   if (int rc = run_fault("none")) return rc;
   printf("%d failures\n", failures);

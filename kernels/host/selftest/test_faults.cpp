@@ -1,9 +1,11 @@
-// Runs the kernels of faults.cu with one planted bug, over several seeds. What is noticed is printed; scripts/test-host-layer.sh knows what
+// Runs the kernels of faults.cu and hopper_faults.cu with one planted bug, over several seeds. What is noticed is printed; scripts/test-host-layer.sh knows what
 // each build has to notice.
 #include <cstring>
 
 #include "check.h"
+#include "../half.h"
 #include "faults.h"
+#include "tile_map.h"
 
 namespace {
 
@@ -14,6 +16,10 @@ const char* const NAMES[FAULTS] = {
     "misaligned-pack", "misaligned-vector", "misaligned-ldmatrix", "missing-commit",     "missing-wait",          "ends-while-copying", "missing-barrier",
     "missing-warp-barrier", "missing-fence", "overwrites-too-early", "blocks-race",      "divergent-barrier",     "returns-early",
     "divergent-shuffle", "some-lanes-shuffle", "wrong-mask", "uninitialised-sum",
+    "missing-tile-wait", "wrong-parity", "missing-arrive", "too-many-arrivals", "filled-too-early", "freed-too-early", "missing-expect",
+    "expects-too-much", "uninitialised-mbarrier", "missing-barrier-after-init", "tile-outside-shared", "tile-past-global", "misaligned-tile",
+    "ends-while-loading", "missing-product-fence", "missing-product-commit", "missing-product-wait", "touches-sum-early", "touches-operand-early",
+    "three-warps-multiply",
 };
 
 // Empty, or what was noticed.
@@ -50,10 +56,31 @@ std::string run_ring(Fault fault, uint64_t seed) {
   return "";
 }
 
+std::string run_hopper(Fault fault, uint64_t seed) {
+  constexpr int STEPS = 6, TILE = 64 * 64;
+  Device<__nv_bfloat16> x(STEPS * TILE);
+  Device<float> c(TILE);
+  for (int i = 0; i < STEPS * TILE; i++) x[i] = __float2bfloat16(float(i * 37 % 101 - 50));
+  // For tile-past-global the map says that there is one more.
+  host::TileMap map = tile_map(x.get(), 2, {64, 64, STEPS + 1}, {64, 64, 1}, 128);
+  std::string message = launch("selftest_hopper_fault", {1, 160, 2 * TILE * 2 + 32}, seed, c.get(), map, STEPS, int(fault));
+  if (!message.empty()) return "reported: " + message;
+  for (int i = 0; i < TILE; i++) {
+    float want = 0;
+    for (int step = 0; step < STEPS; step++)
+      for (int k = 0; k < 64; k++)
+        want += __bfloat162float(x[step * TILE + i / 64 * 64 + k]) * __bfloat162float(x[step * TILE + i % 64 * 64 + k]);
+    if (!(c[i] == want)) return "wrong: c[" + std::to_string(i) + "] = " + std::to_string(c[i]);
+  }
+  return "";
+}
+
 std::string run(Fault fault, uint64_t seed) {
+  if (fault >= MISSING_TILE_WAIT) return run_hopper(fault, seed);
   if (fault == OVERWRITES_TOO_EARLY || fault == UNINITIALISED_SUM) return run_ring(fault, seed);
   std::string noticed = run_tile(fault, seed);
-  return noticed.empty() && fault == NO_FAULT ? run_ring(fault, seed) : noticed;
+  if (noticed.empty() && fault == NO_FAULT) noticed = run_ring(fault, seed);
+  return noticed.empty() && fault == NO_FAULT ? run_hopper(fault, seed) : noticed;
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
-//! kernels/attention.cu: which kernel, and how many blocks. A span of one query has only its keys to be split by (decode), others are cut
+//! kernels/attention.cu and attention_hopper.cu: which kernel, and how many blocks. A span of one query has only its keys to be split by (decode), others are cut
 //! into blocks of queries (prefill). That is for each span to say, not for the batch: so its bits do not depend on the others.
 use std::sync::Arc;
 
 use super::super::{int, kernel_dtype};
 use super::{Config, Spans};
 use crate::error::{Error, Result};
-use crate::tensor::{Arg, DType, Gpu, Launch, Ptr, Tensor};
+use crate::tensor::{Arg, DType, Gpu, Launch, Ptr, Tensor, TensorMap};
 
 const OP: &str = "attention forward";
 const THREADS: u32 = 128;
@@ -23,8 +23,8 @@ struct Call<'a> {
     gpu: &'a Arc<Gpu>,
     out: Ptr,
     lse: Ptr,
-    /// q, k, v.
-    qkv: [Ptr; 3],
+    /// q, k, v, and how many rows they have.
+    qkv: [(Ptr, usize); 3],
     spans: &'a Spans,
     dtype: DType,
     config: &'a Config,
@@ -33,8 +33,11 @@ struct Call<'a> {
 /// The tile of a block of many queries, as the kernel named `entry` has it.
 struct Tile {
     entry: String,
+    threads: u32,
     queries: usize,
     shared: usize,
+    /// Bytes of a row of what it loads through tensor maps (attention_hopper.cu); `None`: it takes addresses.
+    row: Option<usize>,
 }
 
 /// `qkv`: q, k, v; shapes and spans have been checked.
@@ -56,7 +59,7 @@ pub fn forward(
             lse.ptr_mut(gpu)?
         }
     };
-    let qkv = [q.ptr(gpu)?, k.ptr(gpu)?, v.ptr(gpu)?];
+    let qkv = [(q.ptr(gpu)?, q.rows()), (k.ptr(gpu)?, k.rows()), (v.ptr(gpu)?, v.rows())];
     let call = Call { gpu, out: out.ptr_mut(gpu)?, lse, qkv, spans, dtype, config };
     match decode_size(dtype, config.head_size) {
         None => prefill(&call, 1),
@@ -70,13 +73,23 @@ pub fn forward(
 /// Spans of `least` queries or more.
 fn prefill(call: &Call, least: usize) -> Result<()> {
     let Call { spans, config, .. } = call;
-    let tile = tile(call.dtype, config.head_size)?;
+    let tile = match call.gpu.hopper() {
+        true => hopper_tile(call.dtype, config.head_size),
+        false => None,
+    };
+    let tile = tile.map_or_else(|| self::tile(call.dtype, config.head_size), Ok)?;
     let longest = spans.iter().map(|s| s.q_len).filter(|&n| n >= least).max().unwrap_or(0);
     let tiles = longest.div_ceil(tile.queries);
-    let at = Launch { grid: [tiles * spans.len(), config.heads, 1], block: THREADS, shared: tile.shared };
+    let at =
+        Launch { grid: [tiles * spans.len(), config.heads, 1], block: tile.threads, shared: tile.shared };
     int(OP, at.grid[0])?;
     let mut args: Vec<Arg> = vec![call.out.into(), call.lse.into()];
-    args.extend(call.qkv.map(Arg::from));
+    for (&(ptr, rows), heads) in call.qkv.iter().zip([config.heads, config.kv_heads, config.kv_heads]) {
+        args.push(match tile.row {
+            Some(row) => call.gpu.tensor_map(&map(ptr, rows, heads, config.head_size, row))?,
+            None => ptr.into(),
+        });
+    }
     args.push(call.spans.ptr(call.gpu)?.into());
     for n in [least, tiles, config.heads, config.kv_heads, config.head_size] {
         args.push(int(OP, n)?.into());
@@ -104,7 +117,7 @@ fn decode(call: &Call, size: usize) -> Result<()> {
     let grid = [spans.len() * splits, kv_heads * group.div_ceil(MOST_HEADS), 1];
     int(OP, grid[0])?;
     let mut args: Vec<Arg> = vec![parts.ptr().into()];
-    args.extend(call.qkv.map(Arg::from));
+    args.extend(call.qkv.map(|(ptr, _)| Arg::from(ptr)));
     args.push(at_spans.into());
     for n in [splits, heads, kv_heads, head_size] {
         args.push(int(OP, n)?.into());
@@ -152,10 +165,37 @@ fn tile(dtype: DType, head_size: usize) -> Result<Tile> {
     let entry = format!("attention_forward_{dtype}_hs{size}");
     if dtype == DType::F32 {
         // attention_plain.cuh: the weights of 32 queries for 32 keys, with a gap after each 32.
-        return Ok(Tile { entry, queries: 32, shared: 32 * 33 * 4 });
+        return Ok(Tile { entry, threads: THREADS, queries: 32, shared: 32 * 33 * 4, row: None });
     }
     // attention_prefill.cuh: the queries, and two tiles of keys and of values.
     let (queries, keys) = (128, if size > 96 { 32 } else { 64 });
     let shared = (queries + 4 * keys) * size.next_multiple_of(16) * 2;
-    Ok(Tile { entry, queries, shared })
+    Ok(Tile { entry, threads: THREADS, queries, shared, row: None })
+}
+
+/// attention_hopper.cu: a tile of queries and two each of keys and values, 128 rows; ten mbarriers.
+fn hopper_tile(dtype: DType, head_size: usize) -> Option<Tile> {
+    let served = dtype == DType::Bf16 && head_size.is_multiple_of(8);
+    let size = [64, 80, 96, 128].into_iter().find(|&size| served && head_size <= size)?;
+    let row = [128, 64, 32].into_iter().find(|row| (2 * size).is_multiple_of(*row));
+    Some(Tile {
+        entry: format!("attention_hopper_forward_bf16_hs{size}"),
+        threads: 384,
+        queries: 128,
+        shared: 5 * 128 * size * 2 + 10 * 8,
+        row,
+    })
+}
+
+/// Tiles of 128 rows by `row` bytes of one head, of [rows, heads * head_size] in bf16.
+fn map(base: Ptr, rows: usize, heads: usize, head_size: usize, row: usize) -> TensorMap {
+    TensorMap {
+        base,
+        dtype: DType::Bf16,
+        // A tensor without rows has no map; none of it is loaded then.
+        dims: vec![head_size, heads, rows.max(1)],
+        strides: vec![head_size * 2, heads * head_size * 2],
+        tile: vec![row / 2, 1, 128],
+        swizzle: row,
+    }
 }

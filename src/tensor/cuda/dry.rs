@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::{Arg, Driver, Launch, Mark, Matmul, Replay};
+use super::args::MapBytes;
+use super::{Arg, Driver, Launch, Mark, Matmul, Replay, TensorMap};
 use crate::error::Result;
 
 /// Addresses are given out once and never looked at.
@@ -59,6 +60,14 @@ impl Driver for Dry {
 
     fn launch(&self, _kernel: &str, _launch: Launch, _args: &[Arg]) -> Result<()> {
         Ok(())
+    }
+
+    fn hopper(&self) -> bool {
+        true
+    }
+
+    fn tensor_map(&self, _map: &TensorMap) -> Result<Arg> {
+        Ok(Arg::map(MapBytes([0; 128])))
     }
 
     fn matmul(&self, _job: &Matmul) -> Result<bool> {

@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use libloading::{Library, Symbol};
 
-use super::{Arg, Driver, Launch, Mark, Replay};
+use super::args::MapBytes;
+use super::{Arg, Driver, Launch, Mark, Replay, TensorMap, forbids_hopper};
 use crate::error::{Error, Result};
 
 /// Memory that the host driver claims to have.
@@ -23,6 +24,7 @@ pub(super) struct Host {
     captured: Mutex<Option<Vec<Work>>>,
     /// Sizes of the blocks that are lent out, by address.
     blocks: Mutex<HashMap<u64, usize>>,
+    hopper: bool,
 }
 
 /// kernels/host/launch.h, mpa_host_launch.
@@ -57,7 +59,12 @@ impl Host {
         let library = unsafe { Library::new(&path) }
             .map_err(|e| Error::input(&path, format!("expected the library of host kernels: {e}")))?;
         let machine = Arc::new(Machine { library, seed });
-        Ok(Host { machine, captured: Mutex::default(), blocks: Mutex::default() })
+        let hopper = !forbids_hopper();
+        Ok(Host { machine, captured: Mutex::default(), blocks: Mutex::default(), hopper })
+    }
+
+    pub(super) fn without_hopper(self) -> Self {
+        Host { hopper: false, ..self }
     }
 
     fn blocks(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
@@ -103,8 +110,8 @@ impl Machine {
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()> {
         let _lock = lock();
         let name = CString::new(kernel).map_err(|_| Error::Failure(format!("{kernel:?} has a NUL")))?;
-        let pointers: Vec<*const c_void> = args.iter().map(|a| a.bytes.as_ptr().cast()).collect();
-        let sizes: Vec<usize> = args.iter().map(|a| a.len).collect();
+        let pointers: Vec<*const c_void> = args.iter().map(|a| a.bytes().as_ptr().cast()).collect();
+        let sizes: Vec<usize> = args.iter().map(|a| a.bytes().len()).collect();
         let [x, y, z] = launch.grid.map(|n| n as u32);
         let mut message = [0u8; 512];
         // SAFETY: the type is that of kernels/host/launch.h.
@@ -248,6 +255,28 @@ impl Driver for Host {
             None => return self.machine.launch(kernel, launch, args),
         }
         Ok(())
+    }
+
+    fn hopper(&self) -> bool {
+        self.hopper
+    }
+
+    /// kernels/host/hopper.h, TileMap.
+    fn tensor_map(&self, map: &TensorMap) -> Result<Arg> {
+        const MAGIC: u32 = 0x7061_6d74;
+        let mut bytes = Vec::with_capacity(128);
+        bytes.extend(map.base.0.to_ne_bytes());
+        let padded = |of: &[usize], len| of.iter().copied().chain(std::iter::repeat(0)).take(len).collect();
+        let strides: Vec<usize> = padded(&map.strides, 4);
+        strides.iter().for_each(|&n| bytes.extend((n as u64).to_ne_bytes()));
+        let mut words: Vec<usize> = padded(&map.dims, 5);
+        words.extend::<Vec<usize>>(padded(&map.tile, 5));
+        words.extend([map.dims.len(), map.dtype.size(), map.swizzle]);
+        words.iter().for_each(|&n| bytes.extend((n as u32).to_ne_bytes()));
+        bytes.extend(MAGIC.to_ne_bytes());
+        let mut whole = MapBytes([0; 128]);
+        whole.0[..bytes.len()].copy_from_slice(&bytes);
+        Ok(Arg::map(whole))
     }
 
     fn mark(&self) -> Result<Mark> {

@@ -6,9 +6,11 @@
 //!                                +----> Arena: memory that is used again
 //!                                |                 blas.rs: plain matrix products by cuBLASLt, where there is one
 //!                                +----> graph.rs: launches kept, to be queued again at once
+//!                                 what a kernel is given: args.rs
 //! ```
 
 mod arena;
+mod args;
 mod blas;
 mod dry;
 mod graph;
@@ -24,6 +26,7 @@ use std::time::Instant;
 
 use arena::Arena;
 pub use arena::{Buffer, MemoryUse};
+pub use args::{Arg, Ptr, TensorMap};
 pub use blas::WORKSPACE as MATMUL_WORKSPACE;
 pub use graph::Graph;
 pub use kernels::{NO_KERNELS, NVCC, kernel_count};
@@ -52,6 +55,10 @@ trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     fn zero(&self, at: u64, bytes: usize) -> Result<()>;
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
+    /// Whether it runs wgmma and the like: compute capability 9.0, and MPA_NO_HOPPER=1 does not forbid it.
+    fn hopper(&self) -> bool;
+    /// The argument that tells a kernel for Hopper how to cut tiles out of a tensor.
+    fn tensor_map(&self, map: &TensorMap) -> Result<Arg>;
     /// Queues a matrix product of the vendor's; false if it has none that does it.
     fn matmul(&self, _job: &Matmul) -> Result<bool> {
         Ok(false)
@@ -69,6 +76,11 @@ trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     fn memory(&self) -> Result<(usize, usize)>;
 }
 
+/// MPA_NO_HOPPER=1: kernels for Hopper are not used, also where they would run.
+fn forbids_hopper() -> bool {
+    std::env::var_os("MPA_NO_HOPPER").is_some_and(|v| v == "1")
+}
+
 /// Work that can be queued again.
 trait Replay: Send + Sync {
     fn launch(&self) -> Result<()>;
@@ -83,15 +95,6 @@ pub enum Mark {
 pub struct Gpu {
     driver: Box<dyn Driver>,
     arena: Mutex<Arena>,
-}
-
-/// An address on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ptr(pub u64);
-
-impl Ptr {
-    /// For an argument that a kernel may be given none of.
-    pub const NULL: Ptr = Ptr(0);
 }
 
 /// How many blocks of how many threads, and bytes of dynamic shared memory a block.
@@ -137,47 +140,6 @@ impl Ptr {
     }
 }
 
-/// One argument of a kernel, as its bytes.
-#[derive(Clone, Copy)]
-pub struct Arg {
-    bytes: [u8; 8],
-    /// The host driver compares it with the parameter's size; NVIDIA's has no way to ask.
-    #[cfg_attr(not(feature = "host-kernels"), expect(dead_code))]
-    len: usize,
-}
-
-impl Arg {
-    fn new(bytes: &[u8]) -> Arg {
-        let mut arg = Arg { bytes: [0; 8], len: bytes.len() };
-        arg.bytes[..bytes.len()].copy_from_slice(bytes);
-        arg
-    }
-}
-
-impl From<Ptr> for Arg {
-    fn from(ptr: Ptr) -> Arg {
-        Arg::new(&ptr.0.to_ne_bytes())
-    }
-}
-
-impl From<i32> for Arg {
-    fn from(value: i32) -> Arg {
-        Arg::new(&value.to_ne_bytes())
-    }
-}
-
-impl From<f32> for Arg {
-    fn from(value: f32) -> Arg {
-        Arg::new(&value.to_ne_bytes())
-    }
-}
-
-impl From<u64> for Arg {
-    fn from(value: u64) -> Arg {
-        Arg::new(&value.to_ne_bytes())
-    }
-}
-
 impl Gpu {
     /// The NVIDIA GPU with this ordinal.
     pub fn open(ordinal: usize) -> Result<Arc<Gpu>> {
@@ -195,6 +157,12 @@ impl Gpu {
         Gpu::with(Box::new(dry::Dry::new()))
     }
 
+    /// As `host`, for kernels that any GPU runs, without Hopper's instructions.
+    #[cfg(feature = "host-kernels")]
+    pub fn host_without_hopper(seed: u64) -> Result<Arc<Gpu>> {
+        Ok(Gpu::with(Box::new(host::Host::open(seed)?.without_hopper())))
+    }
+
     fn with(driver: Box<dyn Driver>) -> Arc<Gpu> {
         Arc::new(Gpu { driver, arena: Mutex::default() })
     }
@@ -206,6 +174,17 @@ impl Gpu {
     /// The driver's version and that of CUDA which it serves, like `580.159.04 CUDA 13.0`.
     pub fn driver_version(&self) -> String {
         self.driver.version()
+    }
+
+    /// Whether kernels for Hopper (kernels/hopper.cuh) run here: an H100 or H200, unless MPA_NO_HOPPER=1.
+    pub fn hopper(&self) -> bool {
+        self.driver.hopper()
+    }
+
+    /// The argument for a kernel's `const __grid_constant__ TensorMap`. The tensor must live as long as the launches that are given it.
+    pub fn tensor_map(&self, map: &TensorMap) -> Result<Arg> {
+        map.check()?;
+        self.driver.tensor_map(map)
     }
 
     /// Queues a kernel of kernels/*.cu. `args` are its parameters in order, with their exact types. A grid without blocks is no work.

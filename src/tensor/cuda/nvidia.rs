@@ -8,14 +8,17 @@ use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError, result};
 use serde::Serialize;
 
+use super::args::MapBytes;
 use super::blas::Blas;
 use super::kernels::{MODULES, NO_KERNELS};
 use super::ring::Rings;
-use super::{Arg, Driver, Launch, Mark, Matmul, Replay};
+use super::{Arg, DType, Driver, Launch, Mark, Matmul, Replay, TensorMap, forbids_hopper};
 use crate::error::{Error, Result};
 
 /// The oldest GPUs that the kernels run on (mma.sync with bf16, cp.async).
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+/// Those that have wgmma (sm_90a code runs on these alone).
+const HOPPER: (i32, i32) = (9, 0);
 /// Dynamic shared memory that a kernel may use without being allowed more.
 const SHARED_DEFAULT: usize = 48 << 10;
 
@@ -29,6 +32,7 @@ pub(super) struct Nvidia {
     functions: HashMap<&'static str, sys::CUfunction>,
     /// Dynamic shared memory that a function has been allowed, where it is more than the default.
     allowed: Mutex<HashMap<&'static str, usize>>,
+    hopper: bool,
 }
 
 // SAFETY: function handles are addresses that the driver may be given from any thread; they live as long as the context.
@@ -115,7 +119,8 @@ impl Nvidia {
         let rings = Mutex::new(Rings::new(&context).map_err(|e| fail("page-locked memory", e))?);
         let functions = functions()?;
         let blas = Blas::open()?;
-        Ok(Nvidia { name, context, stream, rings, blas, functions, allowed: Mutex::default() })
+        let hopper = capability == HOPPER && !forbids_hopper();
+        Ok(Nvidia { name, context, stream, rings, blas, functions, allowed: Mutex::default(), hopper })
     }
 
     fn bind(&self) -> Result<()> {
@@ -163,6 +168,47 @@ fn module_version() -> Option<String> {
     let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     let numbers = |word: &&str| word.contains('.') && word.split('.').all(|part| part.parse::<u32>().is_ok());
     text.lines().next()?.split_whitespace().find(numbers).map(str::to_owned)
+}
+
+fn encode(map: &TensorMap) -> Result<MapBytes, DriverError> {
+    use sys::CUtensorMapDataType_enum as Type;
+    let dtype = match map.dtype {
+        DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        DType::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        DType::U8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+    };
+    let swizzle = match map.swizzle {
+        128 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+        64 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_64B,
+        32 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_32B,
+        _ => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE,
+    };
+    let wide = |of: &[usize]| of.iter().map(|&n| n as u64).collect::<Vec<_>>();
+    let (dims, strides) = (wide(&map.dims), wide(&map.strides));
+    let tile: Vec<u32> = map.tile.iter().map(|&n| n as u32).collect();
+    let steps = vec![1u32; tile.len()];
+    let mut bytes = MapBytes([0; 128]);
+    // SAFETY: the map has the size and alignment of a CUtensorMap; the lists have a number for each dimension (`TensorMap::check`), the
+    // strides one less, as the function expects; it reads no memory at `base`.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            (&raw mut bytes).cast(),
+            dtype,
+            dims.len() as u32,
+            map.base.0 as *mut c_void,
+            dims.as_ptr(),
+            strides.as_ptr(),
+            tile.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            swizzle,
+            sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    }
+    .result()?;
+    Ok(bytes)
 }
 
 /// One thread at a time may use a graph.
@@ -261,8 +307,9 @@ impl Driver for Nvidia {
         };
         self.bind()?;
         self.allow_shared(name, function, launch.shared)?;
-        let mut args = args.to_vec();
-        let mut params: Vec<*mut c_void> = args.iter_mut().map(|a| a.bytes.as_mut_ptr().cast()).collect();
+        // The driver reads them only, whatever the type says.
+        let mut params: Vec<*mut c_void> =
+            args.iter().map(|a| a.bytes().as_ptr().cast_mut().cast()).collect();
         let [x, y, z] = launch.grid.map(|n| n as u32);
         // SAFETY: types: the launcher in ops gives the kernel's parameters in order, which the same call through the host driver checks in
         // number and size. Bounds and aliasing: the launcher has checked shapes; outputs are `&mut`. The driver copies the arguments.
@@ -278,6 +325,14 @@ impl Driver for Nvidia {
             )
         }
         .map_err(|e| fail(&format!("{name} with {launch:?}"), e))
+    }
+
+    fn hopper(&self) -> bool {
+        self.hopper
+    }
+
+    fn tensor_map(&self, map: &TensorMap) -> Result<Arg> {
+        encode(map).map(Arg::map).map_err(|e| fail(&format!("{map:?}"), e))
     }
 
     fn matmul(&self, job: &Matmul) -> Result<bool> {

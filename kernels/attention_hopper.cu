@@ -1,0 +1,368 @@
+// attention.cu's forward for spans of many queries, in bf16, on Hopper: warps that load and warps that multiply (Shah et al. 2024,
+// FlashAttention-3). Formula, shapes and spans as there.
+//
+// A block: 128 queries of one head of one span; three warpgroups. The first has given its registers away; one warp of it asks for tiles of
+// 128 keys and values (tile_load) and puts them into a ring of two stages each. The other two have 64 queries each: S = Q K^T and O += P V by
+// wgmma, Q and K and V in shared memory, P in registers, where S's layout is the one that P needs. While the softmax of a tile is taken, the
+// products P V of the tile before run on. A tile is free again when all eight multiplying warps have said so.
+//
+// Rows in shared memory are 128, 64 or 32 bytes wide, whatever divides a head's row: a head of 80 is five columns of 16 elements. A head
+// size in between is filled up with zeros, by the copy engine, which knows how wide a head is.
+// A tile of keys may go on into the next span, or past the end of the tensor (zeros). Scores of such keys are masked; their weights are 0,
+// but 0 * NaN is NaN, so the loading warp puts zeros over such values before it hands the tile on. Blocks: grid.x = tiles of the longest
+// span x spans, grid.y = heads.
+//
+// Floors as in attention.cu: 13.0 us for Qwen2-VL-2B, T = 2048, causal, NH 12, NKV 2, HS 128; 55 us for 17 tiles of SmolVLM-500M's vision tower.
+// Shared memory at HS 128: 32 KiB of queries, 4 x 32 KiB of keys and values; one block a multiprocessor (registers: 24 and twice 240 a thread).
+// Reached: not yet run on a GPU.
+//
+// Considered: taking turns by named barriers (ping-pong), so that the two softmaxes never fall together; three multiplying warpgroups at
+// HS 64 (their sums are half as large); a persistent grid that overlaps one block's output with the next one's loads; clusters that share
+// keys and values (multicast); query heads of a group stacked into one tile.
+#include "attention_span.cuh"
+#include "hopper.cuh"
+
+#ifdef MPA_HOPPER
+namespace hopper {
+
+// Sizes for head size HS.
+template <int HS>
+struct Tile {
+  static constexpr int QUERIES = 128, KEYS = 128, STAGES = 2, LOADERS = WARPGROUP;
+  static constexpr int ROW = HS % 64 == 0 ? 128 : HS % 32 == 0 ? 64 : 32;      // bytes, and width of the swizzle
+  static constexpr int COLUMNS = ROW / 2, BOXES = HS / COLUMNS;                // elements of a box; boxes beside each other
+  static constexpr int BOX = KEYS * ROW, BYTES = BOXES * BOX;                  // the same for queries and keys
+  static_assert(QUERIES == KEYS && HS % 16 == 0 && HS <= 128, "");
+};
+
+// The block's shared memory: queries, keys and values, barriers.
+template <int HS>
+struct Shared {
+  using T = Tile<HS>;
+  unsigned char *q, *k, *v;
+  Mbarrier *q_full, *ragged, *k_full, *k_empty, *v_full, *v_empty;
+
+  __device__ __forceinline__ Shared() {
+    q = shared_memory<unsigned char>();
+    k = q + T::BYTES;
+    v = k + T::STAGES * T::BYTES;
+    q_full = reinterpret_cast<Mbarrier*>(v + T::STAGES * T::BYTES);
+    ragged = q_full + 1;
+    k_full = q_full + 2;
+    k_empty = k_full + T::STAGES;
+    v_full = k_empty + T::STAGES;
+    v_empty = v_full + T::STAGES;
+  }
+
+  __device__ __forceinline__ void start() const {
+    constexpr int WARPS = 2 * WARPGROUP / 32;  // each says for itself when it is done with a tile: a wait is for one's own warp only
+    if (threadIdx.x == 0) {
+      mbarrier_init(q_full, 1);
+      mbarrier_init(ragged, 1);
+      for (int i = 0; i < T::STAGES; i++) {
+        mbarrier_init(k_full + i, 1);
+        mbarrier_init(v_full + i, 1);
+        mbarrier_init(k_empty + i, WARPS);
+        mbarrier_init(v_empty + i, WARPS);
+      }
+      mbarrier_fence_init();  // mutant: copy: an order between proxies, not seen on the host.
+    }
+    __syncthreads();
+  }
+};
+
+// Where a tile is in the ring.
+template <int STAGES>
+struct Place {
+  int stage, parity;
+  __device__ __forceinline__ explicit Place(int tile) : stage(tile % STAGES), parity(tile / STAGES % 2) {}
+};
+
+// One lane asks for a tile: its boxes side by side.
+template <int HS>
+__device__ __forceinline__ void load(unsigned char* to, const TensorMap& map, Mbarrier* barrier, int head, int row) {
+  using T = Tile<HS>;
+  mbarrier_arrive_expect(barrier, T::BYTES);
+#pragma unroll
+  for (int i = 0; i < T::BOXES; i++) tile_load_3d(to + i * T::BOX, map, barrier, i * T::COLUMNS, head, row);
+}
+
+// The loading warp.
+template <int HS>
+__device__ __forceinline__ void produce(const Shared<HS>& shared, const TensorMap& q, const TensorMap& k, const TensorMap& v, int head, int kv_head,
+                                        int q_row, const Span& span, int tiles) {
+  using T = Tile<HS>;
+  const bool asks = lane_id() == 0;
+  if (asks) load<HS>(shared.q, q, shared.q_full, head, q_row);
+  for (int tile = 0; tile < tiles; tile++) {
+    const Place<T::STAGES> at(tile);
+    const int row = span.k_start + tile * T::KEYS, rows = span.k_len - tile * T::KEYS;
+    mbarrier_wait(shared.k_empty + at.stage, at.parity ^ 1);
+    if (asks) load<HS>(shared.k + at.stage * T::BYTES, k, shared.k_full + at.stage, kv_head, row);
+    mbarrier_wait(shared.v_empty + at.stage, at.parity ^ 1);
+    unsigned char* const values = shared.v + at.stage * T::BYTES;
+    if (rows >= T::KEYS) {
+      if (asks) load<HS>(values, v, shared.v_full + at.stage, kv_head, row);
+      continue;
+    }
+    // The last tile, and not all of it is ours: swizzled or not, a row stays a row.
+    if (asks) load<HS>(values, v, shared.ragged, kv_head, row);
+    mbarrier_wait(shared.ragged, 0);
+    constexpr int CHUNKS = T::ROW / 16;
+    for (int i = lane_id(); i < T::BOXES * (T::KEYS - rows) * CHUNKS; i += 32) {
+      const int box = i / CHUNKS / (T::KEYS - rows), r = rows + i / CHUNKS % (T::KEYS - rows);
+      *reinterpret_cast<uint4*>(values + box * T::BOX + r * T::ROW + i % CHUNKS * 16) = make_uint4(0, 0, 0, 0);
+    }
+    fence_async_proxy();  // mutant: copy: an order between proxies, not seen on the host.
+    __syncwarp();
+    if (asks) mbarrier_arrive(shared.v_full + at.stage);
+  }
+}
+
+// Of a warpgroup: what is summed up over the keys so far, for its 64 queries. A lane has rows group and group + 8 of its warp's 16.
+template <int HS>
+struct Sums {
+  float out[HS / 2];
+  float top[2];    // the largest score, times scale log2(e)
+  float total[2];  // of the weights 2^(score - top), over this lane's columns
+};
+
+// s = Q K^T, on its way.
+template <int HS>
+__device__ __forceinline__ void issue_scores(float (&s)[Tile<HS>::KEYS / 2], const unsigned char* q, const unsigned char* k) {
+  using T = Tile<HS>;
+#pragma unroll
+  for (int depth = 0; depth < HS / 16; depth++) {
+    const int place = depth * 32 / T::ROW * T::BOX + depth * 32 % T::ROW;
+    wgmma_bf16<T::KEYS, K_MAJOR, K_MAJOR>(s, wgmma_matrix<T::ROW>(q + place), wgmma_matrix<T::ROW>(k + place), depth > 0);
+  }
+  wgmma_commit();
+}
+
+// out += P V, on its way.
+template <int HS>
+__device__ __forceinline__ void issue_values(float (&out)[HS / 2], const uint32_t (&p)[Tile<HS>::KEYS / 16][4], const unsigned char* v) {
+  using T = Tile<HS>;
+#pragma unroll
+  for (int depth = 0; depth < T::KEYS / 16; depth++)
+    wgmma_bf16<HS, MN_MAJOR>(out, p[depth], wgmma_matrix<T::ROW>(v + depth * 16 * T::ROW, T::BOX), true);
+  wgmma_commit();
+}
+
+// Scores become weights relative to the largest so far. shrink: what the sums so far are to be multiplied by.
+template <int HS>
+__device__ __forceinline__ void soften(Sums<HS>& sums, float (&s)[Tile<HS>::KEYS / 2], float (&shrink)[2], float scale) {
+  constexpr int N = Tile<HS>::KEYS / 8;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float top = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
+    top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));
+    top = fmaxf(sums.top[half], top * scale);
+    shrink[half] = exp2_approx(sums.top[half] - top);
+    sums.top[half] = top;
+    float total = sums.total[half] * shrink[half];
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+      for (int e = 4 * n + 2 * half; e < 4 * n + 2 * half + 2; e++) {
+        s[e] = exp2_approx(fmaf(s[e], scale, -top));
+        total += s[e];
+      }
+    }
+    sums.total[half] = total;
+  }
+}
+
+// The weights in bf16, as the operand of the next product.
+template <int N>
+__device__ __forceinline__ void pack(uint32_t (&p)[N][4], const float (&s)[8 * N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    for (int r = 0; r < 4; r++) p[i][r] = pack_bf16(s[8 * i + 2 * r], s[8 * i + 2 * r + 1]);
+}
+
+// A warpgroup that multiplies: 64 queries from `mine` on. `tiles`: of the block.
+template <int HS>
+struct Consumer {
+  using T = Tile<HS>;
+  const Shared<HS>& shared;
+  const Span& span;
+  const int mine, row;  // row: of this lane's first query in the span
+  const float scale;
+
+  // After a wgmma_wait, which has gathered the warp.
+  __device__ __forceinline__ static void release(Mbarrier* empty) {
+    if (lane_id() == 0) mbarrier_arrive(empty);
+  }
+
+  // Keys that a query does not see, and those of the next span.
+  __device__ __forceinline__ void mask(float (&s)[T::KEYS / 2], int tile) const {
+    // mutant: guard, flip: all are seen, which the loop finds out as well.
+    if ((tile + 1) * T::KEYS <= span.seen(mine)) return;
+#pragma unroll
+    for (int i = 0; i < T::KEYS / 2; i++) {
+      const int key = tile * T::KEYS + i / 4 * 8 + lane_id() % 4 * 2 + i % 2;
+      if (key >= span.seen(row + i / 2 % 2 * 8)) s[i] = -INFINITY;
+    }
+  }
+
+  __device__ __forceinline__ void run(Sums<HS>& sums, int tiles) const {
+    const unsigned char* const q = shared.q + mine_in_block() * T::ROW;
+    // Of the block's tiles, those that these queries see; the others are handed back unread.
+    const int seen = mine < span.q_len ? (span.seen(mine + 63) + T::KEYS - 1) / T::KEYS : 0;
+    float s[T::KEYS / 2], shrink[2];
+    uint32_t p[T::KEYS / 16][4];
+    mbarrier_wait(shared.q_full, 0);
+    if (seen > 0) {
+      mbarrier_wait(shared.k_full, 0);
+      wgmma_fence(s);
+      issue_scores<HS>(s, q, shared.k);
+      wgmma_wait<0>(s);
+      release(shared.k_empty);
+      mask(s, 0);
+      soften<HS>(sums, s, shrink, scale);
+      pack(p, s);
+      for (int tile = 1; tile < seen; tile++) {
+        const Place<T::STAGES> now(tile), last(tile - 1);
+        mbarrier_wait(shared.k_full + now.stage, now.parity);
+        wgmma_fence(s);
+        issue_scores<HS>(s, q, shared.k + now.stage * T::BYTES);
+        mbarrier_wait(shared.v_full + last.stage, last.parity);
+        wgmma_fence(sums.out, p);
+        issue_values<HS>(sums.out, p, shared.v + last.stage * T::BYTES);
+        wgmma_wait<1>(s);
+        release(shared.k_empty + now.stage);
+        mask(s, tile);
+        soften<HS>(sums, s, shrink, scale);
+        keep_before(sums.total[0] + sums.total[1]);
+        wgmma_wait<0>(sums.out, p);
+        release(shared.v_empty + last.stage);
+#pragma unroll
+        for (int i = 0; i < HS / 2; i++) sums.out[i] *= shrink[i / 2 % 2];
+        pack(p, s);
+      }
+      const Place<T::STAGES> last(seen - 1);
+      mbarrier_wait(shared.v_full + last.stage, last.parity);
+      wgmma_fence(sums.out, p);
+      issue_values<HS>(sums.out, p, shared.v + last.stage * T::BYTES);
+      wgmma_wait<0>(sums.out, p);  // no one fills its place again: the block has at most one more tile
+    }
+#pragma unroll 1
+    for (int tile = seen; tile < tiles && lane_id() == 0; tile++) {
+      const Place<T::STAGES> now(tile);
+      mbarrier_wait(shared.k_full + now.stage, now.parity);  // not before its phase has begun
+      mbarrier_arrive(shared.k_empty + now.stage);
+      mbarrier_wait(shared.v_full + now.stage, now.parity);
+      mbarrier_arrive(shared.v_empty + now.stage);
+    }
+  }
+
+  __device__ __forceinline__ static int mine_in_block() { return (static_cast<int>(threadIdx.x) / WARPGROUP - 1) * 64; }
+};
+
+// out and lse of this lane's queries.
+template <int HS>
+__device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* lse, const Span& span, int first, int head, int heads,
+                                      int head_size) {
+  const int quad = lane_id() % 4;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float total = sums.total[half];
+    total += __shfl_xor_sync(FULL_WARP, total, 1);
+    total += __shfl_xor_sync(FULL_WARP, total, 2);
+    const int query = first + 8 * half;
+    if (query >= span.q_len) continue;
+    const float scale = inverse(total);
+    const int64_t row = static_cast<int64_t>(span.q_start + query) * heads + head;
+#pragma unroll
+    for (int d = 0; d < HS / 8; d++) {
+      if (8 * d >= head_size) break;
+      Pack<bf16, 2> pair;
+      for (int e = 0; e < 2; e++) pair[e] = from_f32<bf16>(sums.out[4 * d + 2 * half + e] * scale);
+      store_pack(out + row * head_size + 8 * d + 2 * quad, pair);
+    }
+    if (lse != nullptr && quad == 0) lse[row] = log_sum(sums.top[half], total);
+  }
+}
+
+template <int HS>
+__device__ __forceinline__ void attention(bf16* out, float* lse, const TensorMap& q, const TensorMap& k, const TensorMap& v, const int4* spans,
+                                          int least, int tiles, int heads, int kv_heads, int head_size, float scale, int causal) {
+  using T = Tile<HS>;
+  // With a causal mask the last tiles have the most keys: they go first.
+  const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * T::QUERIES;
+  const Span span(spans[blockIdx.x / tiles], causal);
+  if (span.q_len < least || first >= span.q_len) return;  // another kernel's; nothing to do (saves time)
+  const Shared<HS> shared;
+  shared.start();
+  // What is past the diagonal would be masked: saves time.
+  const int key_tiles = (span.seen(first + T::QUERIES - 1) + T::KEYS - 1) / T::KEYS;
+  if (threadIdx.x < T::LOADERS) {
+    registers_down_to<24>();
+    if (warp_id() == 0) produce<HS>(shared, q, k, v, head, head / (heads / kv_heads), span.q_start + first, span, key_tiles);
+  } else {
+    registers_up_to<240>();
+    Sums<HS> sums;
+#pragma unroll
+    for (int i = 0; i < HS / 2; i++) sums.out[i] = 0.0f;
+    for (int half = 0; half < 2; half++) sums.top[half] = -INFINITY, sums.total[half] = 0.0f;
+    const int mine = first + Consumer<HS>::mine_in_block(), row = mine + warp_id() % 4 * 16 + lane_id() / 4;
+    const Consumer<HS> consumer{shared, span, mine, row, scale * LOG2_E};
+    consumer.run(sums, key_tiles);
+    store<HS>(sums, out, lse, span, row, head, heads, head_size);
+  }
+}
+
+}  // namespace hopper
+#endif
+
+extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf16_hs64(bf16* out, float* lse, const __grid_constant__ TensorMap q,
+                                                                                       const __grid_constant__ TensorMap k,
+                                                                                       const __grid_constant__ TensorMap v, const int4* spans,
+                                                                                       int least, int tiles, int heads, int kv_heads,
+                                                                                       int head_size, float scale, int causal) {
+#ifdef MPA_HOPPER
+  hopper::attention<64>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+#else
+  __trap();
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf16_hs80(bf16* out, float* lse, const __grid_constant__ TensorMap q,
+                                                                                       const __grid_constant__ TensorMap k,
+                                                                                       const __grid_constant__ TensorMap v, const int4* spans,
+                                                                                       int least, int tiles, int heads, int kv_heads,
+                                                                                       int head_size, float scale, int causal) {
+#ifdef MPA_HOPPER
+  hopper::attention<80>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+#else
+  __trap();
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf16_hs96(bf16* out, float* lse, const __grid_constant__ TensorMap q,
+                                                                                       const __grid_constant__ TensorMap k,
+                                                                                       const __grid_constant__ TensorMap v, const int4* spans,
+                                                                                       int least, int tiles, int heads, int kv_heads,
+                                                                                       int head_size, float scale, int causal) {
+#ifdef MPA_HOPPER
+  hopper::attention<96>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+#else
+  __trap();
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf16_hs128(bf16* out, float* lse, const __grid_constant__ TensorMap q,
+                                                                                       const __grid_constant__ TensorMap k,
+                                                                                       const __grid_constant__ TensorMap v, const int4* spans,
+                                                                                       int least, int tiles, int heads, int kv_heads,
+                                                                                       int head_size, float scale, int causal) {
+#ifdef MPA_HOPPER
+  hopper::attention<128>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+#else
+  __trap();
+#endif
+}
