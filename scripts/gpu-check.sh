@@ -94,13 +94,14 @@ check_ops() {
     done
     sanitize memcheck
     sanitize racecheck
-    part bench 70 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
+    part bench 80 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
     part "bench linear, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" bench ops --backend "$backend" "${quick[@]}" --filter linear
     "$mpa" bench ops --shapes --json >"$shapes"
     commit=$(sed -n '2s/.*,"\([^"]*\)",[^,]*$/\1/p' "$out/ops.csv" 2>/dev/null)
     : "${commit:=unknown}"
     peer products 30 torch
-    peer attention 70 torch
+    peer attention 60 torch
+    peer attention_backward 70 torch
     peer patching 30 torch
     if command -v python3 >/dev/null; then
         part table 5 "$out/peers.txt" python3 benches/peers/table.py "$out/table.csv" "$out/ops.csv" "$out/peers.csv"

@@ -49,10 +49,6 @@ fn a_gpu_that_is_not_there_is_a_users_mistake() {
         assert_eq!(output.status.code(), Some(2), "{why}");
         assert!(why.contains("no CUDA: "), "{why}");
     }
-    let level = ["level", "--model", GOLDEN, "--data", "x.jsonl", "--out", "x", "--backend", "cuda"];
-    let output = Command::new(env!("CARGO_BIN_EXE_mpa")).args(level).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("training runs on the CPU only so far"));
 }
 
 #[cfg(feature = "host-kernels")]
@@ -64,4 +60,32 @@ fn the_kernels_write_what_the_cpu_writes() {
     assert_eq!(text(&kernels.stdout), text(&cpu.stdout));
     let narrow = generate(&["--backend", "host"]);
     assert_eq!(narrow.status.code(), Some(0), "{}", text(&narrow.stderr));
+}
+
+#[cfg(feature = "host-kernels")]
+#[test]
+fn the_kernels_train_and_say_what_memory_it_took() {
+    let folder = tempfile::tempdir().unwrap();
+    let record =
+        format!("{{\"question\":\"What?\",\"answer\":\"A cat.\",\"image\":\"{GOLDEN}/images/cat.png\"}}\n");
+    std::fs::write(folder.path().join("data.jsonl"), record).unwrap();
+    let model = format!("{GOLDEN}/smolvlm");
+    let level =
+        ["level", "--model", &model, "--data", "data.jsonl", "--out", "out", "--steps", "2", "--batch", "1"];
+    let run = |more: &[&str]| {
+        let run = Command::new(env!("CARGO_BIN_EXE_mpa"))
+            .args(level)
+            .args(more)
+            .current_dir(folder.path())
+            .output();
+        let output = run.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let plan = run(&["--dry-run", "--json"]);
+    let done = run(&["--backend", "host", "--json"]);
+    assert_eq!(plan["steps"], done["steps"]);
+    let [foretold, took] =
+        [&plan["takes_bytes"], &done["gpu_memory_bytes"]].map(|bytes| bytes.as_u64().unwrap());
+    assert!(foretold.abs_diff(took) * 10 <= took, "{foretold} foretold, {took} taken");
 }

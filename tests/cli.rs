@@ -240,6 +240,10 @@ fn level_evaluate_merge_and_generate_agree() {
     let data = fs::read_to_string(at.join("q.jsonl")).unwrap() + broken;
     write(at, "data.jsonl", &data);
     let level = [&level[..], &["--lr", "0.05", "--targets", "q_proj,down_proj"]].concat();
+    let plan = json(at, &[&level[..], &["--dry-run"]].concat());
+    assert_eq!((&plan["steps"], &plan["samples"]), (&3.into(), &4.into()));
+    assert!(plan["takes_bytes"].as_u64() > plan["resident_bytes"].as_u64(), "{plan}");
+    assert!(!at.join("adapter").exists(), "a dry run leaves nothing");
     let report = json(at, &level);
     assert_eq!((&report["steps"], &report["samples"]), (&3.into(), &4.into()));
     assert_eq!(report["unreadable"], 1);

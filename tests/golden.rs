@@ -86,6 +86,12 @@ mod kernels {
     }
 
     #[test]
+    fn lora_in_bf16() {
+        let device = device();
+        for_each_model_on(&Device::Cpu, |golden| lora::training_in_bf16(golden, &device));
+    }
+
+    #[test]
     fn logits_in_bf16() {
         let device = device();
         for_each_model_on(&Device::Cpu, |golden| bf16(golden, &device));

@@ -55,6 +55,59 @@ fn shapes_have_names_of_their_own_and_what_they_take() {
     );
 }
 
+#[test]
+fn whole_models_are_timed_and_written_for_peers() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("peer");
+    let out = out.to_str().unwrap();
+    let bench = |more: &[&str]| {
+        let common = [
+            "bench",
+            "model",
+            "--shape",
+            "tiny",
+            "--backend",
+            "cpu",
+            "--words",
+            "4",
+            "--new",
+            "3",
+            "--runs",
+            "1",
+            "--json",
+        ];
+        let output = mpa(&[&common[..], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        json(&output)
+    };
+    let answering = bench(&["--batch", "2", "--tiles", "17"]);
+    assert!(answering["answering"]["decode_tokens_s"].as_f64().unwrap() > 0.0, "{answering}");
+    let plain = bench(&["--train"]);
+    let losses = |report: &Value| report["training"]["losses"].as_array().unwrap().clone();
+    assert_eq!(losses(&plain).len(), 2);
+    assert_eq!(losses(&plain), losses(&bench(&["--train", "--recompute"])));
+    // The same checkpoint and adapter as a peer finds them.
+    bench(&["--train", "--write", out]);
+    let data = fs::read(format!("{out}/bench.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&data).unwrap()["name"], "tiny, batch 1, 1 tiles, 4 words");
+    let adapter = format!("{out}/adapter");
+    let output = mpa(&[
+        "generate",
+        "--model",
+        out,
+        "--adapter",
+        &adapter,
+        "--prompt",
+        "w1 w2",
+        "--max-new-tokens",
+        "2",
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let output = mpa(&["bench", "model", "--shape", "giant"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("smolvlm-500m"), "{}", stderr(&output));
+}
+
 /// Runs `bench ops --quick` and looks at its CSV.
 fn quick_bench(backend: &str) {
     let folder = tempfile::tempdir().unwrap();

@@ -9,6 +9,7 @@ use crate::mpa::engine::Job;
 use crate::mpa::level;
 use crate::mpa::predict;
 use crate::mpa::progress::Progress;
+use crate::tensor::{Device, MATMUL_WORKSPACE};
 use crate::train::plan;
 
 use super::{Output, args, compute, guard};
@@ -60,8 +61,11 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
         Job { model: &model, samples: &samples, trainable: &trainable, options: &options, out: &args.out };
     let report = level::run("level", &engine, job, progress)?;
     let (first, last) = (report.first_loss, report.last_loss);
-    let json = json!({"samples": samples.len(), "unreadable": unreadable, "steps": report.steps,
-                      "first_loss": first, "last_loss": last});
+    let mut json = json!({"samples": samples.len(), "unreadable": unreadable, "steps": report.steps,
+                          "first_loss": first, "last_loss": last});
+    if let Device::Cuda(gpu) = &engine.0.device {
+        json["gpu_memory_bytes"] = json!(gpu.memory_use().most_reserved + MATMUL_WORKSPACE);
+    }
     let text = format!(
         "{} steps on {} samples ({unreadable} unreadable), loss {first:.4} to {last:.4}: {}",
         report.steps,

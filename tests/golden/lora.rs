@@ -48,6 +48,74 @@ pub fn training(golden: &Golden) {
     }
 }
 
+/// The same with activations in bf16 and weights rounded to it, against the fixture's f32.
+#[cfg(feature = "host-kernels")]
+pub fn training_in_bf16(golden: &Golden, device: &mpa::tensor::Device) {
+    // As tests/train_kernels.rs counts: about three roundings on the way to a gradient for each that the forward has (check.rs), each off by 2^-9
+    // in the root mean square; and one of the weights.
+    let config = &golden.vlm.config;
+    let share = (3.0 * (16 * config.text.layers + 13 * config.vision.layers) as f64).sqrt() * 2f64.powi(-9);
+    for (name, report) in golden.report["lora"].as_object().unwrap() {
+        let folder = golden.folder.join("fixtures/lora").join(name);
+        let vlm = load(&golden.folder, Some(&folder.join("adapter_init")));
+        let mut trainer = trainer(vlm, report).to_device(device, DType::Bf16).unwrap();
+        let prepared = prepared(&trainer, &samples(golden, report));
+        let fixture = golden.fixture(&format!("lora/{name}/train.safetensors"));
+        let mut square = [0.0; 2];
+        trainer.gradients(&prepared).unwrap();
+        for (name, got) in trainer.named_gradients() {
+            let want = fixture.f32s(&format!("grad_step1/base_model.model.{name}.weight"));
+            for (g, w) in got.to_f32().unwrap().f32s().unwrap().iter().zip(want) {
+                let (g, w) = (f64::from(*g), f64::from(*w));
+                assert!(g.is_finite(), "{name}: {g}");
+                square = [square[0] + (g - w) * (g - w), square[1] + w * w];
+            }
+        }
+        let off = (square[0] / square[1]).sqrt();
+        assert!(off <= share, "lora/{name}: gradients off by {off} of their size, expected {share}");
+
+        let start = f64s(&mut trainer);
+        for (step, want) in report["losses"].as_array().unwrap().iter().enumerate() {
+            let r = trainer.step_prepared(&prepared, report["lr"].as_f64().unwrap()).unwrap();
+            let want = want.as_f64().unwrap();
+            assert!(
+                (r.loss - want).abs() <= share * want,
+                "lora/{name} loss {step}: {}, expected {want}",
+                r.loss
+            );
+        }
+        // Adam divides by |g|: where a gradient is smaller than its error the way of a weight is noise, of the step's own size. Elsewhere it is as
+        // good as the gradient. So the way of all weights together is in the same direction: the cosine is that of an angle of 2 share, and a bit.
+        let (end, want) = (f64s(&mut trainer), stored(&folder.join("adapter_final")));
+        let first = stored(&folder.join("adapter_init"));
+        assert_eq!(end.len(), want.len());
+        let (mut dot, mut ours, mut theirs) = (0.0, 0.0, 0.0);
+        for i in 0..end.len() {
+            let (a, b) = (end[i] - start[i], want[i] - first[i]);
+            (dot, ours, theirs) = (dot + a * b, ours + a * a, theirs + b * b);
+        }
+        let cosine = dot / (ours * theirs).sqrt();
+        assert!(cosine > 0.98, "lora/{name}: the adapter goes elsewhere, cosine {cosine}");
+    }
+}
+
+/// All numbers of an adapter folder, by name.
+#[cfg(feature = "host-kernels")]
+fn stored(folder: &std::path::Path) -> Vec<f64> {
+    let mut file =
+        mpa::models::weights::Weights::open_file(&folder.join("adapter_model.safetensors")).unwrap();
+    let names = file.names();
+    names.iter().flat_map(|name| super::common::to_f64(&file.take_any(name).unwrap())).collect()
+}
+
+/// The same of a trainer's adapter.
+#[cfg(feature = "host-kernels")]
+fn f64s(trainer: &mut Trainer) -> Vec<f64> {
+    let out = tempfile::tempdir().unwrap();
+    trainer.save(out.path()).unwrap();
+    stored(out.path())
+}
+
 fn prepared(trainer: &Trainer, samples: &[Sample]) -> Vec<Arc<Prepared>> {
     let samples: Vec<&Sample> = samples.iter().collect();
     trainer.prepare(&samples, &mut Kept::default()).unwrap().into_iter().map(Arc::new).collect()

@@ -1,0 +1,47 @@
+"""The best backward of torch's scaled_dot_product_attention, in all the ways that attention.py knows: gradients of q, k and v, the forward not counted."""
+
+import torch
+
+from attention import BACKENDS, CPU_BACKENDS, equal_lengths, ragged
+from common import Bench, arguments
+
+
+class Leaves(Bench):
+    """Random tensors are what gradients are asked for."""
+
+    leaves = []
+
+    def random(self, *shape, dtype=torch.bfloat16):
+        self.leaves.append(super().random(*shape, dtype=dtype).requires_grad_())
+        return self.leaves[-1]
+
+
+def backward(bench, make):
+    """The way's forward, run once; then its backward, as often as one likes."""
+    out = make()()
+    outs = [o[0] if isinstance(o, tuple) else o for o in (out if isinstance(out, list) else [out])]
+    grads = [torch.rand_like(o) * 2 - 1 for o in outs]
+    return lambda: torch.autograd.grad(outs, bench.leaves, grads, retain_graph=True, allow_unused=True)
+
+
+def main():
+    args = arguments(__doc__)
+    bench = Leaves(args)
+    backends = BACKENDS if bench.cuda else CPU_BACKENDS
+    for shape in bench.shapes("attention_backward"):
+        spans = [tuple(span) for span in shape["spans"]]
+        if args.quick:
+            spans = [(min(q, 1 + 16 // (i + 1)), min(k, 1 + 16 // (i + 1))) for i, (q, k) in enumerate(spans[:2])]
+            shape = {**shape, "heads": shape["heads"] // shape["kv_heads"], "kv_heads": 1}
+            if shape["spans"][0] == shape["spans"][-1]:
+                spans = spans[:1]
+        bench.leaves.clear()
+        ways = (equal_lengths if len(set(spans)) == 1 else ragged)(bench, shape, spans, backends)
+        bench.measure(shape, {name: (lambda m=make: backward(bench, m)) for name, make in ways.items()})
+        if bench.cuda:
+            torch.cuda.empty_cache()
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()
