@@ -306,7 +306,7 @@ __device__ __forceinline__ void queries(bf16* dq, const bf16* dout, const bf16* 
     cp_async_wait<0>();
     __syncthreads();  // this tile has come for all, and all are done with the one before, whose buffer is filled next
     if (start + COLUMNS < keys) load(start + COLUMNS, buffer ^ 1);
-    const int thread = fresh(threadIdx.x), warp = thread / 32, lane = thread % 32, mine = first + warp * WARP;
+    const int thread = fresh(threadIdx.x), warp = thread / 32, mine = first + warp * WARP;
     // mutant: guard, term, flip: the warp has no queries, or they see none of these keys: all would be masked, or not stored.
     if (mine >= span.q_len || start >= span.seen(mine + WARP - 1)) continue;
     const bf16* const k_tile = k_tiles + buffer * COLUMNS * T::WIDTH;
