@@ -93,7 +93,7 @@ class Bench:
                 if self.cuda and not self.args.quick and "nested" not in name:
                     times[f"{name}, graph"] = self.median_us(self.graph(run))
             except Exception as error:  # noqa: BLE001: whatever torch raises means that this way is not there
-                refused.append(f"{name}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+                refused.append(f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}")
                 if self.cuda:
                     torch.cuda.synchronize()
         if not times:
