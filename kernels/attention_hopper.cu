@@ -13,7 +13,8 @@
 // span x spans, grid.y = heads.
 //
 // Floors as in attention.cu: 13.0 us for Qwen2-VL-2B, T = 2048, causal, NH 12, NKV 2, HS 128; 55 us for 17 tiles of SmolVLM-500M's vision tower.
-// Shared memory at HS 128: 32 KiB of queries, 4 x 32 KiB of keys and values; one block a multiprocessor (registers: 40 and twice 232 a thread, of 3 x 168).
+// Shared memory at HS 128: 32 KiB of queries, 4 x 32 KiB of keys and values; one block a multiprocessor (registers: 40 and twice 232
+// a thread, of 3 x 168). In the disassembly the exponentials of a tile stand between the products P V and the wait for them (keep_before).
 // Reached: not yet run on a GPU.
 //
 // Considered: taking turns by named barriers (ping-pong), so that the two softmaxes never fall together; three multiplying warpgroups at
@@ -107,7 +108,7 @@ __device__ __forceinline__ void produce(const Shared<HS>& shared, const TensorMa
       load<HS>(shared.v + at.stage * T::BYTES, v, full, kv_head, row);
     }
   }
-  if (tiles == 0 || !ragged) return;
+  if (!ragged) return;
   // Zeros for the rest of the values. Swizzled or not, a row stays a row.
   const Place<T::STAGES> last(tiles - 1);
   constexpr int CHUNKS = T::ROW / 16;
