@@ -15,7 +15,7 @@
 // Prefill, FLOPs: 4 HS a query, head and key seen. Bytes: 2 HS (2 NH Tq + 2 NKV Tk). Bound by the tensor cores at 989 TFLOP/s (H100, bf16):
 //   Qwen2-VL-2B, T = 2048, causal, NH 12, NKV 2, HS 128: 12.9 GFLOP, 13.0 us (14.7 MB: 4.4 us).
 //   SmolVLM-500M's vision tower, 17 tiles of 1024 patches, NH 12, HS 64: 54.8 GFLOP, 55 us.
-//   mma.sync does not reach that peak on an H100: wgmma is the next step there.
+//   mma.sync does not reach that peak on an H100: attention_hopper.cu takes its place there.
 // Decode, bytes: 4 HS NKV a key in bf16, and 2 / 256 of that for each query head of a group (parts). Bound by memory at 3.35 TB/s:
 //   SmolVLM-500M, 64 sequences of 1500 keys, NH 15, NKV 5, HS 64: 123 MB, 37 us.
 // Reached: not yet run on a GPU.

@@ -13,7 +13,8 @@
 // span x spans, grid.y = heads.
 //
 // Floors as in attention.cu: 13.0 us for Qwen2-VL-2B, T = 2048, causal, NH 12, NKV 2, HS 128; 55 us for 17 tiles of SmolVLM-500M's vision tower.
-// Shared memory at HS 128: 32 KiB of queries, 4 x 32 KiB of keys and values; one block a multiprocessor (registers: 24 and twice 240 a thread).
+// Shared memory at HS 128: 32 KiB of queries, 4 x 32 KiB of keys and values; one block a multiprocessor (registers: 40 and twice 232
+// a thread, of 3 x 168). In the disassembly the exponentials of a tile stand between the products P V and the wait for them (keep_before).
 // Reached: not yet run on a GPU.
 //
 // Considered: taking turns by named barriers (ping-pong), so that the two softmaxes never fall together; three multiplying warpgroups at
@@ -87,36 +88,39 @@ __device__ __forceinline__ void load(unsigned char* to, const TensorMap& map, Mb
   for (int i = 0; i < T::BOXES; i++) tile_load_3d(to + i * T::BOX, map, barrier, i * T::COLUMNS, head, row);
 }
 
-// The loading warp.
+// The loading warp. Its first lane asks for all tiles: alone, for a lane that came to a wait a whole phase late would wait for ever.
 template <int HS>
 __device__ __forceinline__ void produce(const Shared<HS>& shared, const TensorMap& q, const TensorMap& k, const TensorMap& v, int head, int kv_head,
                                         int q_row, const Span& span, int tiles) {
   using T = Tile<HS>;
-  const bool asks = lane_id() == 0;
-  if (asks) load<HS>(shared.q, q, shared.q_full, head, q_row);
-  for (int tile = 0; tile < tiles; tile++) {
-    const Place<T::STAGES> at(tile);
-    const int row = span.k_start + tile * T::KEYS, rows = span.k_len - tile * T::KEYS;
-    mbarrier_wait(shared.k_empty + at.stage, at.parity ^ 1);
-    if (asks) load<HS>(shared.k + at.stage * T::BYTES, k, shared.k_full + at.stage, kv_head, row);
-    mbarrier_wait(shared.v_empty + at.stage, at.parity ^ 1);
-    unsigned char* const values = shared.v + at.stage * T::BYTES;
-    if (rows >= T::KEYS) {
-      if (asks) load<HS>(values, v, shared.v_full + at.stage, kv_head, row);
-      continue;
+  const int rows = span.k_len - (tiles - 1) * T::KEYS;  // of the last tile, those that are the span's
+  // mutant: condition, flip: there may be no row to fill then.
+  const bool ragged = rows < T::KEYS;
+  if (lane_id() == 0) {
+    load<HS>(shared.q, q, shared.q_full, head, q_row);
+    for (int tile = 0; tile < tiles; tile++) {
+      const Place<T::STAGES> at(tile);
+      const int row = span.k_start + tile * T::KEYS;
+      mbarrier_wait(shared.k_empty + at.stage, at.parity ^ 1);
+      load<HS>(shared.k + at.stage * T::BYTES, k, shared.k_full + at.stage, kv_head, row);
+      mbarrier_wait(shared.v_empty + at.stage, at.parity ^ 1);
+      Mbarrier* const full = ragged && tile == tiles - 1 ? shared.ragged : shared.v_full + at.stage;
+      load<HS>(shared.v + at.stage * T::BYTES, v, full, kv_head, row);
     }
-    // The last tile, and not all of it is ours: swizzled or not, a row stays a row.
-    if (asks) load<HS>(values, v, shared.ragged, kv_head, row);
-    mbarrier_wait(shared.ragged, 0);
-    constexpr int CHUNKS = T::ROW / 16;
-    for (int i = lane_id(); i < T::BOXES * (T::KEYS - rows) * CHUNKS; i += 32) {
-      const int box = i / CHUNKS / (T::KEYS - rows), r = rows + i / CHUNKS % (T::KEYS - rows);
-      *reinterpret_cast<uint4*>(values + box * T::BOX + r * T::ROW + i % CHUNKS * 16) = make_uint4(0, 0, 0, 0);
-    }
-    fence_async_proxy();  // mutant: copy: an order between proxies, not seen on the host.
-    __syncwarp();
-    if (asks) mbarrier_arrive(shared.v_full + at.stage);
   }
+  if (!ragged) return;
+  // Zeros for the rest of the values. Swizzled or not, a row stays a row.
+  const Place<T::STAGES> last(tiles - 1);
+  constexpr int CHUNKS = T::ROW / 16;
+  const int rest = T::KEYS - rows;
+  mbarrier_wait(shared.ragged, 0);
+  for (int i = lane_id(); i < T::BOXES * rest * CHUNKS; i += 32) {
+    unsigned char* const box = shared.v + last.stage * T::BYTES + i / CHUNKS / rest * T::BOX;
+    *reinterpret_cast<uint4*>(box + (rows + i / CHUNKS % rest) * T::ROW + i % CHUNKS * 16) = make_uint4(0, 0, 0, 0);
+  }
+  fence_async_proxy();  // mutant: copy: an order between proxies, not seen on the host.
+  __syncwarp();
+  if (lane_id() == 0) mbarrier_arrive(shared.v_full + last.stage);
 }
 
 // Of a warpgroup: what is summed up over the keys so far, for its 64 queries. A lane has rows group and group + 8 of its warp's 16.
@@ -301,10 +305,10 @@ __device__ __forceinline__ void attention(bf16* out, float* lse, const TensorMap
   // What is past the diagonal would be masked: saves time.
   const int key_tiles = (span.seen(first + T::QUERIES - 1) + T::KEYS - 1) / T::KEYS;
   if (threadIdx.x < T::LOADERS) {
-    registers_down_to<24>();
+    registers_down_to<40>();
     if (warp_id() == 0) produce<HS>(shared, q, k, v, head, head / (heads / kv_heads), span.q_start + first, span, key_tiles);
   } else {
-    registers_up_to<240>();
+    registers_up_to<232>();
     Sums<HS> sums;
 #pragma unroll
     for (int i = 0; i < HS / 2; i++) sums.out[i] = 0.0f;

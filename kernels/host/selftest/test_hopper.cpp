@@ -42,14 +42,16 @@ void load(const Tile& t, const int (&at)[4], uint64_t seed) {
     if (t.swizzle == 64) chunk ^= r / 2 % 4;
     if (t.swizzle == 32) chunk ^= r / 4 % 2;
     int want = inside ? x[from * t.element + i % t.element] : 0;
-    check(got[r * row + chunk * 16 + i % 16] == want, "tile of rank " + std::to_string(t.rank) + ", swizzle " + std::to_string(t.swizzle) + " at byte " + std::to_string(i));
+    check(got[r * row + chunk * 16 + i % 16] == want,
+          "tile of rank " + std::to_string(t.rank) + ", swizzle " + std::to_string(t.swizzle) + " at byte " + std::to_string(i));
   }
 }
 
 void tiles(uint64_t seed) {
   const Tile all[] = {
-      {2, 2, {72, 50}, {64, 24}, 128}, {2, 2, {40, 50}, {32, 40}, 64}, {2, 2, {24, 50}, {16, 24}, 32}, {2, 1, {144, 30}, {128, 16}, 128},
-      {2, 4, {8, 20}, {4, 12}, 0},     {3, 2, {72, 3, 40}, {64, 1, 32}, 128}, {3, 2, {40, 5, 7}, {32, 2, 4}, 64}, {4, 2, {64, 3, 4, 9}, {64, 1, 2, 8}, 128},
+      {2, 2, {72, 50}, {64, 24}, 128},        {2, 2, {40, 50}, {32, 40}, 64},      {2, 2, {24, 50}, {16, 24}, 32},
+      {2, 1, {144, 30}, {128, 16}, 128},      {2, 4, {8, 20}, {4, 12}, 0},         {3, 2, {72, 3, 40}, {64, 1, 32}, 128},
+      {3, 2, {40, 5, 7}, {32, 2, 4}, 64},     {4, 2, {64, 3, 4, 9}, {64, 1, 2, 8}, 128},
   };
   for (const Tile& t : all) {
     load(t, {0, 0, 0, 0}, seed);
@@ -81,7 +83,8 @@ void products(uint64_t seed, int n, int row, int a_major, int b_major) {
     for (int k = 0; k < DEPTH; k++) b_tensor[b_major ? k * n + i : i * DEPTH + k] = b[i * DEPTH + k];
   const unsigned width = row / 2, wide = n, deep = DEPTH;
   host::TileMap a_map = tile_map(a_tensor.get(), 2, {64, 64}, {width, 64}, row);
-  host::TileMap b_map = b_major ? tile_map(b_tensor.get(), 2, {wide, deep}, {width, deep}, row) : tile_map(b_tensor.get(), 2, {deep, wide}, {width, wide}, row);
+  host::TileMap b_map = b_major ? tile_map(b_tensor.get(), 2, {wide, deep}, {width, deep}, row)
+                                : tile_map(b_tensor.get(), 2, {deep, wide}, {width, wide}, row);
   Device<float> c(64 * n);
   launch_well("selftest_wgmma", {1, 128, size_t((64 + n) * DEPTH * 2 + 8)}, seed, c.get(), a_map, b_map, a.get(), n, row, a_major, b_major);
   for (int m = 0; m < 64; m++)
