@@ -216,6 +216,7 @@ struct Consumer {
   __device__ __forceinline__ void run(Sums<HS>& sums, int tiles) const {
     const unsigned char* const q = shared.q + mine_in_block() * T::ROW;
     // Of the block's tiles, those that these queries see; the others are handed back unread.
+    // mutant: condition, flip: queries that are not there would be given something, which no one stores.
     const int seen = mine < span.q_len ? (span.seen(mine + 63) + T::KEYS - 1) / T::KEYS : 0;
     float s[T::KEYS / 2], shrink[2];
     uint32_t p[T::KEYS / 16][4];
@@ -254,6 +255,7 @@ struct Consumer {
       issue_values<HS>(sums.out, p, shared.v + last.stage * T::BYTES);
       wgmma_wait<0>(sums.out, p);  // no one fills its place again: the block has at most one more tile
     }
+    // mutant: loop: no one waits for the last.
 #pragma unroll 1
     for (int tile = seen; tile < tiles && lane_id() == 0; tile++) {
       const Place<T::STAGES> now(tile);
@@ -299,7 +301,9 @@ __device__ __forceinline__ void attention(bf16* out, float* lse, const TensorMap
   // With a causal mask the last tiles have the most keys: they go first.
   const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * T::QUERIES;
   const Span span(spans[blockIdx.x / tiles], causal);
-  if (span.q_len < least || first >= span.q_len) return;  // another kernel's; nothing to do (saves time)
+  if (span.q_len < least) return;  // another kernel's
+  // mutant: guard, flip: queries that are not there would take time; no one stores what they get.
+  if (first >= span.q_len) return;
   const Shared<HS> shared;
   shared.start();
   // What is past the diagonal would be masked: saves time.

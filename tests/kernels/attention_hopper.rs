@@ -66,7 +66,8 @@ fn fewer_keys_than_queries_if_not_causal() {
 fn huge_scores_stay_finite() {
     on_each_device(|device| {
         for size in [1e2, 1e4] {
-            let b = batch(device, DType::Bf16, &[(40, 130)], config(1, 1, 8, true), size);
+            // So many queries that for some the largest score is among any eight keys.
+            let b = batch(device, DType::Bf16, &[(128, 130)], config(1, 1, 8, false), size);
             check_against("huge scores", &b, &run(&b), 2);
         }
     });

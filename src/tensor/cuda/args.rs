@@ -96,7 +96,7 @@ impl TensorMap {
             && self.strides.len() == rank - 1
             && self.tile.len() == rank
             && self.base.0.is_multiple_of(16)
-            && self.dims.iter().all(|&n| (1..=1 << 32).contains(&n))
+            && self.dims.iter().all(|&n| (1..1 << 32).contains(&n))
             && self.strides.iter().all(|&n| n.is_multiple_of(16) && n < 1 << 40)
             && self.tile.iter().all(|n| (1..=256).contains(n))
             && row.is_multiple_of(16)
