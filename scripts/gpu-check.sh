@@ -92,6 +92,8 @@ check_ops() {
     for op in linear lora; do
         part "selftest $op, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter "$op"
     done
+    # A card with Hopper's attention takes no other unless it is told to.
+    part "selftest attention, no Hopper" 30 "$out/mpa.txt" env MPA_NO_HOPPER=1 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter attention
     sanitize memcheck
     sanitize racecheck
     part bench 80 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
