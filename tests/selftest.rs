@@ -157,7 +157,9 @@ fn kernels_on_the_cpu_pass_the_selftest() {
         fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels")).unwrap().map(|e| e.unwrap().path());
     for kernel in kernels.filter(|path| path.extension().is_some_and(|e| e == "cu")) {
         let stem = kernel.file_stem().unwrap().to_str().unwrap();
-        assert!(ops.contains(stem), "src/selftest has no case for {stem}");
+        // Hopper's kernels serve the op's own cases, wherever its instructions are.
+        let case = stem.strip_suffix("_hopper").unwrap_or(stem);
+        assert!(ops.contains(case), "src/selftest has no case for {stem}");
     }
 }
 
