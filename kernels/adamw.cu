@@ -20,6 +20,7 @@ struct Factors {
 
 // Schedule::factor of src/ops/adamw.rs.
 __device__ __forceinline__ double schedule_factor(int schedule, double step, double steps, double warm) {
+  // mutant: flip: at the end of the warm-up both are 1.
   if (step <= warm) return step / warm;
   const double progress = (step - warm) / (steps - warm + 1.0);
   if (schedule == LINEAR) return 1.0 - progress;

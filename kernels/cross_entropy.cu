@@ -19,7 +19,7 @@ struct Online {
   float largest = LOWEST, rest = 0.0f;
 
   __device__ __forceinline__ void raise(float to) {
-    // mutant: condition: true multiplies with 1.
+    // mutant: condition, flip: where it is the same, it multiplies with 1.
     if (to > largest) {
       rest *= expf(largest - to);
       largest = to;

@@ -71,14 +71,14 @@ __device__ __forceinline__ void embedding_backward(float* dtable, const T* dy, R
   float* sums = shared_memory<float>();  // [WARPS, STRIP]
   const int run = blockIdx.x, first = blockIdx.y * STRIP, mine = lane_id() * N;
   const uint32_t start = runs.start(run), end = runs.start(run + 1);
-  const int count = min(N, cols - first - mine);  // of this lane's elements; none or less beyond the row
+  const int count = cols - first - mine;  // elements from this lane's first on; none or less beyond the row
   float sum[N] = {};
 #pragma unroll 4
   for (uint32_t r = start + warp_id(); r < end; r += WARPS) {
     const T* from = dy + runs.row(r) * cols + first + mine;
     // Packs need aligned rows: other widths go element by element, and so does the end of a row.
-    // mutant: term, condition: more goes element by element, which only takes longer.
-    if (cols % N == 0 && count == N) {
+    // mutant: flip: more goes element by element, which only takes longer.
+    if (cols % N == 0 && count >= N) {
       const Pack<T, N> d = load_pack<N>(from);
       for (int i = 0; i < N; i++) sum[i] += to_f32(d[i]);
     } else {
