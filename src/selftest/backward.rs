@@ -5,10 +5,11 @@ use super::{Case, Output, Size};
 use crate::error::Result;
 use crate::ops::adamw::{Group, Hyper, Plan, Schedule, Trained};
 use crate::ops::{
-    cross_entropy, dropout, embedding, gelu, layer_norm, pixel_shuffle, rms_norm, rope, swiglu,
+    clip_grad_norm, cross_entropy, dropout, embedding, gelu, layer_norm, pixel_shuffle, rms_norm, rope,
+    swiglu,
 };
 use crate::selftest::on::On;
-use crate::tensor::{DType, Indices};
+use crate::tensor::{DType, Indices, Tensor};
 
 const EPS: f32 = 1e-5;
 
@@ -41,6 +42,7 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
         add("rope backward", at, turned);
         add("pixel_shuffle backward", at, shuffled);
         add("adamw", at, stepped);
+        add("clip_grad_norm", at, length);
     }
     for at in with(LOGITS) {
         add("cross_entropy", at, losses);
@@ -155,6 +157,13 @@ fn losses(on: &mut On, rows: usize, cols: usize) -> Result<Vec<Output>> {
         Output::new("(losses)", losses, Tolerance::norm(DType::F32, 4.0)),
         Output::new("(dlogits)", dlogits, Tolerance::stored(on.dtype, 0.0)),
     ])
+}
+
+/// The norm of two tensors' gradients.
+fn length(on: &mut On, rows: usize, cols: usize) -> Result<Vec<Output>> {
+    let (a, b) = (on.random_f32(&[rows, cols], 1.0)?, on.random_f32(&[cols], 3.0)?);
+    let norm = clip_grad_norm::norm(&[&a, &b])?;
+    Output::one(Tensor::from_vec(&[1], vec![norm as f32])?, Tolerance::stored(DType::F32, 0.0))
 }
 
 /// Three clipped steps of two tensors.

@@ -3,9 +3,9 @@
 use super::check::Tolerance;
 use super::{Case, Output, Size};
 use crate::error::Result;
-use crate::ops::patch_embed::{Pixels, Projection, forward};
+use crate::ops::patch_embed::{Pixels, Projection, backward, forward};
 use crate::selftest::on::On;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 #[derive(Clone, Copy)]
 struct Tower {
@@ -55,9 +55,12 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
         let Tower { name, pictures, height, width, patch, cols, .. } = *t;
         let shape = format!("{name}, {pictures} x {height} x {width} by {patch}, {cols}");
         let t = *t;
-        Case::new("patch_embed", shape, move |on| embed(on, t))
+        [
+            Case::new("patch_embed", shape.clone(), move |on| embed(on, t)),
+            Case::new("patch_embed backward", shape, move |on| learned(on, t)),
+        ]
     };
-    small.iter().chain(full).map(case).collect()
+    small.iter().chain(full).flat_map(case).collect()
 }
 
 fn embed(on: &mut On, t: Tower) -> Result<Vec<Output>> {
@@ -74,9 +77,29 @@ fn embed(on: &mut On, t: Tower) -> Result<Vec<Output>> {
     };
     let patches = (height / patch) * (width / patch);
     let (bias, position) = (on.random(&[cols], 1.0)?, on.random(&[patches, cols], 1.0)?);
-    let mut out = on.output(&[pictures, patches, cols])?;
+    let (mut out, mut cut) = (on.output(&[pictures, patches, cols])?, on.output(&[pictures * patches, k])?);
     let position = t.position.then_some(&position);
     let projection = Projection { weight: &weight, bias: Some(&bias), position, merge };
-    forward(&mut out, None, &Pixels { values, levels }, projection)?;
-    Output::one(out, Tolerance::product(on.dtype, k, f64::from(small)).store(on.dtype))
+    forward(&mut out, Some(&mut cut), &Pixels { values, levels }, projection)?;
+    let tolerance = Tolerance::product(on.dtype, k, f64::from(small)).store(on.dtype);
+    Ok(vec![
+        Output::new("", out, tolerance),
+        Output::new("(patches)", cut, Tolerance::exact("levels as they are")),
+    ])
+}
+
+/// Gradients, from patches and the output's gradient.
+fn learned(on: &mut On, t: Tower) -> Result<Vec<Output>> {
+    let Tower { pictures, height, width, patch, frames, cols, .. } = t;
+    let (patches, k) = ((height / patch) * (width / patch), 3 * frames * patch * patch);
+    let (cut, dy) = (on.random(&[pictures * patches, k], 1.0)?, on.random(&[pictures, patches, cols], 1.0)?);
+    let (mut dweight, mut dbias) = (on.random_f32(&[cols, k], 1.0)?, on.random_f32(&[cols], 1.0)?);
+    let mut dposition = on.random_f32(&[patches, cols], 1.0)?;
+    backward(&mut dweight, &mut dbias, &mut dposition, &dy, &cut)?;
+    let sums = |n| Tolerance::product(DType::F32, n, 1.0);
+    Ok(vec![
+        Output::new("(dweight)", dweight, Tolerance::product(on.dtype, pictures * patches, 1.0)),
+        Output::new("(dbias)", dbias, sums(pictures * patches)),
+        Output::new("(dposition)", dposition, sums(pictures)),
+    ])
 }
