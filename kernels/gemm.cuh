@@ -58,6 +58,7 @@ constexpr int STEP = 32;  // of K, in both tiles
 // all banks, which a line crosses in part (two of 64 bytes cross them once) or several times.
 template <int WIDTH>
 __device__ __forceinline__ bf16* chunk(bf16* buffer, int line, int i) {
+  // mutant: condition: another order of the chunks, where more lines meet in a bank, which only takes longer.
   constexpr int LINES = WIDTH < 64 ? 64 / WIDTH : 1, SPREAD = WIDTH < 64 ? WIDTH / 8 : 8;
   return buffer + line * WIDTH + (i ^ line / LINES % SPREAD) * 8;
 }
@@ -294,6 +295,7 @@ struct ExactTile {
     const int row = threadIdx.x % SIDE;
     const auto place = operand.lines.place(row0 + row);
 #pragma unroll 1
+    // mutant: flip: one more lands in what pads a row.
     for (int k = threadIdx.x / SIDE; k < STEP; k += THREADS / SIDE) to[row * STRIDE + k] = operand.lines.at(operand.lines.line(k0 + k), place);
   }
 
