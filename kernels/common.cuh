@@ -114,7 +114,7 @@ __device__ __forceinline__ float block_max(float x, float* scratch) {
   x = warp_max(x);
   if (lane_id() == 0) scratch[warp_id()] = x;
   __syncthreads();
-  x = warp_max(lane_id() < static_cast<int>(blockDim.x) / 32 ? scratch[lane_id()] : -INFINITY);
+  x = warp_max(scratch[lane_id() % (static_cast<int>(blockDim.x) / 32)]);  // a maximum does not mind to be there twice
   __syncthreads();  // all have read scratch
   return x;
 }
