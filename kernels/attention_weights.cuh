@@ -6,5 +6,7 @@
 // infinity of it.
 __device__ __forceinline__ float weight(float score, float scale, float lse) {
   const float x = fmaf(score, scale, -lse);
-  return exp2_approx(x > 0.0f ? 0.0f : x);  // NaN stays. mutant: flip: 0 is 0.
+  // NaN stays.
+  // mutant: flip: 0 is 0.
+  return exp2_approx(x > 0.0f ? 0.0f : x);
 }
