@@ -87,19 +87,23 @@ def ragged(bench, shape, spans, backends):
     return ways
 
 
+def ways_of(bench, shape, backends):
+    """The shape, cut down with --quick, and all ways to compute it."""
+    spans = [tuple(span) for span in shape["spans"]]
+    if bench.args.quick:
+        spans = [(min(q, 1 + 16 // (i + 1)), min(k, 1 + 16 // (i + 1))) for i, (q, k) in enumerate(spans[:2])]
+        shape = {**shape, "heads": shape["heads"] // shape["kv_heads"], "kv_heads": 1}
+        if shape["spans"][0] == shape["spans"][-1]:
+            spans = spans[:1]
+    return shape, (equal_lengths if len(set(spans)) == 1 else ragged)(bench, shape, spans, backends)
+
+
 def main():
     args = arguments(__doc__)
     bench = Bench(args)
     backends = BACKENDS if bench.cuda else CPU_BACKENDS
     for shape in bench.shapes("attention"):
-        spans = [tuple(span) for span in shape["spans"]]
-        if args.quick:
-            spans = [(min(q, 1 + 16 // (i + 1)), min(k, 1 + 16 // (i + 1))) for i, (q, k) in enumerate(spans[:2])]
-            shape = {**shape, "heads": shape["heads"] // shape["kv_heads"], "kv_heads": 1}
-            if shape["spans"][0] == shape["spans"][-1]:
-                spans = spans[:1]
-        same = len(set(spans)) == 1
-        bench.measure(shape, (equal_lengths if same else ragged)(bench, shape, spans, backends))
+        bench.measure(*ways_of(bench, shape, backends))
         if bench.cuda:
             torch.cuda.empty_cache()
     bench.finish()

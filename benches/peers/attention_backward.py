@@ -2,7 +2,7 @@
 
 import torch
 
-from attention import BACKENDS, CPU_BACKENDS, equal_lengths, ragged
+from attention import BACKENDS, CPU_BACKENDS, ways_of
 from common import Bench, arguments
 
 
@@ -29,14 +29,8 @@ def main():
     bench = Leaves(args)
     backends = BACKENDS if bench.cuda else CPU_BACKENDS
     for shape in bench.shapes("attention_backward"):
-        spans = [tuple(span) for span in shape["spans"]]
-        if args.quick:
-            spans = [(min(q, 1 + 16 // (i + 1)), min(k, 1 + 16 // (i + 1))) for i, (q, k) in enumerate(spans[:2])]
-            shape = {**shape, "heads": shape["heads"] // shape["kv_heads"], "kv_heads": 1}
-            if shape["spans"][0] == shape["spans"][-1]:
-                spans = spans[:1]
         bench.leaves.clear()
-        ways = (equal_lengths if len(set(spans)) == 1 else ragged)(bench, shape, spans, backends)
+        shape, ways = ways_of(bench, shape, backends)
         bench.measure(shape, {name: (lambda m=make: backward(bench, m)) for name, make in ways.items()})
         if bench.cuda:
             torch.cuda.empty_cache()
