@@ -35,7 +35,7 @@ pub struct Load {
     pub new: usize,
 }
 
-/// Decoding. Times are in seconds and, like rates, of the fastest of the runs; bytes and percent are of a decode step.
+/// Decoding. Times are in seconds and, like rates, of the fastest of the runs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answering {
     pub prompt_tokens: usize,

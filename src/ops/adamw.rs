@@ -277,7 +277,8 @@ impl Plan {
 
 /// Where a weight lies.
 fn part(gpu: &Arc<Gpu>, t: &mut Trained) -> Result<Part> {
-    expect_f32(OP, &[t.w, t.m, t.v, t.grad])?;
+    let all = [("w", &*t.w), ("m", &*t.m), ("v", &*t.v), ("grad", &*t.grad)];
+    all.into_iter().try_for_each(|(name, tensor)| expect_f32(OP, name, tensor))?;
     if let Some(rounded) = &t.rounded
         && rounded.dtype() != DType::Bf16
     {

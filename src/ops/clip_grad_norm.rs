@@ -15,7 +15,7 @@ const OP: &str = "clip_grad_norm";
 /// L2 norm over all gradients, summed in f64; waits for a GPU.
 pub fn norm(grads: &[&Tensor]) -> Result<f64> {
     if let Some(gpu) = grads.first().and_then(|g| g.gpu()) {
-        expect_f32(OP, grads)?;
+        grads.iter().try_for_each(|grad| expect_f32(OP, "gradients", grad))?;
         let part = |grad: &&Tensor| Ok(Part { grad: grad.ptr(gpu)?, len: grad.len(), ..Part::default() });
         let table = Table::new(grads.iter().map(part).collect::<Result<_>>()?)?;
         let norm = gpu.alloc(size_of::<f64>())?;

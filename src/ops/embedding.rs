@@ -54,7 +54,7 @@ pub fn backward(dtable: &mut Tensor, ids: &[u32], dy: &Tensor) -> Result<()> {
     expect_shape(OP, "dy", dy, &[ids.len(), width])?;
     expect_below(OP, "ids", ids, dtable.rows())?;
     if let Some(gpu) = dy.gpu() {
-        expect_f32(OP, &[dtable])?;
+        expect_f32(OP, "dtable", dtable)?;
         let dtype = kernel_dtype(OP, &[dy])?;
         let runs = Runs::new(ids, &(0..ids.len() as u32).collect::<Vec<_>>());
         // A block of 8 warps has a run's strip of 32 packs.

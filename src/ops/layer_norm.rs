@@ -153,7 +153,8 @@ fn launch_backward(
     const OP: &str = "layer_norm";
     let dtype = kernel_dtype(OP, &[&[&*dx, dy, x, weight], residual.as_slice()].concat())?;
     if let Some((dweight, dbias)) = &dparams {
-        expect_f32(OP, &[dweight, dbias])?;
+        expect_f32(OP, "dweight", dweight)?;
+        expect_f32(OP, "dbias", dbias)?;
     }
     let (rows, cols) = (x.rows(), x.cols());
     let at = backward_at(rows, 2 * size_of::<f32>());

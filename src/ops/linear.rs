@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Elements, Tensor};
 
 mod launch;
-pub(super) use launch::{SKINNY, Scale, expect_f32, launch, tiles};
+pub(super) use launch::{SKINNY, Scale, launch, tiles};
 
 /// K up to which `matmul` is faster than tiles of dot products, whose lanes have to be summed up at the end.
 const SHALLOW: usize = 256;

@@ -87,19 +87,19 @@ fn launch_column_sums(
     partial: Ptr,
     rows: usize,
 ) -> Result<()> {
-    expect_f32(op, &[sums])?;
+    expect_f32(op, "sums", sums)?;
     let at = Launch { grid: [sums.len().div_ceil(32), 1, 1], block: 256, shared: 256 * size_of::<f32>() };
     let args =
         [sums.ptr_mut(gpu)?.into(), partial.into(), int(op, rows)?.into(), int(op, sums.len())?.into()];
     gpu.launch(kernel, at, &args)
 }
 
-/// `Ok` if all are f32: gradients of weights, and what is kept exact.
-fn expect_f32(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
-    match tensors.iter().find(|t| t.dtype() != DType::F32) {
-        None => Ok(()),
-        Some(t) => Err(Error::op(op, "gradients of weights in f32", t.dtype().to_string())),
+/// `Ok` if it is f32: gradients of weights, which sums over many micro-batches need, and what is kept exact.
+fn expect_f32(op: &'static str, name: &str, tensor: &Tensor) -> Result<()> {
+    if tensor.dtype() == DType::F32 {
+        return Ok(());
     }
+    Err(Error::op(op, format!("{name} in f32"), tensor.dtype().to_string()))
 }
 
 /// `Ok` if `tensor` has exactly `shape`; else an error that names the op and the argument.

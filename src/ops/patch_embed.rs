@@ -303,7 +303,8 @@ pub fn backward(
 fn launch_backward(gpu: &Arc<Gpu>, dbias: &mut Tensor, dposition: &mut Tensor, dy: &Tensor) -> Result<()> {
     const THREADS: usize = 256;
     let dtype = kernel_dtype(OP, &[dy])?;
-    expect_f32(OP, &[dbias, dposition])?;
+    expect_f32(OP, "dbias", dbias)?;
+    expect_f32(OP, "dposition", dposition)?;
     let (p, n) = (dposition.rows(), dposition.len());
     let sums = gpu.alloc(n * size_of::<f32>())?;
     let threads = n.div_ceil(16 / dtype.size());

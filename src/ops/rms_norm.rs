@@ -138,7 +138,7 @@ fn launch_backward(
     const OP: &str = "rms_norm";
     let dtype = kernel_dtype(OP, &[&[&*dx, dy, x, weight], residual.as_slice()].concat())?;
     if let Some(dweight) = &dweight {
-        expect_f32(OP, &[dweight])?;
+        expect_f32(OP, "dweight", dweight)?;
     }
     let (rows, cols) = (x.rows(), x.cols());
     let at = backward_at(rows, size_of::<f32>());

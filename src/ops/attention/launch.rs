@@ -2,7 +2,7 @@
 //! into blocks of queries (prefill). That is for each span to say, not for the batch: so its bits do not depend on the others.
 use std::sync::Arc;
 
-use super::super::{int, kernel_dtype};
+use super::super::{expect_f32, int, kernel_dtype};
 use super::{Config, Spans};
 use crate::error::{Error, Result};
 use crate::tensor::{Arg, DType, Gpu, Launch, Ptr, Tensor, TensorMap};
@@ -140,13 +140,6 @@ pub fn expect_scale(op: &'static str, config: &Config) -> Result<()> {
         return Ok(());
     }
     Err(Error::op(op, "a finite scale above 0", config.scale.to_string()))
-}
-
-pub fn expect_f32(op: &'static str, name: &str, tensor: &Tensor) -> Result<()> {
-    if tensor.dtype() == DType::F32 {
-        return Ok(());
-    }
-    Err(Error::op(op, format!("{name} in f32"), tensor.dtype().to_string()))
 }
 
 /// The least head size that there is a kernel of many queries for and that holds `head_size`.

@@ -1,8 +1,8 @@
 //! kernels/attention_backward.cu: statistics of each query, then the gradients of keys and values, then those of queries.
 use std::sync::Arc;
 
-use super::super::{int, kernel_dtype};
-use super::launch::{expect_f32, expect_scale, kernel_size};
+use super::super::{expect_f32, int, kernel_dtype};
+use super::launch::{expect_scale, kernel_size};
 use super::{Config, Spans};
 use crate::error::Result;
 use crate::tensor::{Arg, DType, Gpu, Launch, Ptr, Tensor};

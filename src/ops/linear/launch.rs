@@ -1,8 +1,8 @@
 //! The layer's products on a GPU: cuBLASLt, or kernels/linear.cu and kernels/linear_backward.cu where it is not to be had.
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::ops::{int, kernel_dtype};
+use crate::error::Result;
+use crate::ops::{expect_f32, int, kernel_dtype};
 use crate::tensor::{DType, Gpu, Launch, Matmul, Ptr, Tensor};
 
 /// Rows of x up to which kernels/linear.cu reads W for all of them at once, rows of W in a block of that kernel; and the block's warps.
@@ -194,12 +194,4 @@ pub(super) fn backward_bias(gpu: &Arc<Gpu>, dbias: &mut Tensor, dy: &Tensor) -> 
     let args =
         [dbias.ptr_mut(gpu)?.into(), partials.ptr().into(), int(OP, pieces)?.into(), int(OP, cols)?.into()];
     gpu.launch("linear_bias_reduce_backward_f32", at, &args)
-}
-
-/// Gradients of weights are f32, which sums over many micro-batches need.
-pub(in crate::ops) fn expect_f32(op: &'static str, name: &str, gradient: &Tensor) -> Result<()> {
-    if gradient.dtype() == DType::F32 {
-        return Ok(());
-    }
-    Err(Error::op(op, format!("{name} in f32"), gradient.dtype().to_string()))
 }

@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use super::{Backward, Forward};
 use crate::error::Result;
-use crate::ops::linear::{SKINNY, Scale, expect_f32, launch as product};
-use crate::ops::{int, kernel_dtype};
+use crate::ops::linear::{SKINNY, Scale, launch as product};
+use crate::ops::{expect_f32, int, kernel_dtype};
 use crate::tensor::{Arg, Buffer, DType, Gpu, Launch, Ptr, Tensor};
 
 /// Adapters of one launch.
