@@ -186,6 +186,7 @@ __device__ __forceinline__ void add_keys(const Consumer<P>& at, float (&dk)[HS /
     wgmma_fence(dk, ds);
     issue_sums<T>(dk, ds, at.shared.c + stage * T::BYTES);
     wgmma_wait<0>(dk, dv, p, ds);
+    __syncwarp();  // all lanes have read the statistics
     release(at.shared.empty + stage);
   }
 }
