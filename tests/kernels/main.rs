@@ -10,6 +10,7 @@ mod adamw;
 mod add;
 mod attention;
 mod attention_backward;
+mod attention_backward_hopper;
 mod attention_hopper;
 mod clip_grad_norm;
 mod cross_entropy;
