@@ -121,7 +121,6 @@ fn every_bit_is_right() {
 
 #[test]
 fn large_tiles_are_right() {
-    let mut seed = 0;
     for (m, n, k, dtype) in LARGE {
         let mut rng = Rng(2);
         let (x, w) = (Matrix::random(&mut rng, m, k), Matrix::random(&mut rng, n, k));
@@ -131,9 +130,7 @@ fn large_tiles_are_right() {
             forward(&mut out, view(&x.on(device)), view(&w.on(device)), None, None).unwrap();
             assert!(values(&out) == want, "{m} {n} {k}");
         });
-        seed += 1;
     }
-    assert_eq!(seed, LARGE.len());
 }
 
 /// Sums beyond the 24 bits that f32 has, up to those that int32 just holds.
@@ -235,12 +232,14 @@ fn the_largest_activation_may_be_anywhere() {
         for (m, n) in [(2, 24), (20, 17), (40, 72), (66, 33)] {
             for place in [0, 1, 2, 7, 8, 15, n / 2, n - 2, n - 1] {
                 let mut rng = Rng(8);
-                let (x, gate) = (Matrix::random(&mut rng, m, 32), Matrix::random(&mut rng, n, 32));
+                let (x, mut gate) = (Matrix::random(&mut rng, m, 32), Matrix::random(&mut rng, n, 32));
+                // Small gates: silu is half of them.
+                gate.scale.iter_mut().for_each(|s| *s /= 1e3);
                 let mut up = Matrix::random(&mut rng, n, 32);
-                up.scale.iter_mut().enumerate().for_each(|(j, s)| *s = if j == place { 1e3 } else { 1e-3 });
+                up.scale.iter_mut().enumerate().for_each(|(j, s)| *s = if j == place { 1e3 } else { 1e-6 });
                 let (q, _) = swiglu(device, &x, &gate, &up);
                 for (i, row) in q.chunks(n).enumerate() {
-                    let is_zero = x.sum(i, &up, place) == 0;
+                    let is_zero = x.sum(i, &up, place) == 0 || x.sum(i, &gate, place) == 0;
                     assert!(is_zero || row[place].unsigned_abs() == 127, "{m} {n} {place} row {i}: {row:?}");
                 }
             }
