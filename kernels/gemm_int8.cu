@@ -23,9 +23,8 @@
 // Considered for few rows: dp4a (32 rows of x cost more instructions than the bytes take); K split over blocks, whose integer sums could meet by
 // atomics (a narrow W is read in the time of a launch). For SwiGLU: act in float (twice the bytes, and more than int8 can show), in int16 with a
 // scale for each eight columns (exact enough, but more bytes and another tile's business).
-#include "elementwise.cuh"
 #include "gemm.cuh"
-#include "quantize.cuh"
+#include "gemm_int8.cuh"
 
 // A row-major matrix of int8, aligned to 16 bytes, as an operand: k counts pairs.
 struct Bytes {
@@ -81,32 +80,6 @@ struct Alternating {
 using LargeBytes = Tile<128, 128, 2, 2, 4, int>;  // 128 threads, 64 KiB
 using SmallBytes = Tile<64, 64, 2, 2, 4, int>;    // 128 threads, 32 KiB
 
-// --- what becomes of a sum ---
-
-template <class T>
-struct Dequantize {
-  const float *x_scale, *w_scale;
-  const T *bias, *residual;
-  int cols;
-
-  __device__ __forceinline__ float operator()(int row, int col, int sum) const {
-    float y = __fmul_rn(__int2float_rn(sum), __fmul_rn(__ldg(x_scale + row), __ldg(w_scale + col)));
-    if (bias != nullptr) y = __fadd_rn(y, to_f32(bias[col]));
-    if (residual != nullptr) y = __fadd_rn(y, to_f32(residual[static_cast<int64_t>(row) * cols + col]));
-    return y;
-  }
-};
-
-struct Swiglu {
-  const float *x_scale, *gate_scale, *up_scale;
-
-  __device__ __forceinline__ bf16 operator()(int row, int col, int gate, int up) const {
-    const float scale = __ldg(x_scale + row);
-    const float z = __int2float_rn(gate) * (scale * __ldg(gate_scale + col));
-    return from_f32<bf16>(z * sigmoid<bf16>(z) * (__int2float_rn(up) * (scale * __ldg(up_scale + col))));
-  }
-};
-
 // --- many rows ---
 
 template <class Tile, class T>
@@ -131,29 +104,11 @@ __device__ __forceinline__ void gemm_int8_swiglu(bf16* act, unsigned* most, cons
     unsigned mine = 0;
 #pragma unroll
     for (int j = 0; j < Tile::NT / 2; j++) {
+      if (row >= rows) break;
       const int col = n0 + Tile::warp_n() / 2 + 8 * j + 2 * quad;
-      const int *gates = tile.sums[i / 2][2 * j] + i % 2 * 2, *ups = tile.sums[i / 2][2 * j + 1] + i % 2 * 2;
-      if (row >= rows || col >= cols) continue;
-      bf16* to = act + static_cast<int64_t>(row) * cols + col;
-      const bf16 left = finish(row, col, gates[0], ups[0]);
-      mine = max(mine, magnitude(to_f32(left)));
-      if (col + 1 == cols) {
-        *to = left;
-        continue;
-      }
-      const bf16 right = finish(row, col + 1, gates[1], ups[1]);
-      mine = max(mine, magnitude(to_f32(right)));
-      // mutant: condition: false stores pairs one by one, which only takes longer.
-      if (cols % 2 == 0) {  // pairs are aligned
-        store_pack(to, Pack<bf16, 2>{left, right});
-      } else {
-        to[0] = left;
-        to[1] = right;
-      }
+      mine = max(mine, finish.store(act, row, col, tile.sums[i / 2][2 * j] + i % 2 * 2, tile.sums[i / 2][2 * j + 1] + i % 2 * 2));
     }
-    mine = max(mine, __shfl_xor_sync(FULL_WARP, mine, 1));
-    mine = max(mine, __shfl_xor_sync(FULL_WARP, mine, 2));
-    if (quad == 0 && row < rows) atomicMax(most + row, mine);
+    raise_of_quad(most, row, rows, mine);
   }
 }
 
@@ -292,25 +247,25 @@ extern "C" __global__ void __launch_bounds__(256) gemm_int8_skinny_forward_f32_m
 extern "C" __global__ void __launch_bounds__(128) gemm_int8_swiglu_forward_bf16(bf16* act, unsigned* most, const int8_t* x, const float* x_scale,
                                                                                 const int8_t* gate, const float* gate_scale, const int8_t* up,
                                                                                 const float* up_scale, int rows, int cols, int depth) {
-  gemm_int8_swiglu<LargeBytes>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale}, rows, cols, depth);
+  gemm_int8_swiglu<LargeBytes>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }
 
 extern "C" __global__ void __launch_bounds__(128) gemm_int8_swiglu_forward_bf16_t64(bf16* act, unsigned* most, const int8_t* x, const float* x_scale,
                                                                                     const int8_t* gate, const float* gate_scale, const int8_t* up,
                                                                                     const float* up_scale, int rows, int cols, int depth) {
-  gemm_int8_swiglu<SmallBytes>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale}, rows, cols, depth);
+  gemm_int8_swiglu<SmallBytes>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gemm_int8_swiglu_skinny_forward_bf16(bf16* act, unsigned* most, const int8_t* x,
                                                                                        const float* x_scale, const int8_t* gate,
                                                                                        const float* gate_scale, const int8_t* up,
                                                                                        const float* up_scale, int rows, int cols, int depth) {
-  gemm_int8_swiglu_skinny<1>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale}, rows, cols, depth);
+  gemm_int8_swiglu_skinny<1>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gemm_int8_swiglu_skinny_forward_bf16_m32(bf16* act, unsigned* most, const int8_t* x,
                                                                                            const float* x_scale, const int8_t* gate,
                                                                                            const float* gate_scale, const int8_t* up,
                                                                                            const float* up_scale, int rows, int cols, int depth) {
-  gemm_int8_swiglu_skinny<2>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale}, rows, cols, depth);
+  gemm_int8_swiglu_skinny<2>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }

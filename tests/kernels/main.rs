@@ -17,6 +17,7 @@ mod dropout;
 mod embedding;
 mod gelu;
 mod gemm_int8;
+mod gemm_int8_hopper;
 mod layer_norm;
 mod linear;
 mod linear_backward;
