@@ -2,7 +2,7 @@ use mpa::tensor::{DType, Device, Gpu};
 
 use crate::common::Rng;
 use crate::device::{DTYPES, on_each_device};
-use crate::gemm_int8::{check, check_large, check_long_sums, check_swiglu};
+use crate::gemm_int8::{Matrix, check, check_large, check_long_sums, check_swiglu, swiglu};
 
 /// M, N, K of tiles of 128 x 128: edges of rows, of either half of the columns, odd N; K of less than a stage, with a tail, of as many as there
 /// are stages and of several rounds of them.
@@ -57,4 +57,14 @@ fn swiglu_matches_f64() {
 #[test]
 fn swiglu_in_large_tiles_matches_f64() {
     check_swiglu(&mut Rng(14), &Device::Cuda(Gpu::host(2).unwrap()), (130, 8150, 32));
+}
+
+#[test]
+fn other_cards_give_the_same_bits() {
+    let devices = [Gpu::host(1), Gpu::host_without_hopper(1)].map(|gpu| Device::Cuda(gpu.unwrap()));
+    let mut rng = Rng(15);
+    let (x, gate) = (Matrix::random(&mut rng, 70, 208), Matrix::random(&mut rng, 77, 208));
+    let up = Matrix::random(&mut rng, 77, 208);
+    let [hopper, other] = devices.each_ref().map(|device| swiglu(device, &x, &gate, &up));
+    assert_eq!(hopper, other);
 }
