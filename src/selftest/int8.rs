@@ -41,7 +41,9 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
         let [m, n, k] = sizes;
         let shape = format!("{m} x {n} x {k}");
         cases.push(Case::new("gemm_int8", &shape, move |on| product(on, sizes)));
-        cases.push(Case::new("gemm_int8 swiglu", &shape, move |on| swiglu(on, sizes)));
+        let fused = Case::new("gemm_int8 swiglu", &shape, move |on| swiglu(on, sizes));
+        // It takes and gives int8, whatever the type of the activations.
+        cases.push(Case { types: &[DType::Bf16], ..fused });
     }
     cases
 }
