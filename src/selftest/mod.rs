@@ -9,6 +9,7 @@ mod attention;
 mod backward;
 mod check;
 mod elementwise;
+mod int8;
 mod linear;
 mod lora;
 mod norms;
@@ -109,6 +110,7 @@ pub fn cases(size: Size, filter: &str) -> Vec<Case> {
         elementwise::cases,
         rows::cases,
         linear::cases,
+        int8::cases,
         lora::cases,
         attention::cases,
         patch_embed::cases,
