@@ -31,7 +31,7 @@ fn sizes(op: &'static str, y: &Tensor, weight: &Tensor, x: &Tensor) -> Result<(u
     Ok((m, n, k))
 }
 
-/// out [M, N], x [M, K] f32; weight [N, K] and bias [N] of any dtype (widened piece by piece, never as a whole).
+/// out [M, N], x [M, K] f32; weight [N, K] and bias [N] of any dtype (widened piece by piece, never as a whole). By a bf16 weight x is rounded to bf16.
 /// On a GPU x, weight and bias have one type and out has it too or is f32.
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     const OP: &str = "linear forward";
