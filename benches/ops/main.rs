@@ -19,12 +19,14 @@ mod cross_entropy;
 mod dropout;
 mod embedding;
 mod gelu;
+mod gemm_int8;
 mod layer_norm;
 mod linear;
 mod lora;
 mod matmul;
 mod patch_embed;
 mod pixel_shuffle;
+mod quantize;
 mod rms_norm;
 mod rope;
 mod sample;
@@ -140,12 +142,14 @@ criterion::criterion_main!(
     dropout::benches,
     embedding::benches,
     gelu::benches,
+    gemm_int8::benches,
     layer_norm::benches,
     linear::benches,
     lora::benches,
     matmul::benches,
     patch_embed::benches,
     pixel_shuffle::benches,
+    quantize::benches,
     rms_norm::benches,
     rope::benches,
     sample::benches,

@@ -215,7 +215,7 @@ impl Block {
 
         let (up, fc1_saved) = self.fc1.forward(&h2, pass)?;
         let mut act = x.like(up.shape())?;
-        gelu::forward(&mut act, &up)?;
+        gelu::forward(&mut act, &up, gelu::Kind::Tanh)?;
         let (mut y, fc2_saved) = self.fc2.forward(&act, pass)?;
         add::forward(&mut y, &x2)?;
         let linears = [q_saved, k_saved, v_saved, out_saved, fc1_saved, fc2_saved];
@@ -227,7 +227,7 @@ impl Block {
         let mut dact = dy.like(s.act.shape())?;
         self.fc2.backward(grads, Some(&mut dact), false, &dy, &s.act, fc2_saved)?;
         let mut dup = dy.like(s.up.shape())?;
-        gelu::backward(&mut dup, &dact, &s.up)?;
+        gelu::backward(&mut dup, &dact, &s.up, gelu::Kind::Tanh)?;
         let mut dh2 = dy.like(s.h2.shape())?;
         self.fc1.backward(grads, Some(&mut dh2), false, &dup, &s.h2, fc1_saved)?;
         let dx2 = self.norm2.backward_residual(grads, &dh2, &s.x2, &dy)?;

@@ -31,23 +31,45 @@ fn sizes(op: &'static str, y: &Tensor, weight: &Tensor, x: &Tensor) -> Result<(u
     Ok((m, n, k))
 }
 
+/// What a layer makes of x.
+pub struct Layer<'a> {
+    pub out: &'a mut Tensor,      // [M, N]
+    pub weight: &'a Tensor,       // [N, K]
+    pub bias: Option<&'a Tensor>, // [N]
+}
+
 /// out [M, N], x [M, K] f32; weight [N, K] and bias [N] of any dtype (widened piece by piece, never as a whole). By a bf16 weight x is rounded to bf16.
 /// On a GPU x, weight and bias have one type and out has it too or is f32.
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    forward_group(&mut [Layer { out, weight, bias }], x)
+}
+
+/// The same for layers that read x [M, K]: at once in main memory, where each would have threads to wake.
+pub fn forward_group(layers: &mut [Layer], x: &Tensor) -> Result<()> {
     const OP: &str = "linear forward";
-    let (m, n, k) = sizes(OP, out, weight, x)?;
-    if let Some(bias) = bias {
-        expect_shape(OP, "bias", bias, &[n])?;
+    for Layer { out, weight, bias } in &mut *layers {
+        let (_, n, _) = sizes(OP, out, weight, x)?;
+        if let Some(bias) = bias {
+            expect_shape(OP, "bias", bias, &[n])?;
+        }
+        if let Some(gpu) = x.gpu() {
+            launch(gpu, OP, out, x, weight, *bias, Scale { alpha: 1.0, accumulate: false })?;
+        }
     }
-    if let Some(gpu) = x.gpu() {
-        return launch(gpu, OP, out, x, weight, bias, Scale { alpha: 1.0, accumulate: false });
+    if x.gpu().is_some() {
+        return Ok(());
     }
-    let (out, x, weight) = (Shared::new(out.f32s_mut()?), x.f32s()?, weight.elements()?);
-    let bias = bias.map(pieces::widened).transpose()?;
-    packed::products(x, k, m, &[(&weight, n)], &|_, row, col, sums: &mut [f32]| {
-        // SAFETY: `products` hands out each element once.
+    let (mut weights, mut parts) = (Vec::new(), Vec::new());
+    for Layer { out, weight, bias } in layers {
+        let n = out.cols();
+        weights.push((weight.elements()?, n));
+        parts.push((Shared::new(out.f32s_mut()?), n, bias.map(pieces::widened).transpose()?));
+    }
+    packed::products(x.f32s()?, x.cols(), x.rows(), &weights, &|layer, row, col, sums: &mut [f32]| {
+        let (out, n, bias) = &parts[layer];
+        // SAFETY: each element comes once.
         let to = unsafe { out.slice(row * n + col, sums.len()) };
-        match &bias {
+        match bias {
             None => to.copy_from_slice(sums),
             Some(bias) => {
                 for ((to, sum), bias) in to.iter_mut().zip(sums).zip(&bias[col..]) {
@@ -62,7 +84,7 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tens
 /// out [M, N] += x W^T for W [N, K], each row by itself.
 pub(super) fn add_product(out: &mut [f32], m: usize, x: &[f32], weight: &Elements, n: usize, k: usize) {
     let out = Shared::new(out);
-    packed::products(x, k, m, &[(weight, n)], &|_, row, col, sums: &mut [f32]| {
+    packed::products(x, k, m, &[(*weight, n)], &|_, row, col, sums: &mut [f32]| {
         // SAFETY: `products` hands out each element once.
         let to = unsafe { out.slice(row * n + col, sums.len()) };
         to.iter_mut().zip(sums).for_each(|(to, sum)| *to += *sum);

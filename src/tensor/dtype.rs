@@ -9,6 +9,8 @@ pub enum DType {
     F16,
     /// Pixels.
     U8,
+    /// Of quantised matrices, -127 to 127; scales lie beside them.
+    I8,
 }
 
 impl DType {
@@ -17,7 +19,7 @@ impl DType {
         match self {
             DType::F32 => 4,
             DType::Bf16 | DType::F16 => 2,
-            DType::U8 => 1,
+            DType::U8 | DType::I8 => 1,
         }
     }
 }
@@ -29,6 +31,7 @@ impl fmt::Display for DType {
             DType::Bf16 => "bf16",
             DType::F16 => "f16",
             DType::U8 => "u8",
+            DType::I8 => "i8",
         })
     }
 }

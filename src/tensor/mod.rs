@@ -68,6 +68,14 @@ impl Tensor {
         gpu.zero(at, self.len() * self.dtype().size())
     }
 
+    /// The same in i8 wherever it is: for what is quantised.
+    pub fn like_i8(&self, shape: &[usize]) -> Result<Self> {
+        match self.gpu() {
+            Some(gpu) => Tensor::on_gpu(gpu, shape, DType::I8),
+            None => Tensor::from_i8(shape, vec![0; shape.iter().product()]),
+        }
+    }
+
     fn like_as(&self, shape: &[usize], dtype: DType) -> Result<Self> {
         match &self.storage {
             Storage::Device { buffer, .. } => Tensor::on_gpu(buffer.gpu(), shape, dtype),
@@ -90,6 +98,12 @@ impl Tensor {
     pub fn from_u8(shape: &[usize], data: Vec<u8>) -> Result<Self> {
         check_len(shape, data.len())?;
         Ok(Tensor { shape: shape.to_vec(), storage: Storage::U8(data) })
+    }
+
+    /// Elements of a quantised matrix.
+    pub fn from_i8(shape: &[usize], data: Vec<i8>) -> Result<Self> {
+        check_len(shape, data.len())?;
+        Ok(Tensor { shape: shape.to_vec(), storage: Storage::I8(data) })
     }
 
     /// Elements of a mapped file without copying them; copied if the file does not align them.
@@ -186,6 +200,23 @@ impl Tensor {
         }
     }
 
+    /// The elements, if they are i8 in main memory.
+    pub fn i8s(&self) -> Result<&[i8]> {
+        match self.elements()? {
+            Elements::I8(v) => Ok(v),
+            _ => Err(Error::op("tensor", "i8", self.dtype().to_string())),
+        }
+    }
+
+    /// The same for writing.
+    pub fn i8s_mut(&mut self) -> Result<&mut [i8]> {
+        let (got, device) = (self.dtype(), self.device());
+        match &mut self.storage {
+            Storage::I8(v) => Ok(v),
+            _ => Err(Error::op("tensor", "writable i8 in main memory", format!("{got} on {device}"))),
+        }
+    }
+
     /// Where the elements lie on `gpu`, for reading.
     pub fn ptr(&self, gpu: &Arc<Gpu>) -> Result<Ptr> {
         match &self.storage {
@@ -262,7 +293,9 @@ impl Tensor {
         let storage = match (dtype, wide.storage) {
             (DType::Bf16, Storage::F32(v)) => Storage::Bf16(v.into_iter().map(bf16::from_f32).collect()),
             (DType::F16, Storage::F32(v)) => Storage::F16(v.into_iter().map(f16::from_f32).collect()),
-            (DType::U8, _) => return Err(Error::op("tensor", "f32, bf16 or f16 to round to", "u8")),
+            (DType::U8 | DType::I8, _) => {
+                return Err(Error::op("tensor", "f32, bf16 or f16 to round to", dtype.to_string()));
+            }
             (_, storage) => storage,
         };
         Ok(Tensor { shape: wide.shape, storage })
@@ -282,6 +315,7 @@ impl Tensor {
             Elements::Bf16(v) => bytemuck::cast_slice(v),
             Elements::F16(v) => bytemuck::cast_slice(v),
             Elements::U8(v) => v,
+            Elements::I8(v) => bytemuck::cast_slice(v),
         })
     }
 }

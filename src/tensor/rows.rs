@@ -91,6 +91,7 @@ impl Tensor {
             Storage::Bf16(v) => Ok(bytemuck::cast_slice_mut(v)),
             Storage::F16(v) => Ok(bytemuck::cast_slice_mut(v)),
             Storage::U8(v) => Ok(v),
+            Storage::I8(v) => Ok(bytemuck::cast_slice_mut(v)),
             Storage::Mapped { .. } | Storage::Device { .. } => {
                 Err(Error::op("tensor", "memory of our own", "a mapped file or a device"))
             }

@@ -14,6 +14,7 @@ pub(super) enum Storage {
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
     U8(Vec<u8>),
+    I8(Vec<i8>),
     /// Read-only elements of a file; the constructor has checked bounds and alignment.
     Mapped {
         map: Arc<Mmap>,
@@ -29,11 +30,13 @@ pub(super) enum Storage {
 }
 
 /// A borrowed view of the elements, by type.
+#[derive(Clone, Copy)]
 pub enum Elements<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
     U8(&'a [u8]),
+    I8(&'a [i8]),
 }
 
 impl Storage {
@@ -43,6 +46,7 @@ impl Storage {
             Storage::Bf16(_) => DType::Bf16,
             Storage::F16(_) => DType::F16,
             Storage::U8(_) => DType::U8,
+            Storage::I8(_) => DType::I8,
             Storage::Mapped { dtype, .. } | Storage::Device { dtype, .. } => *dtype,
         }
     }
@@ -54,6 +58,7 @@ impl Storage {
             Storage::Bf16(v) => Elements::Bf16(v),
             Storage::F16(v) => Elements::F16(v),
             Storage::U8(v) => Elements::U8(v),
+            Storage::I8(v) => Elements::I8(v),
             Storage::Mapped { map, start, bytes, dtype } => {
                 let raw = &map[*start..*start + *bytes];
                 match dtype {
@@ -61,6 +66,7 @@ impl Storage {
                     DType::Bf16 => Elements::Bf16(bytemuck::cast_slice(raw)),
                     DType::F16 => Elements::F16(bytemuck::cast_slice(raw)),
                     DType::U8 => Elements::U8(raw),
+                    DType::I8 => Elements::I8(bytemuck::cast_slice(raw)),
                 }
             }
             Storage::Device { .. } => return None,
@@ -74,6 +80,7 @@ impl Storage {
             DType::Bf16 => Storage::Bf16(bytemuck::pod_collect_to_vec(raw)),
             DType::F16 => Storage::F16(bytemuck::pod_collect_to_vec(raw)),
             DType::U8 => Storage::U8(raw.to_vec()),
+            DType::I8 => Storage::I8(bytemuck::cast_slice(raw).to_vec()),
         }
     }
 }
@@ -85,6 +92,7 @@ impl Elements<'_> {
             Elements::Bf16(v) => v.len(),
             Elements::F16(v) => v.len(),
             Elements::U8(v) => v.len(),
+            Elements::I8(v) => v.len(),
         }
     }
 
@@ -107,6 +115,11 @@ impl Elements<'_> {
                 v[start..end].convert_to_f32_slice(out);
             }
             Elements::U8(v) => {
+                for (o, &b) in out.iter_mut().zip(&v[start..end]) {
+                    *o = f32::from(b);
+                }
+            }
+            Elements::I8(v) => {
                 for (o, &b) in out.iter_mut().zip(&v[start..end]) {
                     *o = f32::from(b);
                 }

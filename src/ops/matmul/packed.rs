@@ -21,7 +21,6 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub(in crate::ops) use float::products;
-#[allow(unused_imports)]
 pub(in crate::ops) use int8::products_int8;
 
 /// Adds to (with `resume`) or overwrites `sums` [rows][vectors * lanes] with the products of a strip and a panel.

@@ -80,7 +80,7 @@ fn data_type(dtype: DType) -> Option<cudaDataType_t> {
     match dtype {
         DType::F32 => Some(cudaDataType_t::CUDA_R_32F),
         DType::Bf16 => Some(cudaDataType_t::CUDA_R_16BF),
-        DType::F16 | DType::U8 => None,
+        DType::F16 | DType::U8 | DType::I8 => None,
     }
 }
 

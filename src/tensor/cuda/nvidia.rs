@@ -176,7 +176,8 @@ fn encode(map: &TensorMap) -> Result<MapBytes, DriverError> {
         DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         DType::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        DType::U8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        // Bytes are copied as they are, whatever their sign.
+        DType::U8 | DType::I8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
     };
     let swizzle = match map.swizzle {
         128 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,

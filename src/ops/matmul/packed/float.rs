@@ -43,13 +43,13 @@ pub(in crate::ops) fn products(
     x: &[f32],
     k: usize,
     m: usize,
-    weights: &[(&Elements, usize)],
+    weights: &[(Elements, usize)],
     finish: &(impl Fn(usize, usize, usize, &mut [f32]) + Sync),
 ) {
     let mut first = 0;
     // Weights of one kind are taken together.
-    for some in weights.chunk_by(|a, b| is_bf16(a.0) == is_bf16(b.0)) {
-        if let Some(method) = methods(is_bf16(some[0].0)).next() {
+    for some in weights.chunk_by(|a, b| is_bf16(&a.0) == is_bf16(&b.0)) {
+        if let Some(method) = methods(is_bf16(&some[0].0)).next() {
             products_by(method, x, k, m, some, &|i, row, col, sums: &mut [f32]| {
                 finish(first + i, row, col, sums)
             });
@@ -64,7 +64,7 @@ pub(super) fn products_by(
     x: &[f32],
     k: usize,
     m: usize,
-    weights: &[(&Elements, usize)],
+    weights: &[(Elements, usize)],
     finish: &(impl Fn(usize, usize, usize, &mut [f32]) + Sync),
 ) {
     let Method { kernel, pairs } = method;
@@ -86,7 +86,7 @@ pub(super) fn products_by(
     let x = Operand { rows: m, depth, source, flip: 0 };
     let wide: Vec<_> = weights
         .iter()
-        .map(|&(weight, _)| {
+        .map(|(weight, _)| {
             move |row: usize, start: usize, to: &mut [u32]| {
                 weight.widen(row * k + start, bytemuck::cast_slice_mut(to));
             }

@@ -27,7 +27,6 @@ pub(super) fn methods() -> impl Iterator<Item = Method> {
 
 /// x [M, K] by each of the weights [N, K], elements in -127 ..= 127 and K up to 2^17: `finish(weight, row, column, sums)` gets every element once, in parts of
 /// rows.
-#[allow(dead_code)]
 pub(in crate::ops) fn products_int8(
     x: &[i8],
     k: usize,

@@ -39,7 +39,7 @@ fn gather<A: Copy + Send>(
 }
 
 fn floats(method: float::Method, x: &[f32], w: &Elements, [m, n, k]: [usize; 3]) -> Vec<f32> {
-    gather(m, n, |finish| float::products_by(method, x, k, m, &[(w, n)], &finish))
+    gather(m, n, |finish| float::products_by(method, x, k, m, &[(*w, n)], &finish))
 }
 
 /// One running sum of k products, each rounded to nearest or, in half of the steps, cut off: at most k roundings of k sums up to sum |x w|.
@@ -197,10 +197,10 @@ fn weights_of_several_kinds_share_activations() {
     let (x, w) = (numbers(11, m * k), rounded(&numbers(12, 20 * k)));
     let narrow: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
     let weights = [
-        (&Elements::F32(&w[..7 * k]), 7),
-        (&Elements::Bf16(&narrow), 20),
-        (&Elements::Bf16(&narrow[..k]), 1),
-        (&Elements::F32(&w), 20),
+        (Elements::F32(&w[..7 * k]), 7),
+        (Elements::Bf16(&narrow), 20),
+        (Elements::Bf16(&narrow[..k]), 1),
+        (Elements::F32(&w), 20),
     ];
     let got = Mutex::new(weights.map(|(_, n)| vec![f32::NAN; m * n]));
     float::products(&x, k, m, &weights, &|i, row, col, sums: &mut [f32]| {
