@@ -70,7 +70,7 @@ pub fn forward_group(layers: &mut [Layer], x: &Tensor) -> Result<()> {
         // SAFETY: each element comes once.
         let to = unsafe { out.slice(row * n + col, sums.len()) };
         match bias {
-            None => to.copy_from_slice(sums),
+            None => packed::copy(to, sums),
             Some(bias) => {
                 for ((to, sum), bias) in to.iter_mut().zip(sums).zip(&bias[col..]) {
                     *to = *sum + bias;

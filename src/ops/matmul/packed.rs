@@ -26,8 +26,9 @@ pub(in crate::ops) use int8::products_int8;
 /// Adds to (with `resume`) or overwrites `sums` [rows][vectors * lanes] with the products of a strip and a panel.
 type Tile<A> = unsafe fn(sums: *mut A, strip: *const u32, panel: *const u32, depth: usize, resume: bool);
 
-/// Writes dword d of row r to `to[d * stride + r]`, its bits exchanged where those of `flip` are set. Rows are `bytes` long, at most 16, and `row_bytes`
-/// apart; what is missing of the last dword is 0 before the exchange.
+/// Writes dword d of row r to `to[d * stride + r]`, its bits exchanged where those of `flip` are set; what is between the rows may be anything afterwards, and
+/// with a stride of GROUP or more so may GROUP dwords of each. Rows are `bytes` long, one or more, at most GROUP, and `row_bytes` apart; what is missing of the
+/// last dword is 0 before the exchange.
 type Pack = unsafe fn(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32);
 
 /// Rows of bytes.
@@ -44,6 +45,22 @@ struct Kernel<A: 'static> {
     /// By vectors of columns, less one, and rows, less one.
     tiles: [&'static [Tile<A>]; 2],
     pack: Pack,
+}
+
+/// Copies a part of a row, which is short: mostly of two vectors.
+#[inline(always)]
+pub(in crate::ops) fn copy(to: &mut [f32], from: &[f32]) {
+    fn whole<const N: usize>(to: &mut [f32], from: &[f32]) -> bool {
+        let pair = (<&mut [f32; N]>::try_from(to).ok(), <&[f32; N]>::try_from(from).ok());
+        if let (Some(to), Some(from)) = pair {
+            *to = *from;
+            return true;
+        }
+        false
+    }
+    if !whole::<32>(to, from) && !whole::<16>(to, from) {
+        to.copy_from_slice(from);
+    }
 }
 
 /// Most rows of W or X that are packed at a time.
@@ -168,7 +185,7 @@ struct Place {
 }
 
 /// Y = X W^T for each of `weights`, which are as deep as x. `finish(weight, row, column, sums)` gets every element once, in parts of rows.
-fn run<A: Copy + Default>(
+fn run<A: Copy>(
     kernel: &Kernel<A>,
     x: &Operand,
     weights: &[Operand],
@@ -237,7 +254,7 @@ fn pack_strips<A>(
 }
 
 /// The columns `cols`, at most two vectors, of the products of some strips. `finish` gets rows counted from the first strip of all.
-fn multiply<A: Copy + Default>(
+fn multiply<A: Copy>(
     kernel: &Kernel<A>,
     strips: &Strips,
     some: Range<usize>,
@@ -252,7 +269,8 @@ fn multiply<A: Copy + Default>(
     let rows = strips.rows.min(some.end * strips.height) - top.min(strips.rows);
     PIECE.with_borrow_mut(|(panel, sums)| {
         let (panel, sums) = (panel.get(step.min(depth) * stride), sums.get(rows * stride).cast::<A>());
-        for start in (0..depth).step_by(step) {
+        // Without depth there is one step, of which sums of 0 come.
+        for start in (0..depth.max(1)).step_by(step) {
             let range = start..depth.min(start + step);
             for group in (0..cols.len()).step_by(kernel.lanes) {
                 let columns = cols.start + group..cols.end.min(cols.start + group + kernel.lanes);
@@ -263,18 +281,17 @@ fn multiply<A: Copy + Default>(
                 let (height, strip) = strips.at(i, start);
                 let tile = kernel.tiles[vectors - 1][height - 1];
                 // SAFETY: the sums of a strip are height x stride elements, the strip has its rows from `start` on, the panel as many.
-                unsafe {
-                    tile(sums.add((i * strips.height - top) * stride), strip, panel, range.len(), start > 0)
+                let sums = unsafe {
+                    let sums = sums.add((i * strips.height - top) * stride);
+                    tile(sums, strip, panel, range.len(), start > 0);
+                    std::slice::from_raw_parts_mut(sums, height * stride)
                 };
+                if range.end == depth {
+                    for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
+                        finish(i * strips.height + row, &mut sums[..cols.len()]);
+                    }
+                }
             }
-        }
-        for row in 0..rows {
-            // SAFETY: `sums` has `rows` rows of `stride` elements of this thread, which the tiles wrote unless the depth is 0.
-            let sums = unsafe { std::slice::from_raw_parts_mut(sums.add(row * stride), cols.len()) };
-            if depth == 0 {
-                sums.fill(A::default());
-            }
-            finish(top + row, sums);
         }
     });
 }

@@ -186,11 +186,11 @@ unsafe fn tile<O: Op, const R: usize, const C: usize>(
 unsafe fn pack(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32) {
     let flip = _mm512_set1_epi32(flip as i32);
     let lanes = ((1u32 << rows) - 1) as __mmask16;
+    let last = bytes.div_ceil(4) - 1;
     for start in (0..bytes).step_by(64) {
         let n = 64.min(bytes - start);
         let mask = !0u64 >> (64 - n);
         let mut block = [_mm512_setzero_si512(); GROUP];
-        let whole = rows == GROUP && n == 64;
         for (row, to) in block.iter_mut().enumerate().take(rows) {
             let at = from.data.wrapping_add(row * from.row_bytes + start);
             // The same of the next panel, two groups on; a prefetch beyond the end does no harm.
@@ -201,12 +201,14 @@ unsafe fn pack(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usi
             };
         }
         let block = transpose(block);
-        for (d, &dwords) in block.iter().enumerate().take(n.div_ceil(4)) {
+        for (i, &dwords) in block.iter().enumerate().take(n.div_ceil(4)) {
+            let d = start / 4 + i;
             let dwords = _mm512_xor_si512(dwords, flip);
-            // SAFETY: `rows` dwords of row `start / 4 + d`, by the contract; a masked store writes no others.
+            // SAFETY: `rows` dwords of row d, by the contract. A store of a whole vector stays within the row, or goes on to the next ones, which are written
+            // afterwards; a masked one writes no others.
             unsafe {
-                let at = to.add((start / 4 + d) * stride);
-                if whole {
+                let at = to.add(d * stride);
+                if stride >= GROUP || d + GROUP <= last {
                     _mm512_storeu_si512(at.cast(), dwords);
                 } else {
                     _mm512_mask_storeu_epi32(at.cast(), lanes, dwords);
