@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::config::read_text;
 use crate::error::{Error, Result};
+use crate::models::family::{Renames, renamed};
 use crate::random;
 use crate::tensor::{DType, Tensor};
 
@@ -29,6 +30,8 @@ pub struct Weights {
     /// The file or folder, for messages.
     path: PathBuf,
     entries: BTreeMap<String, Entry>,
+    /// What modules are called in the files.
+    renames: Renames,
     faults: Faults,
     /// Bytes that stand-ins for tensors not found may still take: as many as the files have, whatever the caller's shapes say.
     spare: usize,
@@ -102,6 +105,7 @@ impl Weights {
         Weights {
             path: path.to_path_buf(),
             entries: BTreeMap::new(),
+            renames: &[],
             faults: Faults::default(),
             spare: 0,
             random: None,
@@ -142,8 +146,14 @@ impl Weights {
         Ok(names)
     }
 
+    /// From now on names are those of modules, which the files may call otherwise; unless they have the modules' own.
+    pub fn rename(&mut self, renames: Renames) {
+        let own = |name: &String| renames.iter().any(|(module, _)| name.starts_with(module));
+        self.renames = if self.entries.keys().any(own) { &[] } else { renames };
+    }
+
     pub fn contains(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+        self.entries.contains_key(&renamed(name, self.renames))
     }
 
     /// Names not taken yet, sorted.
@@ -158,6 +168,8 @@ impl Weights {
         if let Some((dtype, seed)) = self.random {
             return made_up(name, shape, dtype, seed).unwrap_or_else(|_| Tensor::zeros(&[0]));
         }
+        let stored = renamed(name, self.renames);
+        let name = stored.as_str();
         match self.entries.remove(name) {
             None => self.faults.missing.push(name.to_string()),
             Some(entry) if entry.shape != shape => {
