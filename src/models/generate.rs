@@ -81,6 +81,14 @@ impl Vlm {
 
     /// Completions of a batch, `samples` of them a request, in the order of the requests.
     pub fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
+        match self.text.gpu() {
+            Some(_) => self.answer(requests),
+            // On a thread of the pool: a loop that begins elsewhere waits for two threads to wake, and a token has hundreds of them.
+            None => rayon::scope(|_| self.answer(requests)),
+        }
+    }
+
+    fn answer(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
         if requests.iter().any(|r| r.samples == 0) {
             return Err(Error::Usage("a request for 0 samples, expected 1 or more".into()));
         }

@@ -96,7 +96,11 @@ impl Linear {
 
     /// Without the adapter.
     fn product(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
-        linear::forward(out, x, self.weight.get(), self.bias.as_ref().map(Param::get))
+        linear::forward_group(&mut [self.product_into(out)], x)
+    }
+
+    fn product_into<'a>(&'a self, out: &'a mut Tensor) -> linear::Layer<'a> {
+        linear::Layer { out, weight: self.weight.get(), bias: self.bias.as_ref().map(Param::get) }
     }
 
     /// What `forward` gives for each layer, all of which read x: their adapters are applied together.
@@ -110,11 +114,14 @@ impl Linear {
             return all(layers.map(|layer| layer.forward(x, pass)));
         }
         let mut outputs = all(layers.map(|layer| {
-            let mut out = x.like(&[x.rows(), layer.outputs()])?;
-            layer.product(&mut out, x)?;
             let xa = layer.lora.as_ref().map(|adapter| x.like(&[x.rows(), adapter.a.get().rows()]));
-            Ok((out, LinearSaved { xa: xa.transpose()?, mask_seed: None }))
+            let saved = LinearSaved { xa: xa.transpose()?, mask_seed: None };
+            Ok((x.like(&[x.rows(), layer.outputs()])?, saved))
         }))?;
+        let products = layers.iter().zip(&mut outputs);
+        let mut products: Vec<_> = products.map(|(layer, (out, _))| layer.product_into(out)).collect();
+        linear::forward_group(&mut products, x)?;
+        drop(products);
         let mut adapters = Vec::new();
         for (layer, (out, saved)) in layers.iter().zip(&mut outputs) {
             if let (Some(Lora { a, b, scale, .. }), Some(xa)) = (&layer.lora, &mut saved.xa) {

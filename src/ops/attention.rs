@@ -22,6 +22,8 @@ const ROWS: usize = 192;
 const KEYS: usize = 128;
 /// Rows up to which scores are tiles of dot products (matmul/dot.rs): gemm would spend its time on bringing the keys into its own layout.
 const FEW: usize = 16;
+/// Products of queries and keys, times the head size, below which the calling thread does it all.
+const SMALL: usize = 1 << 17;
 /// Rows of scores are filled up to a multiple of this, so that vector instructions do all the work.
 const LANES: usize = 16;
 
@@ -151,7 +153,7 @@ pub fn forward(
         .flat_map(|&span| (0..config.kv_heads).flat_map(move |kv_head| Item::all(span, kv_head, &config)))
         .collect();
     let hs = config.head_size;
-    items.par_iter().for_each_init(Scratch::default, |scratch, item| {
+    let one = |scratch: &mut Scratch, item: &Item| {
         attend(scratch, item, q, k, v, &config);
         for (r, acc) in scratch.acc.chunks_exact(hs).enumerate() {
             let (row, head) = item.place(r, &config);
@@ -165,7 +167,13 @@ pub fn forward(
                 unsafe { lse.slice(row * config.heads + head, 1)[0] = scratch.max[r] + total.ln() };
             }
         }
-    });
+    };
+    if items.iter().map(|item| item.rows(&config) * item.keys(&config)).sum::<usize>() * hs < SMALL {
+        let mut scratch = Scratch::default();
+        items.iter().for_each(|item| one(&mut scratch, item));
+    } else {
+        items.par_iter().for_each_init(Scratch::default, one);
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The layer's product in int8: y = (x_q W_q^T) x_scale w_scale + b, the sum over K in int32, exact.
-use super::matmul::int8;
+use super::matmul::Shared;
+use super::matmul::packed::products_int8;
 use super::{expect_f32, expect_shape, pieces, quantize, swiglu};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -16,6 +17,14 @@ pub struct Quantized<'a> {
 /// Terms of the longest sum that int32 holds: 127 * 127 of each.
 pub const MAX_DEPTH: usize = (i32::MAX as usize) / (127 * 127);
 
+/// What a layer makes of x.
+pub struct Layer<'a> {
+    pub out: &'a mut Tensor,          // [M, N], f32 in main memory
+    pub weight: Quantized<'a>,        // [N, K]
+    pub bias: Option<&'a Tensor>,     // [N], of any float type
+    pub residual: Option<&'a Tensor>, // [M, N]: out is that plus the product
+}
+
 /// out [M, N] (f32 in main memory); x [M, K], weight [N, K], bias [N] of any float type. With `residual` [M, N], out is that plus the product.
 /// On a GPU out, bias and residual have one type. It gives the same bits, rounded once if that is bf16.
 pub fn forward(
@@ -25,25 +34,43 @@ pub fn forward(
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
 ) -> Result<()> {
-    let [m, n, k] = check(out, x, weight, bias, residual)?;
-    if let Some(gpu) = x.q.gpu() {
-        return launch::forward(gpu, out, x, weight, bias, residual, [m, n, k]);
+    forward_group(&mut [Layer { out, weight, bias, residual }], x)
+}
+
+/// The same for layers that read x [M, K], at once.
+pub fn forward_group(layers: &mut [Layer], x: Quantized) -> Result<()> {
+    let mut sizes = [0; 3];
+    for Layer { out, weight, bias, residual } in &mut *layers {
+        sizes = check(out, x, *weight, *bias, *residual)?;
+        if let Some(gpu) = x.q.gpu() {
+            launch::forward(gpu, out, x, *weight, *bias, *residual, sizes)?;
+        }
     }
-    let (x_scale, w_scale) = (x.scale.f32s()?, weight.scale.f32s()?);
-    let bias = bias.map(pieces::widened).transpose()?;
-    let residual = residual.map(|r| r.f32s()).transpose()?;
-    let (x, weight) = (x.q.i8s()?, weight.q.i8s()?);
-    int8::products(out.f32s_mut()?, x, weight, [m, n, k], |row, first, out, sums| {
-        for (i, (out, &sum)) in out.iter_mut().zip(sums).enumerate() {
-            let column = first + i;
-            let mut y = sum as f32 * (x_scale[row] * w_scale[column]);
-            if let Some(bias) = &bias {
-                y += bias[column];
-            }
-            if let Some(residual) = residual {
-                y += residual[row * n + column];
-            }
-            *out = y;
+    if x.q.gpu().is_some() {
+        return Ok(());
+    }
+    let ([m, _, k], x_scale) = (sizes, x.scale.f32s()?);
+    let (mut weights, mut parts) = (Vec::new(), Vec::new());
+    for Layer { out, weight, bias, residual } in layers {
+        let n = out.cols();
+        weights.push((weight.q.i8s()?, n));
+        let bias = bias.map(pieces::widened).transpose()?;
+        let residual = residual.map(|r| r.f32s()).transpose()?;
+        parts.push((Shared::new(out.f32s_mut()?), n, weight.scale.f32s()?, bias, residual));
+    }
+    products_int8(x.q.i8s()?, k, m, &weights, &|layer, row, column, sums: &mut [i32]| {
+        let (out, n, w_scale, bias, residual) = &parts[layer];
+        let at = row * n + column;
+        // SAFETY: each element comes once.
+        let out = unsafe { out.slice(at, sums.len()) };
+        for ((y, &sum), w_scale) in out.iter_mut().zip(&*sums).zip(&w_scale[column..]) {
+            *y = sum as f32 * (x_scale[row] * w_scale);
+        }
+        if let Some(bias) = bias {
+            out.iter_mut().zip(&bias[column..]).for_each(|(y, bias)| *y += bias);
+        }
+        if let Some(residual) = residual {
+            out.iter_mut().zip(&residual[at..]).for_each(|(y, residual)| *y += residual);
         }
     });
     Ok(())
@@ -68,8 +95,8 @@ pub fn forward_swiglu(
         return launch::forward_swiglu(gpu, (q, scale), x, gate, up, size);
     }
     let [mut gates, mut ups, mut act] = [(); 3].map(|()| Tensor::zeros(q.shape()));
-    forward(&mut gates, x, gate, None, None)?;
-    forward(&mut ups, x, up, None, None)?;
+    let layer = |out, weight| Layer { out, weight, bias: None, residual: None };
+    forward_group(&mut [layer(&mut gates, gate), layer(&mut ups, up)], x)?;
     swiglu::forward(&mut act, &gates, &ups)?;
     quantize::forward(q, scale, &act)
 }

@@ -1,26 +1,18 @@
 //! y = x W^T + b.
-//! A row of y has the same bits whatever the other rows of x are and however many. Where K is large that is the work of tiles of dot products
-//! (matmul/dot.rs), which also read W only once and as it lies when x has few rows; where K is small, of `matmul`, which is faster there.
+//! A row of y has the same bits whatever the other rows of x are and however many (matmul/packed.rs).
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::expect_shape;
-use super::matmul::dot::{self, Panel, Rows, Sums};
-use super::matmul::{Shared, View, block, for_pieces, matmul};
+use super::matmul::{Shared, View, block, for_pieces, matmul, packed};
+use super::pieces;
 use crate::error::{Error, Result};
 use crate::tensor::{Elements, Tensor};
 
 mod launch;
 pub(super) use launch::{SKINNY, Scale, launch, tiles};
 
-/// K up to which `matmul` is faster than tiles of dot products, whose lanes have to be summed up at the end.
-const SHALLOW: usize = 256;
-/// Rows of x and of W in a piece of work. A block of W in f32 (DEPTH long) then fits the second-level cache.
-const X_ROWS: usize = 252;
-const W_ROWS: usize = 64;
-/// Elements of W, and multiply-adds, below which the calling thread does it all.
-const SMALL: (usize, usize) = (1 << 16, 1 << 20);
 /// Rows of W that are widened at a time for the backward.
 const DEPTH: usize = 512;
 
@@ -39,79 +31,64 @@ fn sizes(op: &'static str, y: &Tensor, weight: &Tensor, x: &Tensor) -> Result<(u
     Ok((m, n, k))
 }
 
-/// out [M, N], x [M, K] f32; weight [N, K] and bias [N] of any dtype (widened piece by piece, never as a whole).
+/// What a layer makes of x.
+pub struct Layer<'a> {
+    pub out: &'a mut Tensor,      // [M, N]
+    pub weight: &'a Tensor,       // [N, K]
+    pub bias: Option<&'a Tensor>, // [N]
+}
+
+/// out [M, N], x [M, K] f32; weight [N, K] and bias [N] of any dtype (widened piece by piece, never as a whole). By a bf16 weight x is rounded to bf16.
 /// On a GPU x, weight and bias have one type and out has it too or is f32.
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    forward_group(&mut [Layer { out, weight, bias }], x)
+}
+
+/// The same for layers that read x [M, K]: at once in main memory, where each would have threads to wake.
+pub fn forward_group(layers: &mut [Layer], x: &Tensor) -> Result<()> {
     const OP: &str = "linear forward";
-    let (m, n, k) = sizes(OP, out, weight, x)?;
-    if let Some(bias) = bias {
-        expect_shape(OP, "bias", bias, &[n])?;
+    for Layer { out, weight, bias } in &mut *layers {
+        let (_, n, _) = sizes(OP, out, weight, x)?;
+        if let Some(bias) = bias {
+            expect_shape(OP, "bias", bias, &[n])?;
+        }
+        if let Some(gpu) = x.gpu() {
+            launch(gpu, OP, out, x, weight, *bias, Scale { alpha: 1.0, accumulate: false })?;
+        }
     }
-    if let Some(gpu) = x.gpu() {
-        return launch(gpu, OP, out, x, weight, bias, Scale { alpha: 1.0, accumulate: false });
-    }
-    let (out, x) = (out.f32s_mut()?, x.f32s()?);
-    if n == 0 {
+    if x.gpu().is_some() {
         return Ok(());
     }
-    let mut first = vec![0.0; n];
-    if let Some(bias) = bias {
-        bias.elements()?.widen(0, &mut first);
+    let (mut weights, mut parts) = (Vec::new(), Vec::new());
+    for Layer { out, weight, bias } in layers {
+        let n = out.cols();
+        weights.push((weight.elements()?, n));
+        parts.push((Shared::new(out.f32s_mut()?), n, bias.map(pieces::widened).transpose()?));
     }
-    out.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(&first));
-    add_product(out, m, x, &weight.elements()?, n, k);
+    packed::products(x.f32s()?, x.cols(), x.rows(), &weights, &|layer, row, col, sums: &mut [f32]| {
+        let (out, n, bias) = &parts[layer];
+        // SAFETY: each element comes once.
+        let to = unsafe { out.slice(row * n + col, sums.len()) };
+        match bias {
+            None => packed::copy(to, sums),
+            Some(bias) => {
+                for ((to, sum), bias) in to.iter_mut().zip(sums).zip(&bias[col..]) {
+                    *to = *sum + bias;
+                }
+            }
+        }
+    });
     Ok(())
 }
 
 /// out [M, N] += x W^T for W [N, K], each row by itself.
 pub(super) fn add_product(out: &mut [f32], m: usize, x: &[f32], weight: &Elements, n: usize, k: usize) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    if k > SHALLOW || n == 1 {
-        return add_dots(out, m, x, weight, n, k);
-    }
-    let a = View { data: x, rs: k, cs: 1 };
-    match weight {
-        Elements::F32(w) => matmul(m, n, k, out, n, 1.0, a, View { data: w, rs: 1, cs: k }, true),
-        narrow => {
-            let out = Shared::new(out);
-            for_pieces(m, n, k, |rows, cols| {
-                let wide = widen(narrow, k, cols.clone(), 0..k);
-                let a = View { data: &x[rows.start * k..], ..a };
-                let b = View { data: &wide, rs: 1, cs: k };
-                // SAFETY: pieces lie within M x N and are disjoint; A and B have as many rows as the piece and K columns.
-                unsafe {
-                    let c = out.at(rows.start * n + cols.start);
-                    block(rows.len(), cols.len(), k, c, n, 1.0, a, b, true);
-                }
-            });
-        }
-    }
-}
-
-/// The same by dot products: each piece goes through K in steps, with its block of W widened into a panel.
-fn add_dots(out: &mut [f32], m: usize, x: &[f32], weight: &Elements, n: usize, k: usize) {
     let out = Shared::new(out);
-    let across = n.div_ceil(W_ROWS);
-    let run = |panel: &mut Panel, piece: usize| {
-        let (i, j) = (piece / across * X_ROWS, piece % across * W_ROWS);
-        let (rows, cols) = (X_ROWS.min(m - i), W_ROWS.min(n - j));
-        for start in (0..k).step_by(dot::DEPTH) {
-            let depth = dot::DEPTH.min(k - start);
-            panel.fill(cols, depth, |r, to| weight.widen((j + r) * k + start, to));
-            let x = Rows { data: &x[i * k + start..], stride: k };
-            // SAFETY: rows x cols elements from (i, j) on lie within M x N; pieces are disjoint.
-            unsafe { dot::add_products(Sums { data: out.at(i * n + j), stride: n }, rows, depth, x, panel) };
-        }
-    };
-    let pieces = 0..m.div_ceil(X_ROWS) * across;
-    if n * k < SMALL.0 && m * n * k < SMALL.1 {
-        let mut panel = Panel::default();
-        pieces.for_each(|piece| run(&mut panel, piece));
-    } else {
-        pieces.into_par_iter().for_each_init(Panel::default, run);
-    }
+    packed::products(x, k, m, &[(*weight, n)], &|_, row, col, sums: &mut [f32]| {
+        // SAFETY: `products` hands out each element once.
+        let to = unsafe { out.slice(row * n + col, sums.len()) };
+        to.iter_mut().zip(sums).for_each(|(to, sum)| *to += *sum);
+    });
 }
 
 /// Rows and columns of a matrix of `width` columns, as a dense f32 matrix.

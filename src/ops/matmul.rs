@@ -4,7 +4,7 @@
 //! also has the same bits among any number of rows: partial sums over DEPTH steps, added up in order. `deep` products are the exception.
 
 pub(super) mod dot;
-pub(super) mod int8;
+pub(super) mod packed;
 
 use std::borrow::Cow;
 use std::marker::PhantomData;

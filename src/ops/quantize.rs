@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::vector_math::vectorised;
 use super::{expect_f32, expect_shape, int, kernel_dtype, pieces};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Gpu, Launch, Ptr, Tensor};
@@ -65,24 +66,26 @@ pub(super) fn each_row(
     Ok(())
 }
 
-/// Quantises one row; its scale.
-pub(super) fn row(q: &mut [i8], x: &[f32]) -> f32 {
-    // An integer maximum over the bits of |x|: infinities and NaN lie above all numbers, and it has no order.
-    let bits = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
-    let most = f32::from_bits(bits);
-    if !most.is_finite() {
-        q.fill(0);
-        return f32::NAN;
+vectorised! {
+    /// Quantises one row; its scale.
+    pub(super) fn row(q: &mut [i8], x: &[f32]) -> f32 {
+        // An integer maximum over the bits of |x|: infinities and NaN lie above all numbers, and it has no order.
+        let bits = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
+        let most = f32::from_bits(bits);
+        if !most.is_finite() {
+            q.fill(0);
+            return f32::NAN;
+        }
+        if most < TINY {
+            q.fill(0);
+            return 0.0;
+        }
+        let inverse = LEVELS / most;
+        for (q, x) in q.iter_mut().zip(x) {
+            *q = (x * inverse).round_ties_even() as i8;
+        }
+        most / LEVELS
     }
-    if most < TINY {
-        q.fill(0);
-        return 0.0;
-    }
-    let inverse = LEVELS / most;
-    for (q, x) in q.iter_mut().zip(x) {
-        *q = (x * inverse).round_ties_even() as i8;
-    }
-    most / LEVELS
 }
 
 /// Threads of a block, and its shared memory: a number a warp.

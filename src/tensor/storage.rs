@@ -30,6 +30,7 @@ pub(super) enum Storage {
 }
 
 /// A borrowed view of the elements, by type.
+#[derive(Clone, Copy)]
 pub enum Elements<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
