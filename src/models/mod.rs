@@ -6,7 +6,8 @@
 //! ```
 //!
 //! `vlm.rs` puts the parts together; `config.rs`, `weights.rs`, `adapter.rs` and `hub.rs` read a checkpoint folder;
-//! `param.rs`, `linear.rs` and `norm.rs` are the blocks' bricks, each forward with its backward.
+//! `int8/` makes a model int8, in memory or as a folder;
+//! `param.rs`, `weight.rs`, `linear.rs` and `norm.rs` are the blocks' bricks, each forward with its backward.
 
 pub mod adapter;
 pub mod config;
@@ -15,6 +16,7 @@ mod decode;
 pub mod generate;
 pub mod hub;
 pub mod image;
+pub mod int8;
 pub mod linear;
 pub mod norm;
 pub mod param;
@@ -22,4 +24,5 @@ pub mod prompt;
 pub mod text;
 pub mod vision;
 pub mod vlm;
+pub mod weight;
 pub mod weights;

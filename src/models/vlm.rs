@@ -8,12 +8,14 @@ use crate::models::config::Config;
 use crate::models::connector::Connector;
 use crate::models::hub;
 use crate::models::image::{ImageProcessor, Tiles};
+use crate::models::int8::Scheme;
 use crate::models::linear::{Pass, VisitLinear};
 use crate::models::param::{Param, VisitParam};
 use crate::models::prompt::{Message, Prompter};
 use crate::models::text::Text;
 use crate::models::vision::Vision;
 use crate::models::weights::{self, Weights};
+use crate::ops::attention::{Span, Spans};
 use crate::ops::embedding;
 use crate::ops::patch_embed::Pixels;
 use crate::tensor::{DType, Device, Indices, Tensor};
@@ -52,6 +54,7 @@ impl Vlm {
     /// The settings of a checkpoint folder, with weights from wherever.
     pub fn with_weights(folder: PathBuf, mut weights: Weights) -> Result<Vlm> {
         let config = Config::read(&folder)?;
+        weights.expect_int8(Scheme::read(&folder)?);
         let vision = Vision::take(&mut weights, &config.vision);
         let connector = Connector::take(&mut weights, &config);
         let text = Text::take(&mut weights, &config.text);
@@ -151,6 +154,16 @@ impl Vlm {
         Ok(x)
     }
 
+    /// What the text tower makes of one prompt, [T, C], before the final norm.
+    pub fn states(&self, prompt: &Prompt) -> Result<Tensor> {
+        let len = prompt.ids.len();
+        let positions: Vec<u32> = (0..len as u32).collect();
+        let spans = Spans::from(vec![Span { q_start: 0, q_len: len, k_start: 0, k_len: len }]);
+        let x = self.embed(std::slice::from_ref(prompt))?;
+        let mut cache = self.text.cache(len)?;
+        self.text.forward_cached(x, &positions, &(0..len as u32).collect(), &spans, &mut cache)
+    }
+
     /// Indices of the picture tokens among `ids`.
     pub fn picture_tokens(&self, ids: &[u32]) -> Vec<u32> {
         let is_picture = |(i, &id): (usize, &u32)| (id == self.config.image_token_id).then_some(i as u32);
@@ -173,6 +186,15 @@ impl Vlm {
 
     /// Writes a plain checkpoint folder: the weights as they are now, beside copies of the other files it was read from.
     pub fn save(&mut self, folder: &Path) -> Result<()> {
+        let scheme = Scheme::read(&self.folder)?;
+        let mut as_read = true;
+        self.visit_linears(&mut |name, linear| {
+            as_read &= linear.weight.is_int8() == scheme.as_ref().is_some_and(|s| s.covers(name));
+        });
+        if !as_read {
+            let what = "this model was made int8 in memory: `mpa quantize` writes it as a folder";
+            return Err(Error::Usage(format!("{}: {what}", self.folder.display())));
+        }
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         for name in hub::SETTINGS {
             let path = self.folder.join(name);

@@ -16,11 +16,12 @@ use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
 use crate::ops::{embedding, linear, rope};
+use crate::quant::Group;
 use crate::tensor::{DType, Device, Gpu, Indices, Tensor};
 
 const NAME: &str = "model.text_model";
 const EMBED: &str = "model.text_model.embed_tokens.weight";
-const HEAD: &str = "lm_head";
+pub(super) const HEAD: &str = "lm_head";
 
 pub struct Text {
     embed: Param, // [V, C]
@@ -232,6 +233,36 @@ impl Text {
         if let Some(head) = &mut self.head {
             f(HEAD, head);
         }
+    }
+
+    /// Whether the embedding is the head.
+    pub fn is_tied(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// Gives an embedding that is the head a copy to be the head instead.
+    pub fn untie(&mut self) {
+        let embed = &self.embed;
+        self.head.get_or_insert_with(|| Linear::new(embed.value.clone()));
+    }
+
+    pub fn is_head(&self, name: &str) -> bool {
+        name == HEAD
+    }
+
+    pub fn embedding_name(&self) -> String {
+        EMBED.to_string()
+    }
+
+    /// What can be smoothed: the layers by what they read.
+    pub fn groups(&self) -> Vec<Group> {
+        let block = |(i, block): (usize, &Block)| block.groups(&block_name(i));
+        let mut groups: Vec<Group> = self.blocks.iter().enumerate().flat_map(block).collect();
+        if self.head.is_some() {
+            let makers = vec![format!("{NAME}.norm.weight")];
+            groups.push(Group { makers, readers: vec![HEAD.to_string()], shared: (1, 1) });
+        }
+        groups
     }
 
     /// Where the weights are.
