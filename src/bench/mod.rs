@@ -3,12 +3,14 @@
 //! ```text
 //! shapes.rs, work.rs: what is run, its bytes and FLOPs --> cases.rs, backward.rs: tensors and a call --> timing.rs: median --> Row
 //! checkpoint.rs: whole models with random weights --> model.rs: answers and training steps
+//! perplexity.rs: what a model makes of a text
 //! ```
 
 mod backward;
 mod cases;
 pub mod checkpoint;
 pub mod model;
+pub mod perplexity;
 mod shapes;
 mod timing;
 mod work;

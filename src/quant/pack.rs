@@ -2,7 +2,7 @@
 use crate::error::Result;
 use crate::ops::quantize;
 use crate::quant::Fold;
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Tensor};
 
 /// Elements of the rows that are widened at a time.
 const PIECE: usize = 1 << 18;
@@ -27,7 +27,7 @@ pub fn scales(weight: &Tensor, fold: Option<&Fold>) -> Result<Tensor> {
 }
 
 fn pieces(weight: &Tensor, fold: Option<&Fold>, mut made: impl FnMut(&[i8], &[f32])) -> Result<()> {
-    let here = weight.to_device(&crate::tensor::Device::Cpu)?;
+    let here = weight.to_device(&Device::Cpu)?;
     let (rows, cols, elements) = (weight.rows(), weight.cols(), here.elements()?);
     let step = (PIECE / cols.max(1)).max(1);
     for first in (0..rows).step_by(step) {

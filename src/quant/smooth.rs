@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 /// Largest exponent of a scale: no weight comes near the end of its type's range.
 const MOST: f32 = 8.0;
@@ -88,6 +88,7 @@ pub fn see(seen: &Mutex<Vec<f32>>, x: &Tensor) -> Result<()> {
 
 /// The largest |w| of each column of [N, K].
 pub fn column_maxima(weight: &Tensor) -> Result<Vec<f32>> {
+    let weight = weight.to_device(&Device::Cpu)?;
     let elements = weight.elements()?;
     let (mut maxima, mut row) = (vec![0.0; weight.cols()], vec![0.0; weight.cols()]);
     for i in 0..weight.rows() {
