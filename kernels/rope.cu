@@ -8,6 +8,12 @@
 // Bytes: 2 T (q_heads + k_heads) 2 half sizeof + 8 T half. FLOPs: 6 T (q_heads + k_heads) half. Bound by memory: at 3.35 TB/s (H100) T = 8192, 15 + 5 heads of
 // 64 in bf16 (SmolVLM-500M) take 13 us; in decoding the launch is what counts, hence q and k in one.
 // Reached: not yet run on a GPU.
+//
+// split: q, k and v come apart out of the rows [T, (q_heads + 2 k_heads) HS] of one product (the vision tower of Qwen2-VL), q and k rotated on
+// the way; its backward puts the three gradients together, turned back. A lane takes a pack of an output, and reads the two it is made of.
+// Bytes: 4 T (q_heads + 2 k_heads) HS sizeof / 2 + 8 T half, that is each element read and written once, the partner of a rotated one from L1. At
+// 3.35 TB/s T = 4096 with 16 heads of 80 in bf16 (Qwen2-VL's vision tower) take 19 us.
+// Reached: not yet run on a GPU.
 // backward, on the gradients of q and k: the inverse rotation, by the negative sine.
 #include "common.cuh"
 
@@ -55,6 +61,66 @@ __device__ __forceinline__ void rotate(T* q, T* k, const float* cos, const float
   }
 }
 
+// The rows of q, k and v, where each head of the product belongs.
+template <class T>
+struct Apart {
+  T *q, *k, *v;
+  int q_heads, k_heads, head_size;
+
+  __device__ __forceinline__ T* head(int64_t row, int head) const {
+    if (head < q_heads) return q + (row * q_heads + head) * head_size;
+    head -= q_heads;
+    return head < k_heads ? k + (row * k_heads + head) * head_size : v + (row * k_heads + head - k_heads) * head_size;
+  }
+};
+
+// The rows of the product.
+template <class T>
+struct Together {
+  T* qkv;
+  int heads, head_size;
+
+  __device__ __forceinline__ T* head(int64_t row, int head) const { return qkv + (row * heads + head) * head_size; }
+};
+
+// N elements from `at` on of a head: those of x as they are, or turned, where they are among the first 2 half of them.
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> turned(const T* x, int at, const float* cos, const float* sin, int half, float sign) {
+  Pack<T, N> pack = load_pack<N>(x + at);
+  if (at >= 2 * half) return pack;
+  const bool first = at < half;
+  const int angle = first ? at : at - half;
+  const Pack<T, N> partner = load_pack<N>(first ? x + at + half : x + at - half);
+  for (int i = 0; i < N; i++) {
+    const float sine = sign * sin[angle + i], b = to_f32(partner[i]) * (first ? -sine : sine);
+    pack[i] = from_f32<T>(to_f32(pack[i]) * cos[angle + i] + b);
+  }
+  return pack;
+}
+
+// Moves every head of a token from one to the other; those of q and k turn.
+template <class T, class To, class From>
+__device__ __forceinline__ void move_heads(const To& to, const From& from, const float* cos, const float* sin, int rows, int q_heads, int k_heads,
+                                           int head_size, int half, float sign) {
+  constexpr int N = 16 / sizeof(T);
+  const int row = blockIdx.x * ROWS + warp_id();
+  if (row >= rows) return;
+  cos += static_cast<int64_t>(row) * half;
+  sin += static_cast<int64_t>(row) * half;
+  // Packs need aligned heads and halves: other sizes go element by element.
+  const bool wide = half % N == 0 && head_size % N == 0;
+  const int items = wide ? head_size / N : head_size;  // of a head
+  for (int item = lane_id(); item < (q_heads + 2 * k_heads) * items; item += 32) {
+    const int head = item / items, i = item % items, turns = head < q_heads + k_heads ? half : 0;
+    const T* x = from.head(row, head);
+    if (wide) {
+      store_pack(to.head(row, head) + i * N, turned<N>(x, i * N, cos, sin, turns, sign));
+    } else {
+      to.head(row, head)[i] = turned<1>(x, i, cos, sin, turns, sign)[0];
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(128) rope_forward_bf16(bf16* q, bf16* k, const float* cos, const float* sin, int rows, int q_heads,
                                                                     int k_heads, int head_size, int half) {
   rotate(q, k, cos, sin, rows, q_heads, k_heads, head_size, half, 1.0f);
@@ -73,4 +139,32 @@ extern "C" __global__ void __launch_bounds__(128) rope_backward_bf16(bf16* dq, b
 extern "C" __global__ void __launch_bounds__(128) rope_backward_f32(float* dq, float* dk, const float* cos, const float* sin, int rows, int q_heads,
                                                                    int k_heads, int head_size, int half) {
   rotate(dq, dk, cos, sin, rows, q_heads, k_heads, head_size, half, -1.0f);
+}
+
+extern "C" __global__ void __launch_bounds__(128) rope_split_forward_bf16(bf16* q, bf16* k, bf16* v, const bf16* qkv, const float* cos, const float* sin,
+                                                                         int rows, int q_heads, int k_heads, int head_size, int half) {
+  const Together<const bf16> from{qkv, q_heads + 2 * k_heads, head_size};
+  const Apart<bf16> to{q, k, v, q_heads, k_heads, head_size};
+  move_heads<bf16>(to, from, cos, sin, rows, q_heads, k_heads, head_size, half, 1.0f);
+}
+
+extern "C" __global__ void __launch_bounds__(128) rope_split_backward_bf16(const bf16* dq, const bf16* dk, const bf16* dv, bf16* dqkv, const float* cos,
+                                                                          const float* sin, int rows, int q_heads, int k_heads, int head_size, int half) {
+  const Together<bf16> to{dqkv, q_heads + 2 * k_heads, head_size};
+  const Apart<const bf16> from{dq, dk, dv, q_heads, k_heads, head_size};
+  move_heads<bf16>(to, from, cos, sin, rows, q_heads, k_heads, head_size, half, -1.0f);
+}
+
+extern "C" __global__ void __launch_bounds__(128) rope_split_forward_f32(float* q, float* k, float* v, const float* qkv, const float* cos, const float* sin,
+                                                                         int rows, int q_heads, int k_heads, int head_size, int half) {
+  const Together<const float> from{qkv, q_heads + 2 * k_heads, head_size};
+  const Apart<float> to{q, k, v, q_heads, k_heads, head_size};
+  move_heads<float>(to, from, cos, sin, rows, q_heads, k_heads, head_size, half, 1.0f);
+}
+
+extern "C" __global__ void __launch_bounds__(128) rope_split_backward_f32(const float* dq, const float* dk, const float* dv, float* dqkv, const float* cos,
+                                                                          const float* sin, int rows, int q_heads, int k_heads, int head_size, int half) {
+  const Together<float> to{dqkv, q_heads + 2 * k_heads, head_size};
+  const Apart<const float> from{dq, dk, dv, q_heads, k_heads, head_size};
+  move_heads<float>(to, from, cos, sin, rows, q_heads, k_heads, head_size, half, -1.0f);
 }

@@ -34,9 +34,9 @@ fn complaint<T>(result: Result<T>) -> String {
 
 /// Every name of the SmolVLM layout with its shape.
 fn smolvlm_names(c: &Config) -> Vec<(String, Vec<usize>)> {
-    let (t, v) = (&c.text, &c.vision);
-    let patches = v.patches_per_side().pow(2);
-    let shuffled = v.hidden_size * c.scale_factor * c.scale_factor;
+    let (t, v) = (&c.text, c.vision.as_ref().unwrap());
+    let patches = v.tile_patches();
+    let shuffled = v.hidden_size * v.merge * v.merge;
     let mut names: Vec<(String, Vec<usize>)> = vec![
         ("lm_head.weight".into(), vec![t.vocab_size, t.hidden_size]),
         ("model.text_model.embed_tokens.weight".into(), vec![t.vocab_size, t.hidden_size]),

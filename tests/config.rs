@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use mpa::error::Result;
 use mpa::models::config::{Config, TextConfig, VisionConfig};
+use mpa::models::family::Family;
+use mpa::ops::gelu::Kind;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -50,6 +52,7 @@ fn planted(pointer: &str, value: Value) -> Value {
 #[test]
 fn the_golden_config_is_read_whole() {
     let want = Config {
+        family: Family::Idefics3,
         text: TextConfig {
             hidden_size: 64,
             intermediate_size: 112,
@@ -57,28 +60,32 @@ fn the_golden_config_is_read_whole() {
             heads: 4,
             kv_heads: 2,
             head_size: 16,
+            qkv_bias: false,
             rms_norm_eps: 1e-5,
             rope_theta: 1e5,
+            mrope: None,
             max_positions: 2048,
             vocab_size: 440,
             tie_word_embeddings: false,
         },
-        vision: VisionConfig {
+        vision: Some(VisionConfig {
             hidden_size: 48,
             intermediate_size: 96,
             layers: 2,
             heads: 3,
-            image_size: 48,
+            tile: Some(48),
             patch_size: 6,
+            frames: 1,
+            merge: 4,
+            activation: Kind::Tanh,
             layer_norm_eps: 1e-6,
-        },
-        image_token_id: 438,
-        scale_factor: 4,
+            image_token_id: 438,
+        }),
         eos_token_ids: vec![439],
     };
     let got = Config::read(&smolvlm()).unwrap();
     assert_eq!(got, want);
-    assert_eq!(got.tile_tokens(), 4);
+    assert_eq!(got.vision.unwrap().tile_tokens(), 4);
 }
 
 #[test]
@@ -93,8 +100,10 @@ fn missing_keys_have_the_defaults_of_transformers() {
         heads: 32,
         kv_heads: 32,
         head_size: 128,
+        qkv_bias: false,
         rms_norm_eps: 1e-6,
         rope_theta: 1e4,
+        mrope: None,
         max_positions: 2048,
         vocab_size: 32_000,
         tie_word_embeddings: false,
@@ -104,14 +113,111 @@ fn missing_keys_have_the_defaults_of_transformers() {
         intermediate_size: 3072,
         layers: 12,
         heads: 16,
-        image_size: 224,
+        tile: Some(224),
         patch_size: 32,
+        frames: 1,
+        merge: 7,
+        activation: Kind::Tanh,
         layer_norm_eps: 1e-6,
+        image_token_id: 5,
     };
-    assert_eq!(got, Config { text, vision, image_token_id: 5, scale_factor: 7, eos_token_ids: vec![2] });
+    let family = Family::Idefics3;
+    assert_eq!(got, Config { family, text, vision: Some(vision), eos_token_ids: vec![2] });
     // Without any text_config, Idefics3Config makes one of its own.
     let got = read(&json!({"model_type": "idefics3", "image_token_id": 5, "scale_factor": 7})).unwrap();
     assert_eq!(got.text.rms_norm_eps, 1e-5);
+}
+
+/// Qwen2-VL-2B's, as published but for what is the default.
+fn qwen2_vl() -> Value {
+    json!({
+        "model_type": "qwen2_vl", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+        "num_attention_heads": 12, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "vocab_size": 151_936,
+        "tie_word_embeddings": true, "use_sliding_window": false, "sliding_window": 32_768, "eos_token_id": 151_645,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vision_config": {"hidden_size": 1536, "in_chans": 3, "spatial_patch_size": 14},
+    })
+}
+
+#[test]
+fn qwen2_vl_is_read_as_published_and_as_transformers_5_writes_it() {
+    let got = read(&qwen2_vl()).unwrap();
+    let text = TextConfig {
+        hidden_size: 1536,
+        intermediate_size: 8960,
+        layers: 28,
+        heads: 12,
+        kv_heads: 2,
+        head_size: 128,
+        qkv_bias: true,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e6,
+        mrope: Some([16, 24, 24]),
+        max_positions: 32_768,
+        vocab_size: 151_936,
+        tie_word_embeddings: true,
+    };
+    let vision = VisionConfig {
+        hidden_size: 1280,
+        intermediate_size: 5120,
+        layers: 32,
+        heads: 16,
+        tile: None,
+        patch_size: 14,
+        frames: 2,
+        merge: 2,
+        activation: Kind::Quick,
+        layer_norm_eps: 1e-6,
+        image_token_id: 151_655,
+    };
+    let want = Config { family: Family::Qwen2Vl, text, vision: Some(vision), eos_token_ids: vec![151_645] };
+    assert_eq!(got, want);
+
+    let mut text = qwen2_vl();
+    let keys = text.as_object_mut().unwrap();
+    let vision = keys.remove("vision_config").unwrap();
+    keys.remove("rope_scaling");
+    keys.insert("model_type".into(), json!("qwen2_vl_text"));
+    let rope = json!({"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]});
+    keys.insert("rope_parameters".into(), rope);
+    let nested = json!({
+        "model_type": "qwen2_vl", "tie_word_embeddings": true, "text_config": text, "vision_config": vision,
+    });
+    assert_eq!(read(&nested).unwrap(), want);
+}
+
+#[test]
+fn what_qwen2_vl_does_not_compute_here_is_an_error() {
+    let cases = [
+        ("/use_sliding_window", json!(true), "use_sliding_window: expected false"),
+        ("/rope_scaling/mrope_section", json!([16, 24]), "mrope_section: expected 3 lengths"),
+        ("/rope_scaling/mrope_section", json!([16, 24, 25]), "half the head size, 64"),
+        ("/rope_scaling/mrope_section", json!(null), "mrope_section: expected 3 lengths"),
+        ("/rope_scaling/type", json!("yarn"), "rope_scaling.type: expected mrope"),
+        ("/vision_config/hidden_act", json!("gelu"), "vision_config.hidden_act: expected quick_gelu"),
+        ("/vision_config/num_heads", json!(7), "vision_config.embed_dim: expected a multiple"),
+        ("/vision_config/embed_dim", json!(32), "vision_config.num_heads: expected heads of a size"),
+        ("/vision_config/mlp_ratio", json!(1 << 18), "vision_config.mlp_ratio: expected a whole number"),
+        ("/image_token_id", json!(151_936), "image_token_id: expected a whole number from 0 to 151935"),
+    ];
+    for (pointer, value, want) in cases {
+        let mut config = qwen2_vl();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        config.pointer_mut(parent).unwrap()[key] = value;
+        let message = complaint(read(&config));
+        assert!(message.contains(want), "{pointer}: {message}");
+    }
+}
+
+#[test]
+fn a_text_model_has_its_keys_at_the_top_and_no_vision() {
+    let got = read(&json!({
+        "model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "vocab_size": 49_152, "rope_theta": 1e5, "tie_word_embeddings": true,
+    }))
+    .unwrap();
+    assert_eq!((got.family, got.vision), (Family::Llama, None));
+    assert_eq!((got.text.head_size, got.text.rope_theta, got.text.qkv_bias), (64, 1e5, false));
 }
 
 #[test]
@@ -120,7 +226,7 @@ fn a_tile_may_have_pixels_beyond_its_last_whole_patch() {
     let mut config = small();
     config["scale_factor"] = json!(3);
     config["vision_config"] = json!({"image_size": 384, "patch_size": 14});
-    assert_eq!(read(&config).unwrap().tile_tokens(), 81);
+    assert_eq!(read(&config).unwrap().vision.unwrap().tile_tokens(), 81);
 }
 
 #[test]
@@ -159,7 +265,11 @@ fn end_tokens_come_from_the_first_file_that_names_some() {
 fn a_config_that_cannot_be_honoured_names_file_key_and_value() {
     let big = 1u64 << 40;
     let cases = [
-        ("/model_type", json!("qwen2_vl"), "model_type: expected one of idefics3, smolvlm, got \"qwen2_vl\""),
+        (
+            "/model_type",
+            json!("internvl"),
+            "model_type: expected one of idefics3, smolvlm, qwen2_vl, llama, got \"internvl\"",
+        ),
         ("/model_type", Value::Null, "model_type: expected one of"),
         ("/text_config", json!([]), "text_config: expected an object, got []"),
         (

@@ -10,7 +10,7 @@ use mpa::demo::lessons::student_knows;
 use mpa::demo::questions::{Skill, answer, questions, random_question, reading};
 use mpa::demo::scene::{Content, Kind, MAX_VALUE, Purpose, Scene, Style, generator};
 use mpa::demo::vocabulary::{self, ANNOTATE, READ};
-use mpa::models::prompt::{self, Message, Prompter};
+use mpa::models::prompt::{self, Message, Placeholders, Prompter};
 use mpa::models::vlm::Vlm;
 use mpa::mpa::engine::Native;
 use mpa::mpa::progress::Progress;
@@ -178,7 +178,8 @@ fn models() -> tempfile::TempDir {
 fn the_vocabulary_covers_all_that_is_said() {
     assert!(vocabulary::tokens().len() < 100);
     let folder = models();
-    let prompter = Prompter::read(&folder.path().join("student"), 16).expect("tokenizer and template");
+    let prompter = Prompter::read(&folder.path().join("student"), Placeholders::Tiles(16))
+        .expect("tokenizer and template");
     let check = |prompt: &str, reply: &str| {
         let text = |text: &str| prompt::Content::Text(text.to_string());
         let messages = [

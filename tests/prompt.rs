@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mpa::models::config::Config;
-use mpa::models::prompt::{Content, Message, Prompter};
+use mpa::models::prompt::{Content, Message, Placeholders, Prompter};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -27,7 +27,7 @@ fn golden_folders() -> Vec<PathBuf> {
 
 fn prompter() -> Prompter {
     let folder = smolvlm();
-    Prompter::read(&folder, Config::read(&folder).unwrap().tile_tokens()).unwrap()
+    Prompter::read(&folder, Placeholders::of(&Config::read(&folder).unwrap())).unwrap()
 }
 
 fn json(path: &Path) -> Value {
@@ -94,7 +94,7 @@ fn grids(prompter: &Prompter, ids: &[u32]) -> Vec<(usize, usize)> {
 #[test]
 fn tokenizer_cases_are_equal() {
     for folder in golden_folders() {
-        let prompter = Prompter::read(&folder, 4).unwrap();
+        let prompter = Prompter::read(&folder, Placeholders::Tiles(4)).unwrap();
         let cases = json(&folder.join("fixtures/tokenizer_cases.json"));
         assert!(cases.as_array().unwrap().len() > 3);
         for case in cases.as_array().unwrap() {
@@ -112,7 +112,7 @@ fn tokenizer_cases_are_equal() {
 #[test]
 fn prompts_are_equal() {
     for folder in golden_folders() {
-        let prompter = Prompter::read(&folder, 4).unwrap();
+        let prompter = Prompter::read(&folder, Placeholders::Tiles(4)).unwrap();
         let report = json(&folder.join("fixtures/report.json"));
         for (name, case) in report["cases"].as_object().unwrap() {
             let conversations = case["conversations"].as_array().unwrap();
@@ -170,7 +170,7 @@ fn training_text_has_the_answer_and_the_end_of_the_turn() {
 
 #[test]
 fn pictures_are_expanded_row_by_row() {
-    let prompter = Prompter::read(&smolvlm(), 2).unwrap();
+    let prompter = Prompter::read(&smolvlm(), Placeholders::Tiles(2)).unwrap();
     let around = "<fake_token_around_image>";
     let global = format!("{around}<global-img><image><image>{around}");
     assert_eq!(prompter.expand("a<image>b", &[(0, 0)]).unwrap(), format!("a{global}b"));
@@ -227,7 +227,7 @@ fn with_template(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 fn render_with(files: &[(&str, &str)], messages: &[Message]) -> mpa::error::Result<String> {
-    Prompter::read(with_template(files).path(), 4)?.render(messages, true)
+    Prompter::read(with_template(files).path(), Placeholders::Tiles(4))?.render(messages, true)
 }
 
 fn text_only(text: &str) -> Vec<Message> {
@@ -329,13 +329,13 @@ fn a_bad_tokenizer_is_an_error_that_names_its_file() {
     ];
     for (name, text, want) in cases {
         let folder = with_template(&[("chat_template.jinja", "x"), (name, text)]);
-        let error = Prompter::read(folder.path(), 4).err().unwrap();
+        let error = Prompter::read(folder.path(), Placeholders::Tiles(4)).err().unwrap();
         let message = error.to_string();
         assert!(message.contains(name) && message.contains(want), "{message}");
         assert_eq!(error.exit_code(), 2, "{message}");
     }
     let folder = with_template(&[("chat_template.jinja", "x")]);
     std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
-    let error = Prompter::read(folder.path(), 4).err().unwrap();
+    let error = Prompter::read(folder.path(), Placeholders::Tiles(4)).err().unwrap();
     assert!(error.to_string().contains("tokenizer.json") && error.exit_code() == 2, "{error}");
 }

@@ -29,7 +29,7 @@ impl Maker {
             }
             Work::GeluBackward { rows, cols } => {
                 let [mut dx, dy, x] = self.randoms(&[rows, cols])?;
-                Box::new(move || gelu::backward(&mut dx, &dy, &x))
+                Box::new(move || gelu::backward(&mut dx, &dy, &x, gelu::Kind::Tanh))
             }
             Work::EmbeddingBackward { tokens, width, vocabulary } => {
                 let ids: Vec<u32> = (0..tokens).map(|i| (i * 7919 % vocabulary) as u32).collect();

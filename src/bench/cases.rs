@@ -177,7 +177,7 @@ impl Maker {
             }
             Work::Gelu { rows, cols } => {
                 let [mut out, x] = self.randoms(&[rows, cols])?;
-                Box::new(move || gelu::forward(&mut out, &x))
+                Box::new(move || gelu::forward(&mut out, &x, gelu::Kind::Tanh))
             }
             ref other => return Err(Error::Failure(format!("bench: no case for {}", other.op()))),
         })

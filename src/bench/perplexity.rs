@@ -38,7 +38,7 @@ pub fn read(vlm: &Vlm, ids: &[u32], window: usize, on_window: &mut dyn FnMut()) 
     }
     let (mut loss, mut likeliest) = (0.0, Vec::with_capacity(ids.len()));
     for ids in ids.chunks(window) {
-        let x = vlm.states(&Prompt { ids, features: Vec::new() })?;
+        let x = vlm.states(&Prompt { ids, features: Vec::new() }, &[])?;
         let count = ids.len() - 1;
         for first in (0..count).step_by(ROWS) {
             let end = count.min(first + ROWS);

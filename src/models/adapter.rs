@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::models::config::read_json;
+use crate::models::family::renamed;
 use crate::models::linear::{Linear, Lora};
 use crate::models::param::Param;
 use crate::models::vlm::Vlm;
@@ -21,8 +22,11 @@ use crate::tensor::{Device, Tensor};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// What peft puts before the module names, which for this family are the same in transformers 4 and 5.
+/// What peft puts before the module names of transformers; those of older versions (before 4.52) are the published checkpoints'.
 const PREFIX: &str = "base_model.model.";
+
+/// All linear layers of the text tower's blocks, whatever the family calls it.
+const TEXT_TOWER: &str = r"(.*(text|language)_model|model)\.layers\.\d+\.(self_attn|mlp)\.\w+_proj";
 
 /// What a new adapter is like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,7 +48,7 @@ impl Default for LoraOptions {
             alpha: 32.0,
             dropout: 0.0,
             rslora: false,
-            targets: vec![r".*text_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj".to_string()],
+            targets: vec![TEXT_TOWER.to_string()],
         }
     }
 }
@@ -103,9 +107,10 @@ impl Targets {
 pub fn attach(vlm: &mut Vlm, options: &LoraOptions, seed: u64) -> Result<()> {
     options.check()?;
     let targets = Targets::new(&options.targets)?;
-    let mut found = 0;
+    let (mut found, mut one) = (0, String::new());
     let mut failure = Ok(());
     vlm.visit_linears(&mut |name, linear| {
+        one = name.to_string();
         if !targets.matches(name) || failure.is_err() {
             return;
         }
@@ -127,7 +132,7 @@ pub fn attach(vlm: &mut Vlm, options: &LoraOptions, seed: u64) -> Result<()> {
     if found == 0 {
         return Err(Error::Usage(format!(
             "LoRA targets {:?} match no linear layer of the model, expected names such as q_proj or a regex over names such as {}",
-            options.targets, "model.text_model.layers.0.self_attn.q_proj"
+            options.targets, one
         )));
     }
     Ok(())
@@ -222,13 +227,14 @@ pub fn load(vlm: &mut Vlm, folder: &Path) -> Result<()> {
     let config = ConfigFile::read(&config_path)?;
     let path = folder.join(WEIGHTS);
     let mut file = Weights::open_file(&path)?;
+    let renames = vlm.config.family.renames();
     let mut found = 0;
     let mut failure = Ok(());
     vlm.visit_linears(&mut |name, linear| {
         if failure.is_err() {
             return;
         }
-        match read_module(&mut file, &config, &config_path, name, linear) {
+        match read_module(&mut file, &config, &config_path, [name, &renamed(name, renames)], linear) {
             Ok(Some(lora)) => {
                 found += 1;
                 linear.lora = Some(lora);
@@ -249,12 +255,14 @@ fn read_module(
     file: &mut Weights,
     config: &ConfigFile,
     config_path: &Path,
-    module: &str,
+    [module, older]: [&str; 2],
     linear: &Linear,
 ) -> Result<Option<Lora>> {
     // peft's own files leave the adapter's name out; a plain state dict has it.
     let names = |half: &str| {
-        [format!("{PREFIX}{module}.{half}.weight"), format!("{PREFIX}{module}.{half}.default.weight")]
+        [module, older]
+            .map(|m| [format!("{PREFIX}{m}.{half}.weight"), format!("{PREFIX}{m}.{half}.default.weight")])
+            .concat()
     };
     let Some(i) = names("lora_A").iter().position(|n| file.contains(n)) else { return Ok(None) };
     let (scale, rank) = config.of(config_path, module)?;

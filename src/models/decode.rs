@@ -2,7 +2,8 @@
 //! again for the next one; only what they read (ids, rotations, where keys and values go, how many there are) changes.
 
 use crate::error::{Error, Result};
-use crate::models::text::{KvCache, Rope, Text};
+use crate::models::rope::{Position, Rope};
+use crate::models::text::{KvCache, Text};
 use crate::ops::attention::{self, Span, Spans};
 use crate::tensor::{Graph, Indices, Tensor};
 
@@ -10,7 +11,7 @@ use crate::tensor::{Graph, Indices, Tensor};
 #[derive(Default)]
 pub(super) struct Step {
     pub ids: Vec<u32>,
-    pub positions: Vec<u32>,
+    pub positions: Vec<Position>,
     /// Where its key and value go in the cache.
     pub rows: Vec<u32>,
     /// The cache rows that it sees; q_start counts up, q_len is 1.

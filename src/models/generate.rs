@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::models::decode::{Decoder, Step};
 use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::Message;
+use crate::models::rope::Position;
 use crate::models::text::KvCache;
 use crate::models::vlm::{Prompt, Vlm};
 use crate::ops::attention::Span;
@@ -50,6 +51,9 @@ pub struct Completion {
 /// A request as the model takes it.
 struct Prepared<'a> {
     ids: Vec<u32>,
+    positions: Vec<Position>,
+    /// Where the first new token will be.
+    next: u32,
     features: Vec<&'a Tensor>,
     max_new_tokens: usize,
 }
@@ -96,8 +100,11 @@ impl Vlm {
                     self.config.text.max_positions.saturating_sub(1)
                 )));
             }
+            let (positions, next) = self.positions(&ids, &grids)?;
             prepared.push(Prepared {
                 ids,
+                positions,
+                next,
                 features: pictures.iter().map(|&i| &features[i]).collect(),
                 max_new_tokens: request.max_new_tokens.min(room),
             });
@@ -128,7 +135,7 @@ impl Vlm {
         }
         let cut = |(image, tiles): (&Arc<Rgb>, Option<&Arc<Tiles>>)| match tiles {
             Some(tiles) => Ok(Arc::clone(tiles)),
-            None => self.images.process(image).map(Arc::new),
+            None => self.vision()?.images.process(image).map(Arc::new),
         };
         let tiles = seen.into_par_iter().map(cut).collect::<Result<_>>()?;
         Ok((tiles, index))
@@ -234,6 +241,8 @@ struct Session<'a> {
 struct Rows {
     start: usize,
     len: usize,
+    /// Where the next token will be.
+    next: u32,
 }
 
 impl<'a> Session<'a> {
@@ -243,7 +252,7 @@ impl<'a> Session<'a> {
         let mut start = 0;
         for (prompt, &n) in prompts.iter().zip(copies) {
             for _ in 0..n {
-                sequences.push(Rows { start, len: 0 });
+                sequences.push(Rows { start, len: 0, next: prompt.next });
                 start += prompt.ids.len() + prompt.max_new_tokens;
             }
         }
@@ -286,7 +295,7 @@ impl<'a> Session<'a> {
         for (prompt, &n) in prompts.iter().zip(copies) {
             let (len, start) = (prompt.ids.len(), self.sequences.get(first).map_or(0, |s| s.start));
             spans.push(Span { q_start: rows.len(), q_len: len, k_start: start, k_len: len });
-            positions.extend(0..len as u32);
+            positions.extend_from_slice(&prompt.positions);
             rows.extend((start..start + len).map(|r| r as u32));
             last.push(rows.len() as u32 - 1);
             first += n;
@@ -314,7 +323,8 @@ impl<'a> Session<'a> {
         let mut step = Step { ids: tokens.to_vec(), ..Step::default() };
         for (i, &s) in sequences.iter().enumerate() {
             let sequence = &mut self.sequences[s];
-            step.positions.push(sequence.len as u32);
+            step.positions.push([sequence.next; 3]);
+            sequence.next += 1;
             step.rows.push((sequence.start + sequence.len) as u32);
             sequence.len += 1;
             step.spans.push(Span { q_start: i, q_len: 1, k_start: sequence.start, k_len: sequence.len });

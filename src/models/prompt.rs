@@ -7,7 +7,8 @@ use std::path::Path;
 use serde::de::IgnoredAny;
 use tokenizers::{Encoding, Tokenizer};
 
-use super::config::{read_json, read_text};
+use super::config::{Config, read_json, read_text};
+use super::family::Family;
 use crate::error::{Error, Result};
 use guard::guarded;
 use template::ChatTemplate;
@@ -38,22 +39,39 @@ impl Message {
     }
 }
 
-/// tokenizer.json, the chat template, and how many tokens one tile takes.
+/// What stands for a picture among the tokens, besides what the chat template writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placeholders {
+    /// So many picture tokens a tile, and tokens around that tell where it is (Idefics3).
+    Tiles(usize),
+    /// A picture token for each element of the grid (Qwen2-VL).
+    Grid,
+}
+
+impl Placeholders {
+    pub fn of(config: &Config) -> Placeholders {
+        match (&config.vision, config.family) {
+            (Some(vision), Family::Idefics3) => Placeholders::Tiles(vision.tile_tokens()),
+            _ => Placeholders::Grid,
+        }
+    }
+}
+
+/// tokenizer.json, the chat template, and how many tokens a picture takes.
 pub struct Prompter {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     /// What stands for a picture in a rendered conversation.
     image_token: String,
-    tile_tokens: usize,
+    placeholders: Placeholders,
 }
 
 impl Prompter {
-    /// `tile_tokens`: picture tokens of one tile, (image_size / patch_size / scale_factor)^2.
-    pub fn read(folder: &Path, tile_tokens: usize) -> Result<Prompter> {
+    pub fn read(folder: &Path, placeholders: Placeholders) -> Result<Prompter> {
         let tokenizer = read_tokenizer(&folder.join("tokenizer.json"))?;
         let image_token = image_token(folder, &tokenizer)?;
         let template = ChatTemplate::read(folder)?;
-        Ok(Prompter { tokenizer, template, image_token, tile_tokens })
+        Ok(Prompter { tokenizer, template, image_token, placeholders })
     }
 
     /// Entries of the vocabulary, added tokens included.
@@ -90,7 +108,8 @@ impl Prompter {
         Message { role: message.role.clone(), content: content.collect() }
     }
 
-    /// Replaces each `<image>` by the placeholder tokens of its picture: grids[i] = (rows, cols), (0, 0) for a picture that is not split.
+    /// Replaces each `<image>` by the placeholder tokens of its picture: grids[i] = (rows, cols) of tiles, (0, 0) for a picture that is not split;
+    /// or of tokens, where there are no tiles.
     pub fn expand(&self, text: &str, grids: &[(usize, usize)]) -> Result<String> {
         let parts: Vec<&str> = text.split(&self.image_token).collect();
         if parts.len() != grids.len() + 1 {
@@ -99,16 +118,19 @@ impl Prompter {
         }
         let mut out = parts[0].to_string();
         for (&(rows, cols), part) in grids.iter().zip(&parts[1..]) {
-            self.push_picture(&mut out, rows, cols);
+            match self.placeholders {
+                Placeholders::Tiles(tile_tokens) => self.push_tiles(&mut out, rows, cols, tile_tokens),
+                Placeholders::Grid => out.push_str(&self.image_token.repeat(rows * cols)),
+            }
             out.push_str(part);
         }
         Ok(out)
     }
 
     /// Placeholders of one picture, as transformers' Idefics3Processor writes them: a line of tiles a row, then the global tile.
-    fn push_picture(&self, out: &mut String, rows: usize, cols: usize) {
+    fn push_tiles(&self, out: &mut String, rows: usize, cols: usize, tile_tokens: usize) {
         const AROUND: &str = "<fake_token_around_image>";
-        let tile = self.image_token.repeat(self.tile_tokens);
+        let tile = self.image_token.repeat(tile_tokens);
         for row in 1..=rows {
             for col in 1..=cols {
                 out.push_str(&format!("{AROUND}<row_{row}_col_{col}>{tile}"));

@@ -1,35 +1,31 @@
-//! A whole model: prompter, picture processor, vision tower, connector, text tower.
+//! A whole model: prompter, vision side, text tower.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::models::adapter;
 use crate::models::config::Config;
-use crate::models::connector::Connector;
+use crate::models::family::renamed;
 use crate::models::hub;
-use crate::models::image::{ImageProcessor, Tiles};
+use crate::models::image::Tiles;
 use crate::models::int8::Scheme;
-use crate::models::linear::{Pass, VisitLinear};
+use crate::models::linear::VisitLinear;
 use crate::models::param::{Param, VisitParam};
-use crate::models::prompt::{Message, Prompter};
+use crate::models::prompt::{Message, Placeholders, Prompter};
+use crate::models::rope::Position;
 use crate::models::text::Text;
-use crate::models::vision::Vision;
+use crate::models::vision_side::VisionSide;
 use crate::models::weights::{self, Weights};
 use crate::ops::attention::{Span, Spans};
 use crate::ops::embedding;
-use crate::ops::patch_embed::Pixels;
 use crate::tensor::{DType, Device, Indices, Tensor};
-
-/// Patches that go through the vision tower in one pass: bounds the memory of its activations.
-const PATCHES_PER_PASS: usize = 16 * 1024;
 
 pub struct Vlm {
     pub folder: PathBuf,
     pub config: Config,
     pub prompter: Prompter,
-    pub images: ImageProcessor,
-    pub vision: Vision,
-    pub connector: Connector,
+    /// `None`: it takes no pictures.
+    pub vision: Option<VisionSide>,
     pub text: Text,
 }
 
@@ -55,13 +51,12 @@ impl Vlm {
     pub fn with_weights(folder: PathBuf, mut weights: Weights) -> Result<Vlm> {
         let config = Config::read(&folder)?;
         weights.expect_int8(Scheme::read(&folder)?);
-        let vision = Vision::take(&mut weights, &config.vision);
-        let connector = Connector::take(&mut weights, &config);
-        let text = Text::take(&mut weights, &config.text);
+        weights.rename(config.family.renames());
+        let vision = VisionSide::take(&mut weights, &folder, &config)?;
+        let text = Text::take(&mut weights, &config.text, config.family.text());
         weights.finish()?;
-        let prompter = Prompter::read(&folder, connector.tile_tokens())?;
-        let images = ImageProcessor::read(&folder)?;
-        Ok(Vlm { folder, config, prompter, images, vision, connector, text })
+        let prompter = Prompter::read(&folder, Placeholders::of(&config))?;
+        Ok(Vlm { folder, config, prompter, vision, text })
     }
 
     /// The model with all weights on `device`. On a GPU ops read them as `dtype`, in main memory they stay as they are.
@@ -92,41 +87,38 @@ impl Vlm {
         self.prompter.encode(&self.prompter.expand(&text, grids)?, true)
     }
 
-    /// Features of each picture, [tiles * tile_tokens, C]; the vision tower runs over many tiles at once.
-    pub fn features(&self, pictures: &[&Tiles]) -> Result<Vec<Tensor>> {
-        let vision = &self.config.vision;
-        let tile_patches = (vision.image_size / vision.patch_size).pow(2);
-        let per_pass = (PATCHES_PER_PASS / tile_patches).max(1);
-        let mut features = Vec::with_capacity(pictures.len());
-        let mut rest = pictures;
-        while !rest.is_empty() {
-            let mut tiles = 0;
-            let count = rest
-                .iter()
-                .take_while(|p| {
-                    tiles += p.pixels.count();
-                    tiles <= per_pass
-                })
-                .count()
-                .max(1);
-            let (now, later) = rest.split_at(count);
-            self.features_pass(now, &mut features)?;
-            rest = later;
-        }
-        Ok(features)
+    /// What it sees with; an error if it takes no pictures.
+    pub fn vision(&self) -> Result<&VisionSide> {
+        self.vision.as_ref().ok_or_else(|| Error::input(&self.folder, "this model takes no pictures"))
     }
 
-    fn features_pass(&self, pictures: &[&Tiles], features: &mut Vec<Tensor>) -> Result<()> {
-        let pixels = Pixels::concat(&pictures.iter().map(|p| &p.pixels).collect::<Vec<_>>())?;
-        let (hidden, _) = self.vision.forward(&pixels, Pass::Infer)?;
-        let (out, _) = self.connector.forward(&hidden, Pass::Infer)?;
-        let mut start = 0;
-        for picture in pictures {
-            let rows = picture.pixels.count() * self.connector.tile_tokens();
-            features.push(out.slice(start..start + rows)?);
-            start += rows;
+    /// Features of each picture, [F, C]; the vision tower runs over many at once.
+    pub fn features(&self, pictures: &[&Tiles]) -> Result<Vec<Tensor>> {
+        if pictures.is_empty() { Ok(Vec::new()) } else { self.vision()?.features(pictures) }
+    }
+
+    /// Where each token is, and where the one behind them will be: one after the other; with M-RoPE the tokens of a picture, whose grid is the
+    /// next of `grids`, lie in its plane, and what follows is as far on as the plane's longer side (Qwen2-VL, arXiv 2409.12191).
+    pub fn positions(&self, ids: &[u32], grids: &[(usize, usize)]) -> Result<(Vec<Position>, u32)> {
+        let image = self.image_token_id().filter(|_| self.config.text.mrope.is_some());
+        let mut positions = Vec::with_capacity(ids.len());
+        let (mut next, mut grids) = (0, grids.iter());
+        while let Some(&id) = ids.get(positions.len()) {
+            if Some(id) != image {
+                positions.push([next; 3]);
+                next += 1;
+                continue;
+            }
+            let run = ids[positions.len()..].iter().take_while(|&&id| Some(id) == image).count();
+            let Some(&(rows, cols)) = grids.next().filter(|(rows, cols)| (1..=run).contains(&(rows * cols)))
+            else {
+                return Err(Error::Failure(format!("{run} picture tokens that no picture has made")));
+            };
+            let plane = (0..rows * cols).map(|i| [0, i / cols, i % cols].map(|at| next + at as u32));
+            positions.extend(plane);
+            next += rows.max(cols) as u32;
         }
-        Ok(())
+        Ok((positions, next))
     }
 
     /// Embeddings of packed prompts, [T, C], picture features in the places of picture tokens.
@@ -154,10 +146,10 @@ impl Vlm {
         Ok(x)
     }
 
-    /// What the text tower makes of one prompt, [T, C], before the final norm.
-    pub fn states(&self, prompt: &Prompt) -> Result<Tensor> {
+    /// What the text tower makes of one prompt, whose pictures have these grids: [T, C], before the final norm.
+    pub fn states(&self, prompt: &Prompt, grids: &[(usize, usize)]) -> Result<Tensor> {
         let len = prompt.ids.len();
-        let positions: Vec<u32> = (0..len as u32).collect();
+        let (positions, _) = self.positions(prompt.ids, grids)?;
         let spans = Spans::from(vec![Span { q_start: 0, q_len: len, k_start: 0, k_len: len }]);
         let x = self.embed(std::slice::from_ref(prompt))?;
         let mut cache = self.text.cache(len)?;
@@ -166,21 +158,28 @@ impl Vlm {
 
     /// Indices of the picture tokens among `ids`.
     pub fn picture_tokens(&self, ids: &[u32]) -> Vec<u32> {
-        let is_picture = |(i, &id): (usize, &u32)| (id == self.config.image_token_id).then_some(i as u32);
+        let image = self.image_token_id();
+        let is_picture = |(i, &id): (usize, &u32)| (Some(id) == image).then_some(i as u32);
         ids.iter().enumerate().filter_map(is_picture).collect()
+    }
+
+    fn image_token_id(&self) -> Option<u32> {
+        self.config.vision.as_ref().map(|vision| vision.image_token_id)
     }
 
     /// Every weight with its checkpoint name.
     pub fn visit(&mut self, f: VisitParam) {
-        self.vision.visit(f);
-        self.connector.visit(f);
+        if let Some(vision) = &mut self.vision {
+            vision.visit(f);
+        }
         self.text.visit(f);
     }
 
     /// Every linear layer with its module name: where adapters can go.
     pub fn visit_linears(&mut self, f: VisitLinear) {
-        self.vision.visit_linears(f);
-        self.connector.visit_linears(f);
+        if let Some(vision) = &mut self.vision {
+            vision.visit_linears(f);
+        }
         self.text.visit_linears(f);
     }
 
@@ -188,8 +187,9 @@ impl Vlm {
     pub fn save(&mut self, folder: &Path) -> Result<()> {
         let scheme = Scheme::read(&self.folder)?;
         let mut as_read = true;
+        let renames = self.config.family.renames();
         self.visit_linears(&mut |name, linear| {
-            as_read &= linear.weight.is_int8() == scheme.as_ref().is_some_and(|s| s.covers(name));
+            as_read &= linear.weight.is_int8() == scheme.as_ref().is_some_and(|s| s.covers(name, renames));
         });
         if !as_read {
             let what = "this model was made int8 in memory: `mpa quantize` writes it as a folder";
@@ -205,7 +205,7 @@ impl Vlm {
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
         let mut outcome = Ok(());
         self.visit(&mut |name, param| match param.value.to_device(&Device::Cpu) {
-            Ok(value) => tensors.push((name.to_string(), value)),
+            Ok(value) => tensors.push((renamed(name, renames), value)),
             Err(error) => outcome = Err(error),
         });
         outcome?;

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::config::read_text;
 use super::int8::Scheme;
 use crate::error::{Error, Result};
+use crate::models::family::{Renames, renamed};
 use crate::random;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -30,6 +31,8 @@ pub struct Weights {
     /// The file or folder, for messages.
     path: PathBuf,
     entries: BTreeMap<String, Entry>,
+    /// What modules are called in the files.
+    renames: Renames,
     faults: Faults,
     /// Bytes that stand-ins for tensors not found may still take: as many as the files have, whatever the caller's shapes say.
     spare: usize,
@@ -114,6 +117,7 @@ impl Weights {
         Weights {
             path: path.to_path_buf(),
             entries: BTreeMap::new(),
+            renames: &[],
             faults: Faults::default(),
             spare: 0,
             random: None,
@@ -128,7 +132,7 @@ impl Weights {
 
     /// Whether the layer `name` is in int8 here.
     pub fn is_int8(&self, name: &str) -> bool {
-        self.random.is_none() && self.int8.as_ref().is_some_and(|scheme| scheme.covers(name))
+        self.random.is_none() && self.int8.as_ref().is_some_and(|scheme| scheme.covers(name, self.renames))
     }
 
     /// No file: every tensor is there, in any shape. Norms are one, biases zero, matrices uniform with the deviation that keeps activations at
@@ -165,8 +169,19 @@ impl Weights {
         Ok(names)
     }
 
+    /// From now on names are those of modules, which the files may call otherwise; unless they have the modules' own.
+    pub fn rename(&mut self, renames: Renames) {
+        let own = |name: &String| renames.iter().any(|(module, _)| name.starts_with(module));
+        self.renames = if self.entries.keys().any(own) { &[] } else { renames };
+    }
+
     pub fn contains(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+        self.entries.contains_key(&renamed(name, self.renames))
+    }
+
+    /// What the files call the weight `name`.
+    pub(super) fn stored(&self, name: &str) -> String {
+        renamed(name, self.renames)
     }
 
     /// Names not taken yet, sorted.
@@ -191,7 +206,8 @@ impl Weights {
 
     /// The same for scales of `n` output channels, [n] or [n, 1], finite and not negative: f32 [n].
     pub fn take_scale(&mut self, name: &str, n: usize) -> Tensor {
-        let column = self.entries.get(name).is_some_and(|entry| entry.shape == [n, 1]);
+        let column = self.entries.get(&renamed(name, self.renames));
+        let column = column.is_some_and(|entry| entry.shape == [n, 1]);
         let stored = if column {
             self.take_of(name, &[n, 1], Kind::Float)
         } else {
@@ -206,6 +222,8 @@ impl Weights {
     }
 
     fn take_of(&mut self, name: &str, shape: &[usize], kind: Kind) -> Tensor {
+        let stored = renamed(name, self.renames);
+        let name = stored.as_str();
         match self.entries.remove(name) {
             None => self.faults.missing.push(name.to_string()),
             Some(entry) if entry.shape != shape => {

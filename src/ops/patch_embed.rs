@@ -252,11 +252,10 @@ fn cut(patch: &mut [f32], values: &[u8], levels: &[f32], index: usize, s: Sizes)
     }
 }
 
-/// dweight, dbias and dposition are added to (pixels need no gradient). dy [N, P, C].
+/// dweight and, of a projection that has both, dbias and dposition are added to (pixels need no gradient). dy [N, P, C].
 pub fn backward(
     dweight: &mut Tensor,
-    dbias: &mut Tensor,
-    dposition: &mut Tensor,
+    added: Option<(&mut Tensor, &mut Tensor)>,
     dy: &Tensor,
     patches: &Tensor,
 ) -> Result<()> {
@@ -267,8 +266,10 @@ pub fn backward(
         return Err(Error::op(OP, "patches [N*P, 3*S*S]", format!("{:?}", patches.shape())));
     };
     expect_shape(OP, "patches", patches, &[n * p, k])?;
-    expect_shape(OP, "dbias", dbias, &[cols])?;
-    expect_shape(OP, "dposition", dposition, &[p, cols])?;
+    if let Some((dbias, dposition)) = &added {
+        expect_shape(OP, "dbias", dbias, &[cols])?;
+        expect_shape(OP, "dposition", dposition, &[p, cols])?;
+    }
     if dweight.shape().first() != Some(&cols) || dweight.len() != cols * k {
         let expected = format!("dweight [{cols}, 3, S, S] with 3*S*S = {k}");
         return Err(Error::op(OP, expected, format!("{:?}", dweight.shape())));
@@ -277,13 +278,16 @@ pub fn backward(
         return Ok(());
     }
     if let Some(gpu) = dy.gpu() {
-        launch_backward(gpu, dbias, dposition, dy)?;
+        if let Some((dbias, dposition)) = added {
+            launch_backward(gpu, dbias, dposition, dy)?;
+        }
         let dy = dy.clone().reshape(&[rows, cols])?;
         return add_weight_gradient(dweight, &dy, patches);
     }
     let (dy, patches) = (dy.f32s()?, patches.f32s()?);
     let (a, b) = (View { data: dy, rs: 1, cs: cols }, View { data: patches, rs: k, cs: 1 });
     matmul(cols, k, rows, dweight.f32s_mut()?, k, 1.0, a, b, true);
+    let Some((dbias, dposition)) = added else { return Ok(()) };
     // Over the pictures first, then over the patches: both gradients from one reading of dy.
     let mut sums = vec![0.0; p * cols];
     pieces::each(&mut sums, PIECE, |start, sums| {

@@ -123,10 +123,115 @@ pub fn backward_pair(
     turn_pair(dq, dk, cos, sin, heads, Direction::Backward)
 }
 
+/// Queries, keys and values apart, [T, NH*HS] and twice [T, NKV*HS], from one product's rows [T, (NH + 2 NKV)*HS], q and k rotated: one pass
+/// over memory on a GPU. A table without columns rotates nothing.
+pub fn forward_split(
+    [q, k, v]: [&mut Tensor; 3],
+    qkv: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    heads: [usize; 2],
+) -> Result<()> {
+    let widths = check_split([q, k, v], qkv, (cos, sin), heads)?;
+    if let Some(gpu) = qkv.gpu() {
+        let parts = [q.ptr_mut(gpu)?, k.ptr_mut(gpu)?, v.ptr_mut(gpu)?];
+        kernel_dtype("rope", &[qkv, q, k, v])?;
+        return launch_split(gpu, parts, qkv.ptr(gpu)?, qkv, (cos, sin), heads, Direction::Forward);
+    }
+    let mut start = 0;
+    for (part, width) in [&mut *q, &mut *k, v].into_iter().zip(widths) {
+        let rows = part.f32s_mut()?.chunks_exact_mut(width.max(1));
+        for (to, from) in rows.zip(qkv.f32s()?.chunks_exact(qkv.cols().max(1))) {
+            to.copy_from_slice(&from[start..start + width]);
+        }
+        start += width;
+    }
+    forward_pair(q, k, cos, sin, heads)
+}
+
+/// dqkv from the gradients of the three parts, of which those of q and k are turned back.
+pub fn backward_split(
+    dqkv: &mut Tensor,
+    [dq, dk, dv]: [&mut Tensor; 3],
+    cos: &Tensor,
+    sin: &Tensor,
+    heads: [usize; 2],
+) -> Result<()> {
+    let widths = check_split([dq, dk, dv], dqkv, (cos, sin), heads)?;
+    if let Some(gpu) = dqkv.gpu().cloned() {
+        let parts = [dq.ptr(&gpu)?, dk.ptr(&gpu)?, dv.ptr(&gpu)?];
+        kernel_dtype("rope", &[dqkv, dq, dk, dv])?;
+        let to = dqkv.ptr_mut(&gpu)?;
+        return launch_split(&gpu, parts, to, dqkv, (cos, sin), heads, Direction::Backward);
+    }
+    backward_pair(dq, dk, cos, sin, heads)?;
+    let cols = dqkv.cols().max(1);
+    let mut start = 0;
+    for (part, width) in [&*dq, &*dk, &*dv].into_iter().zip(widths) {
+        let rows = part.f32s()?.chunks_exact(width.max(1));
+        for (to, from) in dqkv.f32s_mut()?.chunks_exact_mut(cols).zip(rows) {
+            to[start..start + width].copy_from_slice(from);
+        }
+        start += width;
+    }
+    Ok(())
+}
+
+/// Widths of q, k and v, after all shapes are checked.
+fn check_split(
+    [q, k, v]: [&Tensor; 3],
+    qkv: &Tensor,
+    (cos, sin): (&Tensor, &Tensor),
+    [heads, kv_heads]: [usize; 2],
+) -> Result<[usize; 3]> {
+    check(q, cos, sin, heads)?;
+    check(k, cos, sin, kv_heads)?;
+    let head_size = q.cols() / heads;
+    let widths = [heads * head_size, kv_heads * head_size, kv_heads * head_size];
+    expect_shape("rope", "qkv", qkv, &[q.rows(), widths.iter().sum()])?;
+    expect_shape("rope", "k", k, &[q.rows(), widths[1]])?;
+    expect_shape("rope", "v", v, &[q.rows(), widths[2]])?;
+    Ok(widths)
+}
+
+/// rope_split of kernels/rope.cu; shapes have been checked.
+fn launch_split(
+    gpu: &Arc<Gpu>,
+    [q, k, v]: [Ptr; 3],
+    qkv_ptr: Ptr,
+    qkv: &Tensor,
+    (cos, sin): (&Tensor, &Tensor),
+    [heads, kv_heads]: [usize; 2],
+    direction: Direction,
+) -> Result<()> {
+    const OP: &str = "rope";
+    let dtype = kernel_dtype(OP, &[qkv])?;
+    expect_table(cos, sin)?;
+    let at = Launch { grid: [qkv.rows().div_ceil(ROWS), 1, 1], block: 32 * ROWS as u32, shared: 0 };
+    let head_size = qkv.cols() / (heads + 2 * kv_heads);
+    // The kernel counts the elements of a row in 32 bits.
+    int(OP, qkv.cols())?;
+    let mut args = vec![q.into(), k.into(), v.into(), qkv_ptr.into()];
+    args.extend([cos.ptr(gpu)?.into(), sin.ptr(gpu)?.into()]);
+    for size in [qkv.rows(), heads, kv_heads, head_size, cos.cols()] {
+        args.push(int(OP, size)?.into());
+    }
+    gpu.launch(&format!("rope_split_{}_{dtype}", direction.name()), at, &args)
+}
+
 #[derive(Clone, Copy)]
 enum Direction {
     Forward,
     Backward,
+}
+
+impl Direction {
+    fn name(self) -> &'static str {
+        match self {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+        }
+    }
 }
 
 fn turn(x: &mut Tensor, cos: &Tensor, sin: &Tensor, heads: usize, direction: Direction) -> Result<()> {
@@ -162,6 +267,9 @@ fn turn_pair(
     }
 }
 
+/// Rows of a block of kernels/rope.cu, one warp each.
+const ROWS: usize = 4;
+
 /// kernels/rope.cu
 fn launch(
     gpu: &Arc<Gpu>,
@@ -172,15 +280,11 @@ fn launch(
     direction: Direction,
 ) -> Result<()> {
     const OP: &str = "rope";
-    /// Of a block, one warp each.
-    const ROWS: usize = 4;
     let dtype = match &k {
         Some(k) => kernel_dtype(OP, &[q, k])?,
         None => kernel_dtype(OP, &[q])?,
     };
-    if [cos, sin].iter().any(|t| t.dtype() != DType::F32) {
-        return Err(Error::op(OP, "f32 cos and sin", format!("{} and {}", cos.dtype(), sin.dtype())));
-    }
+    expect_table(cos, sin)?;
     let at = Launch { grid: [q.rows().div_ceil(ROWS), 1, 1], block: 32 * ROWS as u32, shared: 0 };
     let (rows, head_size) = (int(OP, q.rows())?, int(OP, q.cols() / heads)?);
     // The kernel counts the elements of q's and k's row in 32 bits.
@@ -197,11 +301,15 @@ fn launch(
         head_size.into(),
         int(OP, cos.cols())?.into(),
     ];
-    let direction = match direction {
-        Direction::Forward => "forward",
-        Direction::Backward => "backward",
-    };
-    gpu.launch(&format!("rope_{direction}_{dtype}"), at, &args)
+    gpu.launch(&format!("rope_{}_{dtype}", direction.name()), at, &args)
+}
+
+/// Angles need more than 8 bits.
+fn expect_table(cos: &Tensor, sin: &Tensor) -> Result<()> {
+    if [cos, sin].iter().all(|t| t.dtype() == DType::F32) {
+        return Ok(());
+    }
+    Err(Error::op("rope", "f32 cos and sin", format!("{} and {}", cos.dtype(), sin.dtype())))
 }
 
 /// Half the number of rotated elements, after all shapes are checked.

@@ -94,9 +94,17 @@ fn gated(on: &mut On, rows: usize, cols: usize) -> Result<Vec<Output>> {
 
 fn gelus(on: &mut On, rows: usize, cols: usize) -> Result<Vec<Output>> {
     let (x, dy) = (on.random(&[rows, cols], 6.0)?, on.random(&[rows, cols], 1.0)?);
-    let mut dx = on.output(&[rows, cols])?;
-    gelu::backward(&mut dx, &dy, &x)?;
-    Output::one(dx, Tolerance::stored(on.dtype, 1.0))
+    let one = |kind| {
+        let mut dx = on.output(&[rows, cols])?;
+        gelu::backward(&mut dx, &dy, &x, kind)?;
+        let name = match kind {
+            gelu::Kind::Exact => "(exact)",
+            gelu::Kind::Tanh => "(tanh)",
+            gelu::Kind::Quick => "(quick)",
+        };
+        Ok(Output::new(name, dx, Tolerance::stored(on.dtype, 1.0)))
+    };
+    gelu::Kind::ALL.into_iter().map(one).collect()
 }
 
 fn dropped(on: &mut On, rows: usize, cols: usize) -> Result<Vec<Output>> {

@@ -27,10 +27,12 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
             swiglu::forward(&mut out, &gate, &up)?;
             Output::one(out, Tolerance::stored(on.dtype, 2.0))
         }));
-        cases.push(Case::new("gelu", &shape, move |on| {
-            let (x, mut out) = (on.random(&[rows, cols], 6.0)?, on.output(&[rows, cols])?);
-            gelu::forward(&mut out, &x)?;
-            Output::one(out, Tolerance::stored(on.dtype, 2.0))
+        cases.extend(gelu::Kind::ALL.map(|kind| {
+            Case::new("gelu", format!("{shape}, {kind:?}"), move |on| {
+                let (x, mut out) = (on.random(&[rows, cols], 6.0)?, on.output(&[rows, cols])?);
+                gelu::forward(&mut out, &x, kind)?;
+                Output::one(out, Tolerance::stored(on.dtype, 2.0))
+            })
         }));
     }
     cases.extend(ropes(size).into_iter().map(|r| {

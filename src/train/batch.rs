@@ -10,6 +10,7 @@ use crate::data::images;
 use crate::error::{Error, Result};
 use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::{Content, Message};
+use crate::models::rope::Position;
 use crate::models::vlm::Vlm;
 use crate::ops::attention::Span;
 use crate::tensor::{Device, Tensor};
@@ -59,6 +60,8 @@ impl Seen {
 /// A sample made ready.
 pub struct Prepared {
     pub ids: Vec<u32>,
+    /// Where each token is.
+    pub positions: Vec<Position>,
     /// (index among ids, token that should follow it)
     pub targets: Vec<(u32, u32)>,
     pub pictures: Vec<Arc<Seen>>,
@@ -84,14 +87,14 @@ impl Picture {
             Picture::File(path) => images::size(path)?,
             Picture::Pixels(rgb) => (rgb.width, rgb.height),
         };
-        let plan = vlm.images.plan(width, height);
+        let plan = vlm.vision()?.images.plan(width, height)?;
         Ok((plan.rows, plan.cols))
     }
 
     fn tiles(&self, vlm: &Vlm) -> Result<Tiles> {
         match self {
-            Picture::File(path) => vlm.images.process(&images::read(path)?),
-            Picture::Pixels(rgb) => vlm.images.process(rgb),
+            Picture::File(path) => vlm.vision()?.images.process(&images::read(path)?),
+            Picture::Pixels(rgb) => vlm.vision()?.images.process(rgb),
         }
     }
 }
@@ -183,13 +186,14 @@ fn encode(vlm: &Vlm, sample: &Sample, grids: &[(usize, usize)]) -> Result<Prepar
         )));
     }
     let targets = (start.max(1)..ids.len()).map(|i| (i as u32 - 1, ids[i])).collect();
-    Ok(Prepared { ids, targets, pictures: Vec::new() })
+    let (positions, _) = vlm.positions(&ids, grids)?;
+    Ok(Prepared { ids, positions, targets, pictures: Vec::new() })
 }
 
 /// A micro-batch as one ragged sequence of tokens, without padding.
 pub struct Packed<'a> {
     pub ids: Vec<u32>,
-    pub positions: Vec<u32>,
+    pub positions: Vec<Position>,
     pub spans: Vec<Span>,
     /// Rows with a target, and the targets.
     pub target_rows: Vec<u32>,
@@ -201,8 +205,7 @@ pub struct Packed<'a> {
     pub sources: Vec<u32>,
 }
 
-/// `tile_tokens`: rows of features that one tile becomes.
-pub fn pack<'a>(vlm: &Vlm, batch: &'a [Arc<Prepared>], tile_tokens: usize) -> Result<Packed<'a>> {
+pub fn pack<'a>(vlm: &Vlm, batch: &'a [Arc<Prepared>]) -> Result<Packed<'a>> {
     let mut packed = Packed {
         ids: vec![],
         positions: vec![],
@@ -219,7 +222,7 @@ pub fn pack<'a>(vlm: &Vlm, batch: &'a [Arc<Prepared>], tile_tokens: usize) -> Re
         let (start, len) = (packed.ids.len(), sample.ids.len());
         packed.spans.push(Span { q_start: start, q_len: len, k_start: start, k_len: len });
         packed.ids.extend_from_slice(&sample.ids);
-        packed.positions.extend(0..len as u32);
+        packed.positions.extend_from_slice(&sample.positions);
         for &(row, target) in &sample.targets {
             packed.target_rows.push(start as u32 + row);
             packed.targets.push(target);
@@ -227,7 +230,7 @@ pub fn pack<'a>(vlm: &Vlm, batch: &'a [Arc<Prepared>], tile_tokens: usize) -> Re
         packed.places.extend(vlm.picture_tokens(&sample.ids).iter().map(|p| p + start as u32));
         for picture in &sample.pictures {
             let count = match picture.as_ref() {
-                Seen::Tiles(tiles) => (tiles.pixels.count() * tile_tokens) as u32,
+                Seen::Tiles(tiles) => vlm.vision()?.rows(tiles)? as u32,
                 Seen::Features { rows, .. } => rows.rows() as u32,
             };
             let first = *first_row.entry(Arc::as_ptr(picture)).or_insert_with(|| {

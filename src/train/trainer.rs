@@ -8,14 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::models::adapter::{self, LoraOptions};
-use crate::models::connector::ConnectorSaved;
 use crate::models::linear::Pass;
 use crate::models::param::{Grads, Param, Slots};
-use crate::models::vision::VisionSaved;
+use crate::models::vision_side::{self, VisionSide};
 use crate::models::vlm::Vlm;
 use crate::ops::adamw::{Hyper, Plan};
 use crate::ops::attention::Spans;
-use crate::ops::patch_embed::Pixels;
 use crate::ops::{cross_entropy, embedding};
 use crate::random;
 use crate::tensor::{DType, Device, Indices, Tensor};
@@ -60,12 +58,6 @@ pub struct Trainer {
     grads: Grads,
 }
 
-/// The vision side of a pass that trains it.
-struct VisionPass {
-    vision: VisionSaved,
-    connector: ConnectorSaved,
-}
-
 impl Trainer {
     /// Adapters that the model has already are kept and trained on; without any, fresh ones are attached (`options.seed`).
     pub fn new(mut vlm: Vlm, trainable: Trainable, options: TrainOptions) -> Result<Trainer> {
@@ -96,10 +88,13 @@ impl Trainer {
             Trainable::Full(towers) => {
                 let mut train = |_: &str, param: &mut Param| train(param);
                 for tower in towers {
-                    match tower {
-                        Tower::Vision => vlm.vision.visit(&mut train),
-                        Tower::Connector => vlm.connector.visit(&mut train),
-                        Tower::Text => vlm.text.visit(&mut train),
+                    match (tower, &mut vlm.vision) {
+                        (Tower::Vision, Some(vision)) => vision.tower.visit(&mut train),
+                        (Tower::Connector, Some(vision)) => vision.connector.visit(&mut train),
+                        (Tower::Text, _) => vlm.text.visit(&mut train),
+                        (_, None) => {
+                            return Err(Error::Usage("this model has no vision side to train".into()));
+                        }
                     }
                 }
             }
@@ -133,7 +128,7 @@ impl Trainer {
     /// Whether pictures give the same features in every step.
     pub fn vision_is_frozen(&self) -> bool {
         // An adapter on the vision side counts as trained.
-        !(self.vlm.vision.is_trained() || self.vlm.connector.is_trained())
+        !self.vlm.vision.as_ref().is_some_and(VisionSide::is_trained)
     }
 
     /// Writes the adapter, or the whole checkpoint.
@@ -245,7 +240,7 @@ impl Trainer {
         scale: f32,
         pass: Pass,
     ) -> Result<()> {
-        let packed = batch::pack(&self.vlm, batch, self.vlm.connector.tile_tokens())?;
+        let packed = batch::pack(&self.vlm, batch)?;
         let (features, vision) = self.features(&packed.pictures, pass)?;
         let indices = |list: &[u32]| Indices::from(list);
         let (places, sources) = (indices(&packed.places), indices(&packed.sources));
@@ -265,15 +260,19 @@ impl Trainer {
             let mut dfeatures = features.like(features.shape())?;
             dfeatures.clear()?;
             embedding::splice_backward(&mut dfeatures, &mut dx, &places, &sources)?;
-            if let Some(vision) = vision {
-                self.vision_backward(&dfeatures, vision)?;
+            if let Some(saved) = vision {
+                self.vlm.vision()?.backward(&mut self.grads, &dfeatures, saved)?;
             }
         }
         self.vlm.text.embed_backward(&mut self.grads, &packed.ids, &dx)
     }
 
     /// Features of the pictures, [F, C], and what the backward needs if the vision side is trained.
-    fn features(&self, pictures: &[&Seen], pass: Pass) -> Result<(Option<Tensor>, Option<VisionPass>)> {
+    fn features(
+        &self,
+        pictures: &[&Seen],
+        pass: Pass,
+    ) -> Result<(Option<Tensor>, Option<vision_side::Saved>)> {
         let device = self.vlm.text.device();
         let (mut pixels, mut rows) = (Vec::new(), Vec::new());
         for picture in pictures {
@@ -287,18 +286,8 @@ impl Trainer {
                 (!rows.is_empty()).then(|| Tensor::concat(&rows)?.to_device(&device)).transpose()?;
             return Ok((features, None));
         }
-        let (hidden, vision) = self.vlm.vision.forward(&Pixels::concat(&pixels)?, pass)?;
-        let (features, connector) = self.vlm.connector.forward(&hidden, pass)?;
-        Ok((Some(features), Some(VisionPass { vision, connector })))
-    }
-
-    fn vision_backward(&mut self, dfeatures: &Tensor, pass: VisionPass) -> Result<()> {
-        let need_dx = self.vlm.vision.is_trained();
-        let dx = self.vlm.connector.backward(&mut self.grads, dfeatures, &pass.connector, need_dx)?;
-        match dx {
-            Some(dx) => self.vlm.vision.backward(&mut self.grads, &dx, pass.vision),
-            None => Ok(()),
-        }
+        let (features, saved) = self.vlm.vision()?.forward(&pixels, pass)?;
+        Ok((Some(features), Some(saved)))
     }
 
     /// The gradient of hidden [T, C], and the losses, kept in `losses`: only rows with a target meet the vocabulary, a few at a time.

@@ -11,7 +11,7 @@ use mpa::error::Error;
 use mpa::models::config::Config;
 use mpa::models::generate::Request;
 use mpa::models::image::{ImageProcessor, Rgb};
-use mpa::models::prompt::{Content, Message, Prompter};
+use mpa::models::prompt::{Content, Message, Placeholders, Prompter};
 use mpa::models::vlm::Vlm;
 use mpa::models::weights::Weights;
 use mpa::ops::sample::Sampling;
@@ -100,7 +100,7 @@ proptest! {
         within(SMALL, || mendable(Config::read(both.path())));
         let one = folder(&[("config.json", &files[0].1)]);
         if let Some(config) = within(SMALL, || mendable(Config::read(one.path()))) {
-            prop_assert!(config.tile_tokens() > 0);
+            prop_assert!(config.vision.is_none_or(|v| v.tile.is_none() || v.tile_tokens() > 0));
             prop_assert!(config.text.heads * config.text.head_size > 0);
         }
     }
@@ -218,7 +218,7 @@ proptest! {
 
 /// Reads a folder's prompter and puts a conversation through it.
 fn converse(folder: &Path) {
-    let Some(prompter) = mendable(Prompter::read(folder, 3)) else { return };
+    let Some(prompter) = mendable(Prompter::read(folder, Placeholders::Tiles(3))) else { return };
     let content =
         vec![Content::Image, Content::Text("What is <image> é\u{FDD0}? <end_of_utterance>".to_string())];
     let Some(text) = mendable(prompter.render(&[Message::new("user", content)], true)) else { return };

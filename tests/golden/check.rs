@@ -35,7 +35,7 @@ pub fn tokenizer(golden: &Golden) {
 }
 
 fn tiles(vlm: &Vlm, row: &Row) -> Vec<Tiles> {
-    row.images.iter().map(|image| vlm.images.process(image).unwrap()).collect()
+    row.images.iter().map(|image| vlm.vision().unwrap().images.process(image).unwrap()).collect()
 }
 
 /// Ids of a prompt, or of a whole conversation if the assistant has spoken last.
@@ -56,9 +56,20 @@ pub fn prompts_and_pixels(golden: &Golden) {
             let got: Vec<i64> = encode(&golden.vlm, row).iter().map(|&id| i64::from(id)).collect();
             assert_eq!(got, want[i], "{name} row {i}");
         }
-        let positions = fixture.rows("ref/position_ids", "input/attention_mask");
-        for row in positions {
-            assert!(row.iter().enumerate().all(|(i, &p)| p == i as i64), "{name}: positions {row:?}");
+        let (shape, all) = &fixture.ints["ref/position_ids"];
+        // [3, B, T] with M-RoPE, [B, T] without.
+        let axes = if shape.len() == 3 { 3 } else { 1 };
+        let (mask, width) = (fixture.ints("input/attention_mask"), shape[shape.len() - 1]);
+        for (i, row) in rows.iter().enumerate() {
+            let grids: Vec<_> = tiles(&golden.vlm, row).iter().map(|t| (t.rows, t.cols)).collect();
+            let (got, _) = golden.vlm.positions(&encode(&golden.vlm, row), &grids).unwrap();
+            for axis in 0..axes {
+                let at = (axis * rows.len() + i) * width;
+                let real = all[at..at + width].iter().zip(&mask[i * width..]).filter(|(_, m)| **m == 1);
+                let want: Vec<i64> = real.map(|(p, _)| *p).collect();
+                let got: Vec<i64> = got.iter().map(|p| i64::from(p[axis])).collect();
+                assert_eq!(got, want, "{name} row {i}: positions, axis {axis}");
+            }
         }
         if fixture.floats.contains_key("input/pixel_values") {
             pixels(golden, &fixture, &rows, name);
@@ -68,6 +79,10 @@ pub fn prompts_and_pixels(golden: &Golden) {
 
 /// Bit for bit: the tiles that the mask names, in order; padding tiles are the batch's business.
 fn pixels(golden: &Golden, fixture: &Fixture, rows: &[Row], name: &str) {
+    if let Some((_, grids)) = fixture.ints.get("input/image_grid_thw") {
+        let all: Vec<Tiles> = rows.iter().flat_map(|row| tiles(&golden.vlm, row)).collect();
+        return patches(golden, &all, grids, fixture.f32s("input/pixel_values"), name);
+    }
     let (shape, want) = &fixture.floats["input/pixel_values"];
     let (mask, tile) = (fixture.ints("input/tile_mask"), shape[2..].iter().product::<usize>());
     let real = |(pixels, mask): (&[f32], &i64)| (*mask == 1).then(|| pixels.to_vec());
@@ -79,11 +94,47 @@ fn pixels(golden: &Golden, fixture: &Fixture, rows: &[Row], name: &str) {
     assert_eq!(wrong, 0, "{name}: {wrong} of {} pixel values differ", want.len());
 }
 
+/// Pictures that are left whole: their grids, and their pixels cut into patches in the order of squares, with every frame.
+fn patches(golden: &Golden, pictures: &[Tiles], grids: &[i64], want: &[f32], name: &str) {
+    let c = golden.vlm.config.vision.as_ref().unwrap();
+    let (side, merge) = (c.patch_size, c.merge);
+    let mut got = Vec::new();
+    for (picture, grid) in pictures.iter().zip(grids.chunks(3)) {
+        let all = picture.normalised().unwrap();
+        let [_, _, height, width] = *all.shape() else { panic!("{all:?}") };
+        let (rows, cols) = (height / side, width / side);
+        assert_eq!([1, rows as i64, cols as i64], *grid, "{name}");
+        assert_eq!((rows, cols), (picture.rows * merge, picture.cols * merge), "{name}");
+        let pixels = all.f32s().unwrap();
+        for i in 0..rows * cols {
+            let (square, within) = (i / (merge * merge), i % (merge * merge));
+            let y = square / (cols / merge) * merge + within / merge;
+            let x = square % (cols / merge) * merge + within % merge;
+            for channel in 0..3 {
+                for _ in 0..c.frames {
+                    for line in 0..side {
+                        let at = (channel * height + y * side + line) * width + x * side;
+                        got.extend_from_slice(&pixels[at..at + side]);
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!((pictures.len() * 3, got.len()), (grids.len(), want.len()), "{name}");
+    let wrong = got.iter().zip(want).filter(|(g, w)| g.to_bits() != w.to_bits()).count();
+    assert_eq!(wrong, 0, "{name}: {wrong} of {} pixel values differ", want.len());
+}
+
 pub fn image_modes(golden: &Golden) {
     let fixture = golden.fixture("image_modes.safetensors");
-    let processor = golden.vlm.images.clone().without_splitting();
+    let processor = golden.vlm.vision().unwrap().images.clone().without_splitting();
     for mode in ["gray", "alpha"] {
-        let got = processor.process(&golden.image(mode)).unwrap().normalised().unwrap();
+        let picture = processor.process(&golden.image(mode)).unwrap();
+        if let Some((_, grid)) = fixture.ints.get(&format!("{mode}/image_grid_thw")) {
+            patches(golden, &[picture], grid, fixture.f32s(&format!("{mode}/pixel_values")), mode);
+            continue;
+        }
+        let got = picture.normalised().unwrap();
         let want = fixture.f32s(&format!("{mode}/pixel_values"));
         assert!(
             got.f32s().unwrap().iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits())
@@ -111,9 +162,10 @@ pub fn vision(golden: &Golden) {
         let Some(rows) = golden.case(name) else { continue };
         let fixture = golden.fixture(&format!("{name}.safetensors"));
         let all: Vec<Tiles> = rows.iter().flat_map(|row| tiles(&golden.vlm, row)).collect();
-        let pixels = Pixels::concat(&all.iter().map(|t| &t.pixels).collect::<Vec<_>>()).unwrap();
-        let (hidden, saved) = golden.vlm.vision.forward(&pixels, Pass::Infer).unwrap();
-        let (features, _) = golden.vlm.connector.forward(&hidden, Pass::Infer).unwrap();
+        let side = golden.vlm.vision().unwrap();
+        let pixels: Vec<&Pixels> = all.iter().map(|t| &t.pixels).collect();
+        let (hidden, saved) = side.tower.forward(&pixels, Pass::Infer).unwrap();
+        let (features, _) = side.connector.forward(&hidden, Pass::Infer).unwrap();
         for (what, got) in [
             ("ref/vision_embeddings", &saved.embeddings),
             ("ref/vision_output", &hidden),
@@ -137,7 +189,8 @@ fn run(vlm: &Vlm, row: &Row, more: &[u32]) -> (Vec<Tensor>, Tensor) {
     let mut ids = encode(vlm, row);
     ids.extend_from_slice(more);
     let x = vlm.embed(&[Prompt { ids: &ids, features: features.iter().collect() }]).unwrap();
-    let positions: Vec<u32> = (0..ids.len() as u32).collect();
+    let grids: Vec<_> = tiles.iter().map(|t| (t.rows, t.cols)).collect();
+    let (positions, _) = vlm.positions(&ids, &grids).unwrap();
     let span = Span { q_start: 0, q_len: ids.len(), k_start: 0, k_len: ids.len() };
     let (hidden, saved) = vlm
         .text
@@ -242,7 +295,8 @@ pub fn bf16(golden: &Golden, device: &Device) {
     // Roundings to bf16 on the way. A text layer: two norms, q, k, v, their rotation (two), the weights of attention, its output, o, the first
     // sum, gate, up, their product, down, the second sum. A vision layer: the same without gate and rotation. Each is off by 2^-9 of the
     // value in the root mean square; independent errors add up like the root of their number, and the largest of 10^5 is 4.5 deviations off.
-    let roundings = (16 * config.text.layers + 13 * config.vision.layers) as f64;
+    let vision = config.vision.as_ref().map_or(0, |v| v.layers);
+    let roundings = (16 * config.text.layers + 13 * vision) as f64;
     for name in CASES {
         let Some(rows) = golden.case(name) else { continue };
         for row in &rows {

@@ -54,7 +54,8 @@ pub fn training_in_bf16(golden: &Golden, device: &mpa::tensor::Device) {
     // As tests/train_kernels.rs counts: about three roundings on the way to a gradient for each that the forward has (check.rs), each off by 2^-9
     // in the root mean square; and one of the weights.
     let config = &golden.vlm.config;
-    let share = (3.0 * (16 * config.text.layers + 13 * config.vision.layers) as f64).sqrt() * 2f64.powi(-9);
+    let share = (3.0 * (16 * config.text.layers + 13 * config.vision.as_ref().unwrap().layers) as f64).sqrt()
+        * 2f64.powi(-9);
     for (name, report) in golden.report["lora"].as_object().unwrap() {
         let folder = golden.folder.join("fixtures/lora").join(name);
         let vlm = load(&golden.folder, Some(&folder.join("adapter_init")));

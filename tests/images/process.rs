@@ -165,7 +165,7 @@ proptest! {
         match read(&settings(json!({ key: value }))) {
             Err(error) => prop_assert!(error.exit_code() == 2 && error.to_string().contains(key), "{error}"),
             Ok(processor) => {
-                let plan = processor.plan(width, height);
+                let plan = processor.plan(width, height).unwrap();
                 prop_assert!([plan.second.0, plan.second.1].iter().all(|side| side.is_multiple_of(processor.tile_side())));
                 // Larger settings are as good, but too slow for a test in which they come often.
                 if plan.second.0 * plan.second.1 < 1 << 16 {

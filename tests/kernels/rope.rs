@@ -1,8 +1,8 @@
-use mpa::ops::rope::{backward, backward_pair, forward, forward_pair, table};
+use mpa::ops::rope::{backward, backward_pair, backward_split, forward, forward_pair, forward_split, table};
 use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, assert_close, assert_op_error, to_f64};
-use crate::device::{DTYPES, on_each_device, random, rounded_sum, values, what};
+use crate::device::{DTYPES, on_each_device, output, random, rounded_sum, values, what};
 
 /// Tokens, heads of queries and keys, head size, rotated part. Odd sizes; halves and heads that packs of one type or the other do not fit, each alone;
 /// a part that stays; more than one round of a warp; tokens that do not fill a block.
@@ -132,5 +132,46 @@ fn mixed_types_and_devices_are_refused() {
         assert_op_error(forward(&mut k, &narrow, &sin, 1), "rope", "f32 cos and sin");
         let here = cos.to_f32().unwrap();
         assert_op_error(forward(&mut q, &here, &sin, 1), "tensor", "host-executed");
+    });
+}
+
+#[test]
+fn split_and_its_backward_match_f64() {
+    on_each_device(|device| {
+        let mut rng = Rng(5);
+        for (tokens, heads, kv_heads, head_size, rotated) in SHAPES.into_iter().chain([(5, 2, 1, 8, 0)]) {
+            for dtype in DTYPES {
+                let (cos, sin) = angles(&mut rng, device, tokens, rotated);
+                let widths = [heads * head_size, kv_heads * head_size, kv_heads * head_size];
+                let all: usize = widths.iter().sum();
+                let qkv = random(&mut rng, device, dtype, &[tokens, all], 1.0);
+                let parts: Vec<Tensor> = (0..3)
+                    .map(|i| {
+                        let start: usize = widths[..i].iter().sum();
+                        let rows = values(&qkv);
+                        let rows = rows.chunks(all).flat_map(|row| row[start..start + widths[i]].to_vec());
+                        Tensor::from_vec(&[tokens, widths[i]], rows.collect()).unwrap()
+                    })
+                    .collect();
+                let [mut q, mut k, mut v] = widths.map(|w| output(&qkv, &[tokens, w]));
+                forward_split([&mut q, &mut k, &mut v], &qkv, &cos, &sin, [heads, kv_heads]).unwrap();
+                let name = what(&[&"rope split", &tokens, &heads, &head_size, &rotated, &dtype]);
+                let want =
+                    [reference(&parts[0], &cos, &sin, heads), reference(&parts[1], &cos, &sin, kv_heads)];
+                assert_close(&name, &values(&q), &want[0], rounded_sum(dtype, 2, 1.0));
+                assert_close(&name, &values(&k), &want[1], rounded_sum(dtype, 2, 1.0));
+                assert_eq!(values(&v), values(&parts[2]), "{name}");
+
+                let back = negative(&sin);
+                let mut dqkv = output(&qkv, qkv.shape());
+                let want =
+                    [reference(&q, &cos, &back, heads), reference(&k, &cos, &back, kv_heads), to_f64(&v)];
+                backward_split(&mut dqkv, [&mut q, &mut k, &mut v], &cos, &sin, [heads, kv_heads]).unwrap();
+                let row =
+                    |t: usize| (0..3).flat_map(move |i| (0..widths[i]).map(move |c| (i, t * widths[i] + c)));
+                let want: Vec<f64> = (0..tokens).flat_map(row).map(|(i, at)| want[i][at]).collect();
+                assert_close(&name, &values(&dqkv), &want, rounded_sum(dtype, 2, 1.0));
+            }
+        }
     });
 }

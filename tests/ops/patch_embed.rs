@@ -52,7 +52,7 @@ fn backward_matches_finite_differences() {
         let dy = rng.tensor(out.shape(), 1.0);
         let before = [&i.weight, &i.bias, &i.position].map(|x| rng.tensor(x.shape(), 1.0));
         let [mut dweight, mut dbias, mut dposition] = before.clone();
-        backward(&mut dweight, &mut dbias, &mut dposition, &dy, &patches).unwrap();
+        backward(&mut dweight, Some((&mut dbias, &mut dposition)), &dy, &patches).unwrap();
 
         let x = i.levels_of_pixels();
         let [w, b, p, dy] = [&i.weight, &i.bias, &i.position, &dy].map(to_f64);
@@ -102,7 +102,7 @@ fn other_shapes_are_refused() {
         fails(run(&out, &patches, &i.pixels, Projection { weight, ..right }), "at least one pixel");
     }
     let mut gray = Tensor::zeros(&[s.cols, 1, s.side, s.side]);
-    let result = backward(&mut gray, &mut i.bias.clone(), &mut i.position.clone(), &out, &patches);
+    let result = backward(&mut gray, Some((&mut i.bias.clone(), &mut i.position.clone())), &out, &patches);
     fails(result, "dweight");
 }
 
@@ -117,7 +117,7 @@ fn same_bits_on_any_pool() {
         let mut patches = poisoned(&[s.n * s.patches(), s.patch_len()]);
         forward(&mut out, Some(&mut patches), &i.pixels, i.projection()).unwrap();
         let [mut dweight, mut dbias, mut dposition] = [&i.weight, &i.bias, &i.position].map(Tensor::clone);
-        backward(&mut dweight, &mut dbias, &mut dposition, &dy, &patches).unwrap();
+        backward(&mut dweight, Some((&mut dbias, &mut dposition)), &dy, &patches).unwrap();
         [&out, &dweight, &dbias, &dposition].map(values).concat()
     });
 }

@@ -1,4 +1,6 @@
-use mpa::ops::rope::{backward, forward, forward_pair, table, table_2d, table_mrope};
+use mpa::ops::rope::{
+    backward, backward_split, forward, forward_pair, forward_split, table, table_2d, table_mrope,
+};
 use mpa::tensor::Tensor;
 
 use crate::common::{
@@ -201,4 +203,48 @@ fn a_pair_is_two_rotations() {
     forward(&mut k2, &cos, &sin, 1).unwrap();
     assert_eq!((values(&q1), values(&k1)), (values(&q2), values(&k2)));
     assert_op_error(forward_pair(&mut q1, &mut k1, &cos, &sin, [3, 0]), "rope", "0 heads");
+}
+
+/// Columns of a matrix.
+fn columns(x: &Tensor, from: usize, len: usize) -> Tensor {
+    let rows = values(x).chunks(x.cols().max(1));
+    let part = rows.flat_map(|row| row[from..from + len].to_vec()).collect();
+    Tensor::from_vec(&[x.rows(), len], part).unwrap()
+}
+
+#[test]
+fn split_is_columns_of_which_two_parts_turn() {
+    let mut rng = Rng(7);
+    for (t, heads, kv_heads, head_size, rotated) in
+        [(1, 1, 1, 2, 2), (3, 3, 1, 10, 6), (5, 4, 2, 16, 16), (4, 2, 2, 6, 0), (0, 1, 1, 4, 4)]
+    {
+        let positions: Vec<u32> = (0..t).map(|_| rng.below(3000) as u32).collect();
+        let (cos, sin) = table(&positions, 1e4, rotated).unwrap();
+        let widths = [heads * head_size, kv_heads * head_size, kv_heads * head_size];
+        let qkv = rng.tensor(&[t as usize, widths.iter().sum()], 1.0);
+        let [mut q, mut k, mut v] = widths.map(|w| crate::common::poisoned(&[t as usize, w]));
+        forward_split([&mut q, &mut k, &mut v], &qkv, &cos, &sin, [heads, kv_heads]).unwrap();
+        let (mut want_q, mut want_k) = (columns(&qkv, 0, widths[0]), columns(&qkv, widths[0], widths[1]));
+        forward_pair(&mut want_q, &mut want_k, &cos, &sin, [heads, kv_heads]).unwrap();
+        assert_eq!(values(&q), values(&want_q));
+        assert_eq!(values(&k), values(&want_k));
+        assert_eq!(values(&v), values(&columns(&qkv, widths[0] + widths[1], widths[2])));
+
+        let mut back = crate::common::poisoned(qkv.shape());
+        backward_split(&mut back, [&mut q, &mut k, &mut v], &cos, &sin, [heads, kv_heads]).unwrap();
+        assert_close("there and back", values(&back), &to_f64(&qkv), F32);
+    }
+}
+
+#[test]
+fn parts_that_do_not_fit_are_refused() {
+    let (cos, sin) = table(&[1, 2], 1e4, 4).unwrap();
+    let zeros = |cols| Tensor::zeros(&[2, cols]);
+    let run = |q, k, v, qkv| {
+        forward_split([&mut zeros(q), &mut zeros(k), &mut zeros(v)], &zeros(qkv), &cos, &sin, [2, 1])
+    };
+    assert!(run(8, 4, 4, 16).is_ok());
+    assert_op_error(run(8, 4, 4, 12), "rope", "qkv [2, 16]");
+    assert_op_error(run(8, 8, 4, 16), "rope", "k [2, 4]");
+    assert_op_error(run(8, 4, 8, 16), "rope", "v [2, 4]");
 }

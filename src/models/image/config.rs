@@ -4,20 +4,25 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Filter, ImageProcessor, Target};
+use super::{Bounds, Cut, Filter, ImageProcessor, Layout, Target};
 use crate::error::{Error, Result};
 use crate::models::config::read_json;
 
-/// Types that process pictures alike. Newer and faster variants add a suffix.
-const TYPES: [&str; 2] = ["Idefics3ImageProcessor", "SmolVLMImageProcessor"];
+/// Types that cut pictures into tiles alike, and those that leave them whole. Newer and faster variants add a suffix.
+const CUTTING: [&str; 2] = ["Idefics3ImageProcessor", "SmolVLMImageProcessor"];
+const WHOLE: [&str; 1] = ["Qwen2VLImageProcessor"];
 const SUFFIXES: [&str; 3] = ["", "Fast", "Pil"];
 
 /// Longest side that a setting may ask for, tile or picture: keeps a wrong file from asking for all memory.
 const MAX_SIDE: usize = 8192;
 const MAX_TILE: usize = 4096;
 
+/// Of the pictures that CLIP was trained on (OPENAI_CLIP_MEAN and _STD).
+const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
 impl ImageProcessor {
-    /// Reads the picture settings of a checkpoint folder. A missing key has the default of Idefics3ImageProcessor.
+    /// Reads the picture settings of a checkpoint folder. A missing key has the default of its processor.
     pub fn read(folder: &Path) -> Result<ImageProcessor> {
         let processor = folder.join("processor_config.json");
         if processor.exists() {
@@ -39,7 +44,37 @@ struct Keys {
 
 impl Keys {
     fn processor(&self) -> Result<ImageProcessor> {
-        self.check_type()?;
+        let (layout, filter, mean, std) = if self.cuts()? {
+            (Layout::Tiles(self.cut()?), Filter::Lanczos, [0.5; 3], [0.5; 3])
+        } else {
+            (Layout::Whole(self.bounds()?), Filter::Bicubic, CLIP_MEAN, CLIP_STD)
+        };
+        let scale = if self.flag("do_rescale")? { Some(self.scale()?) } else { None };
+        let norm = if self.flag("do_normalize")? {
+            let above_zero = |v: f32| v > 0.0;
+            Some((self.channels("image_mean", mean, |_| true)?, self.channels("image_std", std, above_zero)?))
+        } else {
+            None
+        };
+        Ok(ImageProcessor { layout, filter: self.filter(filter)?, scale, norm })
+    }
+
+    /// Whether the processor's type is one that cuts pictures into tiles.
+    fn cuts(&self) -> Result<bool> {
+        let key = "image_processor_type";
+        let is_of = |name: &str, types: &[&str]| {
+            types.iter().any(|t| name.strip_prefix(t).is_some_and(|suffix| SUFFIXES.contains(&suffix)))
+        };
+        let known = || [&CUTTING[..], &WHOLE].concat().join(" or ");
+        match self.get(key) {
+            Some(Value::String(name)) if is_of(name, &CUTTING) => Ok(true),
+            Some(Value::String(name)) if is_of(name, &WHOLE) => Ok(false),
+            Some(other) => Err(self.wrong(key, &known(), other)),
+            None => Err(Error::input(&self.path, format!("{key} is missing: expected {}", known()))),
+        }
+    }
+
+    fn cut(&self) -> Result<Cut> {
         let resize_to = if self.flag("do_resize")? { Some(self.target()?) } else { None };
         let tile = match self.get("max_image_size") {
             None => 364,
@@ -47,28 +82,33 @@ impl Keys {
                 .side(size, "max_image_size", "longest_edge", MAX_TILE)?
                 .ok_or_else(|| self.wrong("max_image_size", "an object with longest_edge", size))?,
         };
-        let scale = if self.flag("do_rescale")? { Some(self.scale()?) } else { None };
-        let norm = if self.flag("do_normalize")? {
-            Some((self.channels("image_mean", |_| true)?, self.channels("image_std", |v| v > 0.0)?))
-        } else {
-            None
-        };
-        let split = self.flag("do_image_splitting")?;
-        Ok(ImageProcessor { resize_to, tile, split, filter: self.filter()?, scale, norm })
+        Ok(Cut { resize_to, tile, split: self.flag("do_image_splitting")? })
     }
 
-    fn check_type(&self) -> Result<()> {
-        let key = "image_processor_type";
-        let known = |name: &str| {
-            TYPES.iter().any(|t| name.strip_prefix(t).is_some_and(|suffix| SUFFIXES.contains(&suffix)))
+    /// `min_pixels` and `max_pixels`; transformers 5 may write them as `size.shortest_edge` and `size.longest_edge`.
+    fn bounds(&self) -> Result<Bounds> {
+        let none = Value::Null;
+        let size = self.get("size").unwrap_or(&none);
+        let number = |key: &str, old: &str, default: usize| match self.get(key).or_else(|| size.get(old)) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => match value.as_u64().and_then(|v| usize::try_from(v).ok()) {
+                Some(number) => Ok(number),
+                None => Err(self.wrong(key, "a number of pixels", value)),
+            },
         };
-        match self.get(key) {
-            Some(Value::String(name)) if known(name) => Ok(()),
-            Some(other) => Err(self.wrong(key, &TYPES.join(" or "), other)),
-            None => {
-                Err(Error::input(&self.path, format!("{key} is missing: expected {}", TYPES.join(" or "))))
-            }
+        if !self.flag("do_resize")? {
+            return Err(self.wrong("do_resize", "true", &Value::Bool(false)));
         }
+        let (patch, merge) = (number("patch_size", "", 14)?, number("merge_size", "", 2)?);
+        let unit = patch.checked_mul(merge).filter(|unit| (1..=MAX_TILE).contains(unit));
+        let unit = unit.ok_or_else(|| {
+            let got = Value::from(format!("{patch} and {merge}"));
+            self.wrong("patch_size, merge_size", &format!("a product from 1 to {MAX_TILE}"), &got)
+        })?;
+        let min = number("min_pixels", "shortest_edge", 56 * 56)?;
+        let max = number("max_pixels", "longest_edge", 28 * 28 * 1280)?;
+        Bounds::new(unit, min, max)
+            .map_err(|what| Error::input(&self.path, format!("min_pixels {min}, max_pixels {max}: {what}")))
     }
 
     fn target(&self) -> Result<Target> {
@@ -84,10 +124,11 @@ impl Keys {
         }
     }
 
-    fn filter(&self) -> Result<Filter> {
+    fn filter(&self, default: Filter) -> Result<Filter> {
         let key = "resample";
         match self.get(key).map(|v| (v, v.as_u64())) {
-            None | Some((_, Some(1))) => Ok(Filter::Lanczos),
+            None => Ok(default),
+            Some((_, Some(1))) => Ok(Filter::Lanczos),
             Some((_, Some(2))) => Ok(Filter::Bilinear),
             Some((_, Some(3))) => Ok(Filter::Bicubic),
             Some((other, _)) => Err(self.wrong(key, "1 (Lanczos), 2 (bilinear) or 3 (bicubic)", other)),
@@ -104,8 +145,8 @@ impl Keys {
     }
 
     /// A number for all channels or one for each.
-    fn channels(&self, key: &str, valid: fn(f32) -> bool) -> Result<[f32; 3]> {
-        let Some(value) = self.get(key) else { return Ok([0.5; 3]) };
+    fn channels(&self, key: &str, default: [f32; 3], valid: fn(f32) -> bool) -> Result<[f32; 3]> {
+        let Some(value) = self.get(key) else { return Ok(default) };
         let numbers: Option<Vec<f32>> = match value {
             Value::Array(list) if list.len() == 3 => {
                 list.iter().map(|v| v.as_f64().map(|v| v as f32)).collect()

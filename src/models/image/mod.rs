@@ -1,9 +1,10 @@
-//! Pictures to tiles, as transformers' Idefics3ImageProcessor (PIL backend) does, bit for bit: resize, split, rescale, normalise. The last
-//! two are a table of what each of the 256 values becomes: tiles stay 8-bit until they are cut into patches (ops::patch_embed).
+//! Pictures to tiles, as transformers' Idefics3ImageProcessor (PIL backend) does, bit for bit: resize, split, rescale, normalise; or, as its
+//! Qwen2VLImageProcessor does, to one picture of about the size they have. The last two are a table of what each of the 256 values becomes: tiles stay 8-bit until they are cut into patches (ops::patch_embed).
 
 mod config;
 mod resize;
 mod tiles;
+mod whole;
 
 use rayon::prelude::*;
 
@@ -37,16 +38,38 @@ impl Rgb {
 /// preprocessor_config.json.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageProcessor {
-    /// The first resize; none with `do_resize` false.
-    resize_to: Option<Target>,
-    /// Side of a tile in pixels (`max_image_size.longest_edge`).
-    tile: usize,
-    split: bool,
+    layout: Layout,
     filter: Filter,
     /// `rescale_factor`; none with `do_rescale` false.
     scale: Option<f64>,
     /// `image_mean` and `image_std`, by channel; none with `do_normalize` false.
     norm: Option<([f32; 3], [f32; 3])>,
+}
+
+/// What becomes of a picture's size.
+#[derive(Clone, Debug, PartialEq)]
+enum Layout {
+    Tiles(Cut),
+    Whole(Bounds),
+}
+
+/// Tiles of one size.
+#[derive(Clone, Debug, PartialEq)]
+struct Cut {
+    /// The first resize; none with `do_resize` false.
+    resize_to: Option<Target>,
+    /// Side of a tile in pixels (`max_image_size.longest_edge`).
+    tile: usize,
+    split: bool,
+}
+
+/// One picture whose sides are multiples of `unit` and that has so many pixels.
+#[derive(Clone, Debug, PartialEq)]
+struct Bounds {
+    /// `patch_size` * `merge_size`: the side of what becomes a token.
+    unit: usize,
+    min_pixels: usize,
+    max_pixels: usize,
 }
 
 /// `size` of preprocessor_config.json.
@@ -57,17 +80,18 @@ enum Target {
     Exact(usize, usize),
 }
 
-/// One picture cut up: rows x cols tiles, then the global tile; 0 x 0 when the picture is not split (one tile then).
+/// One picture cut up: rows x cols tiles, then the global tile; 0 x 0 when the picture is not split (one tile then). Or a picture left whole, and
+/// the rows and columns of its tokens.
 #[derive(Clone, Debug)]
 pub struct Tiles {
     pub rows: usize,
     pub cols: usize,
-    /// N pictures of S x S.
+    /// N pictures of S x S, or one of H x W.
     pub pixels: Pixels,
 }
 
 impl Tiles {
-    /// What the processor of the published model puts out: f32 [N, 3, S, S].
+    /// What the processor of the published model puts out, before it cuts patches: f32 [N, 3, H, W].
     pub fn normalised(&self) -> Result<Tensor> {
         let &[tiles, height, width, channels] = self.pixels.values.shape() else {
             return Err(Error::op("image", "pixels [N, S, S, 3]", format!("{:?}", self.pixels.values)));
@@ -88,23 +112,53 @@ impl Tiles {
 impl ImageProcessor {
     /// The same with every picture as one tile, whatever preprocessor_config.json says.
     pub fn without_splitting(self) -> Self {
-        ImageProcessor { split: false, ..self }
+        let layout = match self.layout {
+            Layout::Tiles(cut) => Layout::Tiles(Cut { split: false, ..cut }),
+            whole => whole,
+        };
+        ImageProcessor { layout, ..self }
     }
 
-    /// Side of a tile in pixels: S of `Tiles::pixels`.
+    /// Side of a tile in pixels, S of `Tiles::pixels`; where there are none, of what becomes a token.
     pub fn tile_side(&self) -> usize {
-        self.tile
+        match &self.layout {
+            Layout::Tiles(cut) => cut.tile,
+            Layout::Whole(bounds) => bounds.unit,
+        }
+    }
+
+    /// With other bounds on the pixels of a picture that is left whole.
+    pub fn with_pixels(self, min: Option<usize>, max: Option<usize>) -> Result<Self> {
+        match self.layout {
+            _ if min.is_none() && max.is_none() => Ok(self),
+            Layout::Tiles(_) => Err(Error::Usage(
+                "--min-pixels, --max-pixels: this model cuts pictures into tiles of one size".into(),
+            )),
+            Layout::Whole(b) => {
+                let (min, max) = (min.unwrap_or(b.min_pixels), max.unwrap_or(b.max_pixels));
+                let bounds = Bounds::new(b.unit, min, max).map_err(|what| {
+                    Error::Usage(format!("--min-pixels {min}, --max-pixels {max}: {what}"))
+                })?;
+                Ok(ImageProcessor { layout: Layout::Whole(bounds), ..self })
+            }
+        }
     }
 
     /// The picture as tiles. Fails on a picture whose fields do not fit together and on one that would become too large.
     pub fn process(&self, picture: &Rgb) -> Result<Tiles> {
         picture.check()?;
-        let plan = self.plan(picture.width, picture.height);
+        let plan = self.plan(picture.width, picture.height)?;
+        if let Layout::Whole(_) = self.layout {
+            let resized = resize(picture, plan.second.0, plan.second.1, self.filter)?;
+            let values = Tensor::from_u8(&[1, resized.height, resized.width, 3], resized.data)?;
+            let pixels = Pixels { values, levels: self.levels()? };
+            return Ok(Tiles { rows: plan.rows, cols: plan.cols, pixels });
+        }
         let first = resize(picture, plan.first.0, plan.first.1, self.filter)?;
         let whole = resize(&first, plan.second.0, plan.second.1, self.filter)?;
         drop(first);
 
-        let (side, grid) = (self.tile, plan.rows * plan.cols);
+        let (side, grid) = (self.tile_side(), plan.rows * plan.cols);
         let mut values = vec![0; (grid + 1) * 3 * side * side];
         let (cut, last) = values.split_at_mut(grid * 3 * side * side);
         cut.par_chunks_exact_mut(3 * side * side).enumerate().for_each(|(i, tile)| {

@@ -1,7 +1,8 @@
 //! The arithmetic of sizes and tiles, apart from any pixel. Divisions are in f64 and cut off, in the reference's order: the results
 //! decide how many tokens a picture takes.
 
-use super::{ImageProcessor, Target};
+use super::{Cut, ImageProcessor, Layout, Target};
+use crate::error::Result;
 
 /// The longest side that a resize to a longest edge leaves, whatever the settings say.
 const MAX_SIDE: usize = 4096;
@@ -13,14 +14,23 @@ pub struct Plan {
     pub first: (usize, usize),
     /// (width, height) from which tiles are cut; the one tile's when the picture is not split.
     pub second: (usize, usize),
-    /// Tiles in a column and in a row; 0 x 0 when the picture is not split.
+    /// Tiles in a column and in a row; 0 x 0 when the picture is not split. Tokens of one that is left whole.
     pub rows: usize,
     pub cols: usize,
 }
 
 impl ImageProcessor {
     /// Sizes and grid for a picture of width x height, both at least 1.
-    pub fn plan(&self, width: usize, height: usize) -> Plan {
+    pub fn plan(&self, width: usize, height: usize) -> Result<Plan> {
+        match &self.layout {
+            Layout::Tiles(cut) => Ok(cut.plan(width, height)),
+            Layout::Whole(bounds) => bounds.plan(width, height),
+        }
+    }
+}
+
+impl Cut {
+    fn plan(&self, width: usize, height: usize) -> Plan {
         let tile = self.tile;
         let first = match self.resize_to {
             None => (width, height),

@@ -53,6 +53,9 @@ pub fn calibrate(
         return Err(Error::Usage("the calibration has nothing to read".into()));
     }
     let mut groups = vlm.text.groups();
+    if let Some(side) = &vlm.vision {
+        groups.extend(side.tower.groups());
+    }
     groups.retain(|group| group.readers.iter().all(|reader| layers.contains(reader)));
     quant::folds(&groups, &inputs, &weights)
 }
@@ -78,22 +81,24 @@ fn columns(vlm: &mut Vlm, layers: &BTreeSet<String>) -> Result<Maxima> {
 fn read(vlm: &Vlm, example: &Example, parts: Parts) -> Result<()> {
     match example {
         Example::Picture(picture, question) => {
-            let tiles = vlm.images.process(picture)?;
+            let side = vlm.vision()?;
+            let tiles = side.images.process(picture)?;
+            let grids = [(tiles.rows, tiles.cols)];
             let content = vec![Content::Image, Content::Text(question.clone())];
-            let ids = vlm.encode(&[Message::new("user", content)], &[(tiles.rows, tiles.cols)], true)?;
+            let ids = vlm.encode(&[Message::new("user", content)], &grids, true)?;
             let features = vlm.features(&[&tiles])?;
-            through(vlm, &Prompt { ids: &ids, features: features.iter().collect() }, parts)
+            through(vlm, &Prompt { ids: &ids, features: features.iter().collect() }, &grids, parts)
         }
         Example::Text(text) => {
             let ids = vlm.prompter.encode(text, true)?;
             let mut windows = ids.chunks(WINDOW);
-            windows.try_for_each(|ids| through(vlm, &Prompt { ids, features: Vec::new() }, parts))
+            windows.try_for_each(|ids| through(vlm, &Prompt { ids, features: Vec::new() }, &[], parts))
         }
     }
 }
 
-fn through(vlm: &Vlm, prompt: &Prompt, parts: Parts) -> Result<()> {
-    let x = vlm.states(prompt)?;
+fn through(vlm: &Vlm, prompt: &Prompt, grids: &[(usize, usize)], parts: Parts) -> Result<()> {
+    let x = vlm.states(prompt, grids)?;
     if parts == Parts::Text {
         return Ok(());
     }

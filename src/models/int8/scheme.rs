@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::models::config::read_json;
+use crate::models::family::{Renames, renamed};
 
 const KEY: &str = "quantization_config";
 /// Where a key is not as expected, as a JSON pointer within the section; what is expected there.
@@ -66,11 +67,12 @@ impl Scheme {
         Ok(Scheme { except })
     }
 
-    /// Whether the layer `name` is int8.
-    pub fn covers(&self, name: &str) -> bool {
+    /// Whether the layer `name` is int8. Exceptions may have its name in a checkpoint with these renames instead.
+    pub fn covers(&self, name: &str, renames: Renames) -> bool {
+        let stored = renamed(name, renames);
         !self.except.iter().any(|layers| match layers {
-            Layers::Named(one) => one == name,
-            Layers::Matching(regex) => regex.is_match(name),
+            Layers::Named(one) => one == name || *one == stored,
+            Layers::Matching(regex) => regex.is_match(name) || regex.is_match(&stored),
         })
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Parts, scheme};
 use crate::error::{Error, Result};
 use crate::models::config::read_json;
+use crate::models::family::Renames;
 use crate::models::hub;
 use crate::models::vlm::Vlm;
 use crate::models::weight::SCALE;
@@ -42,7 +43,15 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, out: &Path) -> Result<W
             dense.push(name.to_string());
         }
     });
-    let plan = Plan { layers: &layers, folds, embedding: tied.then(|| vlm.text.embedding_name()) };
+    let mut names = Vec::new();
+    vlm.visit(&mut |name, _| names.push(name.to_string()));
+    let plan = Plan {
+        names,
+        renames: vlm.config.family.renames(),
+        layers: &layers,
+        folds,
+        embedding: tied.then(|| vlm.text.embedding_name()),
+    };
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let from = vlm.folder.clone();
     let sharded = !from.join(SINGLE).exists();
@@ -78,6 +87,9 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, out: &Path) -> Result<W
 }
 
 struct Plan<'a> {
+    /// Of all weights, as the modules have them.
+    names: Vec<String>,
+    renames: Renames,
     layers: &'a BTreeSet<String>,
     folds: &'a Folds,
     /// The name of the embedding that is the head as well.
@@ -87,11 +99,16 @@ struct Plan<'a> {
 impl Plan<'_> {
     /// Writes one file; the names in it.
     fn shard(&self, source: &Path, target: &Path) -> Result<Vec<String>> {
-        let file = Weights::open_file(source)?;
+        let mut file = Weights::open_file(source)?;
+        file.rename(self.renames);
+        let modules: BTreeMap<String, &str> =
+            self.names.iter().map(|name| (file.stored(name), name.as_str())).collect();
         let (mut announced, mut origins) = (Vec::new(), BTreeMap::new());
         for name in file.names() {
             let tensor = file.view(&name)?;
-            for (to, origin) in self.becomes(&name) {
+            let module = modules.get(&name).copied().unwrap_or(&name);
+            for (to, origin) in self.becomes(module) {
+                let to = file.stored(&to);
                 let (dtype, shape) = match &origin {
                     Origin::Copied => (tensor.dtype(), tensor.shape().to_vec()),
                     Origin::Folded(_) => (Fold::dtype(tensor.dtype()), tensor.shape().to_vec()),

@@ -5,9 +5,10 @@ use crate::models::config::TextConfig;
 use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
 use crate::models::norm::RmsNorm;
 use crate::models::param::{Grads, VisitParam};
+use crate::models::rope::Rope;
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
-use crate::ops::{add, attention, embedding, rope, swiglu};
+use crate::ops::{attention, embedding, rope, swiglu};
 use crate::quant::Group;
 use crate::tensor::{Indices, Tensor};
 
@@ -24,21 +25,15 @@ pub(super) struct Block {
     attention: attention::Config,
 }
 
-/// Rotation of each token of a pass, [T, HS/2].
-pub(in crate::models) struct Rope {
-    pub(super) cos: Tensor,
-    pub(super) sin: Tensor,
-}
-
 pub(super) struct BlockSaved {
     pub(super) x: Tensor, // [T, C]
     h1: Tensor,
     q: Tensor, // [T, NH*HS], rotated
     k: Tensor, // [T, NKV*HS], rotated
     v: Tensor,
-    attn: Tensor, // [T, NH*HS]
-    lse: Tensor,  // [T, NH]
-    x2: Tensor,   // [T, C]
+    attn: Tensor,          // [T, NH*HS]
+    lse: Tensor,           // [T, NH]
+    pub(super) x2: Tensor, // [T, C]
     h2: Tensor,
     gate: Tensor, // [T, I]
     up: Tensor,
@@ -59,14 +54,15 @@ impl Block {
     pub(super) fn take(weights: &mut Weights, name: &str, c: &TextConfig) -> Self {
         let (width, inner) = (c.hidden_size, c.intermediate_size);
         let (q_width, kv_width) = (c.heads * c.head_size, c.kv_heads * c.head_size);
-        let mut linear = |part: &str, n, k| Linear::take(weights, &format!("{name}.{part}"), n, k, false);
-        let q = linear("self_attn.q_proj", q_width, width);
-        let k = linear("self_attn.k_proj", kv_width, width);
-        let v = linear("self_attn.v_proj", kv_width, width);
-        let o = linear("self_attn.o_proj", width, q_width);
-        let gate = linear("mlp.gate_proj", inner, width);
-        let up = linear("mlp.up_proj", inner, width);
-        let down = linear("mlp.down_proj", width, inner);
+        let mut linear =
+            |part: &str, n, k, bias| Linear::take(weights, &format!("{name}.{part}"), n, k, bias);
+        let q = linear("self_attn.q_proj", q_width, width, c.qkv_bias);
+        let k = linear("self_attn.k_proj", kv_width, width, c.qkv_bias);
+        let v = linear("self_attn.v_proj", kv_width, width, c.qkv_bias);
+        let o = linear("self_attn.o_proj", width, q_width, false);
+        let gate = linear("mlp.gate_proj", inner, width, false);
+        let up = linear("mlp.up_proj", inner, width, false);
+        let down = linear("mlp.down_proj", width, inner, false);
         Block {
             norm1: RmsNorm::take(weights, &format!("{name}.input_layernorm"), width, c.rms_norm_eps),
             q,
@@ -87,15 +83,20 @@ impl Block {
         }
     }
 
+    /// `residual`, where there is one, is first added to x: it is the last block's, whose result is the sum of what it returns and its x2.
     pub(super) fn forward(
         &self,
-        x: Tensor,
+        mut x: Tensor,
+        residual: Option<&Tensor>,
         rope: &Rope,
         spans: &Spans,
         pass: Pass,
         cache: Option<CacheTarget>,
     ) -> Result<(Tensor, BlockSaved)> {
-        let h1 = self.norm1.forward(&x)?;
+        let h1 = match residual {
+            Some(residual) => self.norm1.forward_residual(&mut x, residual)?,
+            None => self.norm1.forward(&x)?,
+        };
         let [(mut q, q_saved), (mut k, k_saved), (v, v_saved)] =
             Linear::forward_group([&self.q, &self.k, &self.v], &h1, pass)?;
         let heads = [self.attention.heads, self.attention.kv_heads];
@@ -116,13 +117,12 @@ impl Block {
         let [(gate, gate_saved), (up, up_saved)] = Linear::forward_group([&self.gate, &self.up], &h2, pass)?;
         let mut act = x.like(up.shape())?;
         swiglu::forward(&mut act, &gate, &up)?;
-        let (mut y, down_saved) = self.down.forward(&act, pass)?;
-        add::forward(&mut y, &x2)?;
+        let (y, down_saved) = self.down.forward(&act, pass)?;
         let linears = [q_saved, k_saved, v_saved, o_saved, gate_saved, up_saved, down_saved];
         Ok((y, BlockSaved { x, h1, q, k, v, attn, lse, x2, h2, gate, up, act, linears }))
     }
 
-    /// The gradient of x if `need_dx`.
+    /// The gradient of x, which is that of the residual as well, if `need_dx`.
     pub(super) fn backward(
         &self,
         grads: &mut Grads,

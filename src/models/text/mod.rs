@@ -1,11 +1,10 @@
-//! The text tower, a Llama decoder: embeddings in, logits out.
+//! The text tower, a Llama or Qwen2 decoder: embeddings in, logits out.
 //! Each forward returns what its backward needs; inference drops it and keeps keys and values in a cache.
 
 mod block;
 
 use std::sync::Arc;
 
-pub(super) use block::Rope;
 use block::{Block, BlockSaved, CacheTarget};
 
 use crate::error::Result;
@@ -13,23 +12,25 @@ use crate::models::config::TextConfig;
 use crate::models::linear::{Kept, Linear, LinearSaved, Pass, VisitLinear};
 use crate::models::norm::RmsNorm;
 use crate::models::param::{Grads, Param, VisitParam};
+use crate::models::rope::{Position, Rope};
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
-use crate::ops::{embedding, linear, rope};
+use crate::ops::{add, embedding, linear, rope};
 use crate::quant::Group;
 use crate::tensor::{DType, Device, Gpu, Indices, Tensor};
 
-const NAME: &str = "model.text_model";
-const EMBED: &str = "model.text_model.embed_tokens.weight";
 pub(super) const HEAD: &str = "lm_head";
 
 pub struct Text {
+    /// The module's name.
+    name: &'static str,
     embed: Param, // [V, C]
     blocks: Vec<Block>,
     norm: RmsNorm,
     /// `None`: the embedding is the head.
     head: Option<Linear>,
     rope_theta: f32,
+    mrope: Option<[usize; 3]>,
     head_size: usize,
 }
 
@@ -66,11 +67,11 @@ impl KvCache {
 }
 
 impl Text {
-    pub fn take(weights: &mut Weights, c: &TextConfig) -> Self {
+    pub fn take(weights: &mut Weights, c: &TextConfig, name: &'static str) -> Self {
         let shape = [c.vocab_size, c.hidden_size];
-        let embed = Param::take(weights, EMBED, &shape);
-        let blocks = (0..c.layers).map(|i| Block::take(weights, &block_name(i), c)).collect();
-        let norm = RmsNorm::take(weights, &format!("{NAME}.norm"), c.hidden_size, c.rms_norm_eps);
+        let embed = Param::take(weights, &embed_name(name), &shape);
+        let blocks = (0..c.layers).map(|i| Block::take(weights, &block_name(name, i), c)).collect();
+        let norm = RmsNorm::take(weights, &format!("{name}.norm"), c.hidden_size, c.rms_norm_eps);
         let head_name = format!("{HEAD}.weight");
         let head = if c.tie_word_embeddings {
             // Some tied checkpoints store the head as well; the embedding is what counts.
@@ -81,7 +82,8 @@ impl Text {
         } else {
             Some(Linear::take(weights, HEAD, c.vocab_size, c.hidden_size, false))
         };
-        Text { embed, blocks, norm, head, rope_theta: c.rope_theta, head_size: c.head_size }
+        let (rope_theta, mrope, head_size) = (c.rope_theta, c.mrope, c.head_size);
+        Text { name, embed, blocks, norm, head, rope_theta, mrope, head_size }
     }
 
     /// ids -> [T, C]
@@ -103,17 +105,23 @@ impl Text {
     pub fn forward(
         &self,
         x: Tensor,
-        positions: &[u32],
+        positions: &[Position],
         spans: &Arc<Spans>,
         pass: Pass,
     ) -> Result<(Tensor, TextSaved)> {
         let rope = self.rope(positions)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut x = x;
+        // A block's result is the sum of x and the block's x2, added up in the next one's norm.
+        let mut last: Option<BlockSaved> = None;
         for block in &self.blocks {
-            let (y, saved) = block.forward(x, &rope, spans, pass, None)?;
+            let (y, saved) = block.forward(x, last.as_ref().map(|s| &s.x2), &rope, spans, pass, None)?;
             x = y;
-            blocks.push(if pass.recomputes() { Kept::Input(saved.x) } else { Kept::All(saved) });
+            blocks.extend(last.replace(saved).map(|s| kept(s, pass)));
+        }
+        if let Some(saved) = last {
+            add::forward(&mut x, &saved.x2)?;
+            blocks.push(kept(saved, pass));
         }
         Ok((x, TextSaved { blocks, rope, spans: Arc::clone(spans), pass }))
     }
@@ -122,7 +130,7 @@ impl Text {
     pub fn forward_cached(
         &self,
         x: Tensor,
-        positions: &[u32],
+        positions: &[Position],
         rows: &Indices,
         spans: &Spans,
         cache: &mut KvCache,
@@ -141,9 +149,14 @@ impl Text {
         cache: &mut KvCache,
     ) -> Result<Tensor> {
         let mut x = x;
+        let mut residual: Option<Tensor> = None;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
             let target = CacheTarget { k: &mut layer.0, v: &mut layer.1, rows, tokens };
-            (x, _) = block.forward(x, rope, spans, Pass::Infer, Some(target))?;
+            let (y, saved) = block.forward(x, residual.as_ref(), rope, spans, Pass::Infer, Some(target))?;
+            (x, residual) = (y, Some(saved.x2));
+        }
+        if let Some(residual) = residual {
+            add::forward(&mut x, &residual)?;
         }
         Ok(x)
     }
@@ -207,7 +220,7 @@ impl Text {
             }
             let s = match kept {
                 Kept::All(s) => s,
-                Kept::Input(x) => self.blocks[i].forward(x, &rope, &spans, pass, None)?.1,
+                Kept::Input(x) => self.blocks[i].forward(x, None, &rope, &spans, pass, None)?.1,
             };
             match self.blocks[i].backward(grads, dx, s, &rope, &spans, need_below)? {
                 Some(d) => dx = d,
@@ -218,17 +231,18 @@ impl Text {
     }
 
     pub fn visit(&mut self, f: VisitParam) {
-        f(EMBED, &mut self.embed);
+        let name = self.name;
+        f(&embed_name(name), &mut self.embed);
         for (i, block) in self.blocks.iter_mut().enumerate() {
-            block.visit_norms(&block_name(i), f);
+            block.visit_norms(&block_name(name, i), f);
         }
-        self.norm.visit(&format!("{NAME}.norm"), f);
+        self.norm.visit(&format!("{name}.norm"), f);
         self.visit_linears(&mut |name, linear| linear.visit(name, f));
     }
 
     pub fn visit_linears(&mut self, f: VisitLinear) {
         for (i, block) in self.blocks.iter_mut().enumerate() {
-            block.visit_linears(&block_name(i), f);
+            block.visit_linears(&block_name(self.name, i), f);
         }
         if let Some(head) = &mut self.head {
             f(HEAD, head);
@@ -251,15 +265,15 @@ impl Text {
     }
 
     pub fn embedding_name(&self) -> String {
-        EMBED.to_string()
+        embed_name(self.name)
     }
 
     /// What can be smoothed: the layers by what they read.
     pub fn groups(&self) -> Vec<Group> {
-        let block = |(i, block): (usize, &Block)| block.groups(&block_name(i));
+        let block = |(i, block): (usize, &Block)| block.groups(&block_name(self.name, i));
         let mut groups: Vec<Group> = self.blocks.iter().enumerate().flat_map(block).collect();
         if self.head.is_some() {
-            let makers = vec![format!("{NAME}.norm.weight")];
+            let makers = vec![format!("{}.norm.weight", self.name)];
             groups.push(Group { makers, readers: vec![HEAD.to_string()], shared: (1, 1) });
         }
         groups
@@ -280,22 +294,39 @@ impl Text {
     }
 
     /// The rotation of each token, where the weights are.
-    pub(super) fn rope(&self, positions: &[u32]) -> Result<Rope> {
-        let (cos, sin) = rope::table(positions, self.rope_theta, self.head_size)?;
-        let device = self.device();
-        Ok(Rope { cos: cos.to_device(&device)?, sin: sin.to_device(&device)? })
+    pub(super) fn rope(&self, positions: &[Position]) -> Result<Rope> {
+        Rope::new(self.angles(positions)?, &self.device())
     }
 
     /// Other positions, as many as before, in the same place.
-    pub(super) fn set_rope(&self, rope: &mut Rope, positions: &[u32]) -> Result<()> {
-        let (cos, sin) = rope::table(positions, self.rope_theta, self.head_size)?;
+    pub(super) fn set_rope(&self, rope: &mut Rope, positions: &[Position]) -> Result<()> {
+        let (cos, sin) = self.angles(positions)?;
         rope.cos.write(&cos)?;
         rope.sin.write(&sin)
     }
+
+    fn angles(&self, positions: &[Position]) -> Result<(Tensor, Tensor)> {
+        match self.mrope {
+            Some(sections) => rope::table_mrope(positions, sections, self.rope_theta, self.head_size),
+            None => {
+                let line: Vec<u32> = positions.iter().map(|p| p[0]).collect();
+                rope::table(&line, self.rope_theta, self.head_size)
+            }
+        }
+    }
 }
 
-fn block_name(i: usize) -> String {
-    format!("{NAME}.layers.{i}")
+fn embed_name(text: &str) -> String {
+    format!("{text}.embed_tokens.weight")
+}
+
+fn block_name(text: &str, i: usize) -> String {
+    format!("{text}.layers.{i}")
+}
+
+/// What the backward goes by.
+fn kept(saved: BlockSaved, pass: Pass) -> Kept<BlockSaved> {
+    if pass.recomputes() { Kept::Input(saved.x) } else { Kept::All(saved) }
 }
 
 impl TextSaved {
