@@ -113,7 +113,7 @@ pub fn folds(groups: &[Group], inputs: &Maxima, weights: &Maxima) -> Result<Fold
     for group in groups {
         let (x, w) = (most(group, inputs)?, most(group, weights)?);
         let scale = |(&x, &w): (&f32, &f32)| {
-            let exponent = (0.5 * (x / w).log2()).round_ties_even();
+            let exponent = (0.5 * (x.log2() - w.log2())).round_ties_even();
             if exponent.is_finite() { exponent.clamp(-MOST, MOST).exp2() } else { 1.0 }
         };
         let scales: Vec<f32> = x.iter().zip(&w).map(scale).collect();
