@@ -179,7 +179,7 @@ fn neighbours_change_nothing() {
 #[test]
 fn an_adapter_stays_in_floating_point_on_top() {
     let folder = golden("smolvlm");
-    let fixture = folder.join("fixtures/lora/all");
+    let fixture = folder.join("fixtures/lora/all/adapter_final");
     let mut dense = load(&folder);
     let mut int8 = quantized(&folder, Parts::TextHead, &Folds::new());
     let without = logits(&dense);
@@ -220,7 +220,7 @@ pub fn complaint<T>(result: mpa::error::Result<T>) -> String {
 fn what_needs_floating_point_says_so() {
     let folder = golden("smolvlm");
     let mut vlm = quantized(&folder, Parts::Text, &Folds::new());
-    adapter::load(&mut vlm, &folder.join("fixtures/lora/all")).unwrap();
+    adapter::load(&mut vlm, &folder.join("fixtures/lora/all/adapter_final")).unwrap();
     let said = complaint(adapter::merge(&mut vlm));
     assert!(said.contains("int8") && said.contains("merge first"), "{said}");
 

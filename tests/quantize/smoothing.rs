@@ -36,7 +36,8 @@ fn folding_changes_no_bit() {
         for parts in PARTS {
             let mut vlm = load(&golden(family));
             let folds = calibrated(&mut vlm, parts);
-            let moved = folds.values().flat_map(|f| f.columns.iter().flatten()).filter(|&&x| x != 1.0).count();
+            let moved =
+                folds.values().flat_map(|f| f.columns.iter().flatten()).filter(|&&x| x != 1.0).count();
             assert!(moved > 100, "{family}: nothing to fold");
             let want = logits(&vlm);
             fold(&mut vlm, &folds);
