@@ -96,6 +96,7 @@ fn requests(load: &Load, max_new_tokens: usize) -> Vec<Request> {
             sampling: Sampling { temperature: 0.0, top_p: 1.0 },
             samples: 1,
             seed: 0,
+            draft: None,
         }
     };
     (0..load.batch).map(one).collect()

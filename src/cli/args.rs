@@ -234,9 +234,13 @@ pub struct Select {
     /// The student's predictions
     #[arg(long, value_name = "FILE")]
     pub student: PathBuf,
-    /// When a prediction is right: it contains the pseudo answer (the paper's code), or equals it
+    /// When a prediction is right: it contains the pseudo answer (the paper's code), or equals it. margin: whatever was predicted, keep what the
+    /// teacher finds more likely than the student does
     #[arg(long, value_enum, default_value_t = Rule::Contains)]
     pub rule: Rule,
+    /// With --rule margin: by how much, in nats a token (mean log-probability of the pseudo answer, teacher less student)
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub margin: f64,
     /// Where the parity set goes: teacher right, student wrong (JSONL)
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,

@@ -31,6 +31,7 @@ pub fn run(args: &args::Generate, compute: &args::Compute, progress: &Progress) 
         sampling: Sampling { temperature: args.temperature, top_p: args.top_p },
         samples: 1,
         seed: args.seed,
+        draft: None,
     };
     let completion = model.generate(&[request])?.into_iter().flatten().next();
     let completion = completion.ok_or_else(|| Error::op("generate", "1 completion", "none"))?;

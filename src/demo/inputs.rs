@@ -168,7 +168,7 @@ fn config(seed: u64, plan: Plan) -> Config {
             batch: Some(ask.batch),
         }),
         predict: ask,
-        select: Select { rule: Rule::Exact },
+        select: Select { rule: Rule::Exact, margin: 0.0 },
         level: Settings {
             arms: vec![Arm::Leveled, Arm::ParityOnly, Arm::AllPseudo, Arm::RandomSubset],
             rehearsal: 0.5,

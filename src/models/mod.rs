@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! image.rs -> vision.rs -> connector.rs -+
-//! prompt.rs -----------------------------+-> text.rs -> generate.rs
+//! prompt.rs -----------------------------+-> text.rs -> session.rs -> generate.rs
 //! ```
 //!
 //! `vlm.rs` puts the parts together; `config.rs`, `weights.rs`, `adapter.rs` and `hub.rs` read a checkpoint folder;
@@ -23,6 +23,7 @@ pub mod norm;
 pub mod param;
 pub mod prompt;
 pub mod rope;
+mod session;
 pub mod text;
 pub mod vision;
 pub mod vision_side;

@@ -11,7 +11,7 @@ use crate::models::image::Tiles;
 use crate::models::int8::Scheme;
 use crate::models::linear::VisitLinear;
 use crate::models::param::{Param, VisitParam};
-use crate::models::prompt::{Message, Placeholders, Prompter};
+use crate::models::prompt::{Content, Message, Placeholders, Prompter};
 use crate::models::rope::Position;
 use crate::models::text::Text;
 use crate::models::vision_side::VisionSide;
@@ -85,6 +85,26 @@ impl Vlm {
     pub fn encode(&self, messages: &[Message], grids: &[(usize, usize)], generate: bool) -> Result<Vec<u32>> {
         let text = self.prompter.render(messages, generate)?;
         self.prompter.encode(&self.prompter.expand(&text, grids)?, true)
+    }
+
+    /// The same with the assistant's answer and the end of its turn; and where the answer starts.
+    pub fn encode_answered(
+        &self,
+        messages: &[Message],
+        grids: &[(usize, usize)],
+        answer: &str,
+    ) -> Result<(Vec<u32>, usize)> {
+        let prompt = self.encode(messages, grids, true)?;
+        let mut messages = messages.to_vec();
+        messages.push(Message::new("assistant", vec![Content::Text(answer.to_string())]));
+        let mut ids = self.encode(&messages, grids, false)?;
+        // The answer starts where the conversation leaves the prompt (a tokenizer may merge across the seam) and ends with the turn.
+        let start = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        let is_end = |id: &u32| self.config.eos_token_ids.contains(id);
+        if let Some(end) = ids.iter().rposition(is_end).filter(|&end| end >= start) {
+            ids.truncate(end + 1);
+        }
+        Ok((ids, start))
     }
 
     /// What it sees with; an error if it takes no pictures.

@@ -100,6 +100,8 @@ pub struct Ask {
 #[serde(deny_unknown_fields, default)]
 pub struct Select {
     pub rule: Rule,
+    /// Of the rule `margin`, in nats a token.
+    pub margin: f64,
 }
 
 /// What is not given is as in `[predict]`.
@@ -141,7 +143,7 @@ impl Default for Ask {
 
 impl Default for Select {
     fn default() -> Self {
-        Select { rule: Rule::Contains }
+        Select { rule: Rule::Contains, margin: 0.0 }
     }
 }
 
@@ -229,6 +231,8 @@ impl Config {
         self.annotation().check().map_err(|bad| bad.within("annotate"))?;
         self.prediction().check().map_err(|bad| bad.within("predict"))?;
         self.level.check().map_err(|bad| bad.within("level"))?;
+        let margin = self.select.margin;
+        Bad::unless(margin.is_finite(), "select.margin", "a number", margin)?;
         Bad::unless(self.annotate.batch >= 1, "annotate.batch", "at least 1", self.annotate.batch)?;
         Bad::unless(self.predict.batch >= 1, "predict.batch", "at least 1", self.predict.batch)?;
         let Some((evaluate, ask)) = self.evaluate.as_ref().zip(self.evaluation()) else {

@@ -9,7 +9,7 @@ use crate::data::files;
 use crate::error::{Error, Result};
 use crate::mpa::annotate;
 use crate::mpa::answer::Tally;
-use crate::mpa::config::Int8;
+use crate::mpa::config::{self, Int8};
 use crate::mpa::engine::{Engine, Job, Lazy};
 use crate::mpa::evaluate::{self, Scores};
 use crate::mpa::folder::Folder;
@@ -17,7 +17,7 @@ use crate::mpa::level::{self, Arm, Example};
 use crate::mpa::predict;
 use crate::mpa::progress::Progress;
 use crate::mpa::report;
-use crate::mpa::select::{self, Counts, Outputs};
+use crate::mpa::select::{self, Counts, Criterion, Outputs};
 use crate::train::fit::Trainable;
 
 /// summary.json: what came of a run.
@@ -139,8 +139,9 @@ impl<'a> Run<'a> {
                 .map(|name| self.file(&format!("{name}.jsonl")));
         let outputs =
             Outputs { parity: Some(&parity), rehearsal: Some(&rehearsal), rejected: Some(&rejected) };
-        let rule = self.folder.config.select.rule;
-        let counts = self.timed("select", |_| select::run(&teacher, &student, rule, outputs))?;
+        let config::Select { rule, margin } = self.folder.config.select;
+        let criterion = Criterion { rule, margin };
+        let counts = self.timed("select", |_| select::run(&teacher, &student, criterion, outputs))?;
         files::write_json(&self.file("select.json"), &counts)?;
         self.progress.note(&format!("select: kept {} of {}", counts.kept, counts.records));
         self.summary.select = counts;

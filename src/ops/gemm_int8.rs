@@ -1,8 +1,10 @@
 //! The layer's product in int8: y = (x_q W_q^T) x_scale w_scale + b, the sum over K in int32, exact.
 use super::matmul::int8;
-use super::{expect_f32, expect_shape, pieces};
+use super::{expect_f32, expect_shape, pieces, quantize, swiglu};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
+
+mod launch;
 
 /// A matrix in int8 with the scale of each row: activations by token, weights by output channel (ops::quantize).
 #[derive(Clone, Copy)]
@@ -15,6 +17,7 @@ pub struct Quantized<'a> {
 pub const MAX_DEPTH: usize = (i32::MAX as usize) / (127 * 127);
 
 /// out [M, N] (f32 in main memory); x [M, K], weight [N, K], bias [N] of any float type. With `residual` [M, N], out is that plus the product.
+/// On a GPU out, bias and residual have one type. It gives the same bits, rounded once if that is bf16.
 pub fn forward(
     out: &mut Tensor,
     x: Quantized,
@@ -23,8 +26,8 @@ pub fn forward(
     residual: Option<&Tensor>,
 ) -> Result<()> {
     let [m, n, k] = check(out, x, weight, bias, residual)?;
-    if x.q.gpu().is_some() {
-        return Err(Error::op(OP, "x in main memory", "a GPU"));
+    if let Some(gpu) = x.q.gpu() {
+        return launch::forward(gpu, out, x, weight, bias, residual, [m, n, k]);
     }
     let (x_scale, w_scale) = (x.scale.f32s()?, weight.scale.f32s()?);
     let bias = bias.map(pieces::widened).transpose()?;
@@ -44,6 +47,31 @@ pub fn forward(
         }
     });
     Ok(())
+}
+
+/// q i8 [M, I] and scale f32 [M] are act = silu(x G^T) * (x U^T), quantised by row (ops::quantize); x [M, K], gate G and up U [I, K].
+/// In main memory act is f32 in between. On a GPU it is rounded to bf16, and its row's largest magnitude is known when the products are done.
+pub fn forward_swiglu(
+    q: &mut Tensor,
+    scale: &mut Tensor,
+    x: Quantized,
+    gate: Quantized,
+    up: Quantized,
+) -> Result<()> {
+    let size = check(q, x, gate, None, None)?;
+    if up.q.shape() != gate.q.shape() {
+        return Err(Error::op(OP, format!("up {:?}", gate.q.shape()), format!("{:?}", up.q.shape())));
+    }
+    check(q, x, up, None, None)?;
+    quantize::expect_outputs(OP, q, scale, q.shape())?;
+    if let Some(gpu) = x.q.gpu() {
+        return launch::forward_swiglu(gpu, (q, scale), x, gate, up, size);
+    }
+    let [mut gates, mut ups, mut act] = [(); 3].map(|()| Tensor::zeros(q.shape()));
+    forward(&mut gates, x, gate, None, None)?;
+    forward(&mut ups, x, up, None, None)?;
+    swiglu::forward(&mut act, &gates, &ups)?;
+    quantize::forward(q, scale, &act)
 }
 
 const OP: &str = "gemm_int8";

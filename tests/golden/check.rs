@@ -251,6 +251,7 @@ pub fn generation(golden: &Golden) {
                 sampling: Sampling { temperature: 0.0, top_p: 1.0 },
                 samples: 1,
                 seed: 0,
+                draft: None,
             });
             alone.push(want.iter().map(|&t| t as u32).collect::<Vec<_>>());
         }
@@ -281,6 +282,16 @@ pub fn last_logits(vlm: &Vlm, rows: &[Row]) -> Vec<f32> {
     rows.iter().flat_map(|row| last_row(&run(vlm, row, &[]).1)).collect()
 }
 
+/// Roundings to bf16 on the way to a logit. A text layer: two norms, q, k, v, their rotation (two), the weights of attention, its output, o, the
+/// first sum, gate, up, their product, down, the second sum. A vision layer: the same without gate, and without rotation where positions are
+/// learned. At the ends: patches, the tower's norm and the projection, or the merger's four, and the last norm.
+#[cfg(feature = "host-kernels")]
+pub fn roundings(config: &mpa::models::config::Config) -> f64 {
+    let vision = config.vision.as_ref();
+    let (layer, ends) = if vision.is_some_and(|v| v.tile.is_none()) { (15, 6) } else { (13, 4) };
+    (16 * config.text.layers + layer * vision.map_or(0, |v| v.layers) + ends) as f64
+}
+
 /// The model in bf16 on `device` against the same weights, rounded to bf16, computed in f32 on the CPU.
 #[cfg(feature = "host-kernels")]
 pub fn bf16(golden: &Golden, device: &Device) {
@@ -291,12 +302,9 @@ pub fn bf16(golden: &Golden, device: &Device) {
     let mut reference = super::set::load(&golden.folder, None);
     reference.visit(&mut |name, param| narrow(name, param));
     let kernels = super::set::load(&golden.folder, None).to_device(device, DType::Bf16).unwrap();
-    let config = &reference.config;
-    // Roundings to bf16 on the way. A text layer: two norms, q, k, v, their rotation (two), the weights of attention, its output, o, the first
-    // sum, gate, up, their product, down, the second sum. A vision layer: the same without gate and rotation. Each is off by 2^-9 of the
-    // value in the root mean square; independent errors add up like the root of their number, and the largest of 10^5 is 4.5 deviations off.
-    let vision = config.vision.as_ref().map_or(0, |v| v.layers);
-    let roundings = (16 * config.text.layers + 13 * vision) as f64;
+    // Each is off by 2^-9 of the value in the root mean square, and independent errors add up like the root of their number. The largest of 10^5
+    // is 4.5 deviations off if all have one; those of some rows are larger: transformers in bf16 (5.24, torch 2.8, CPU) has one of 6.2 on qwen2vl.
+    let roundings = roundings(&reference.config);
     for name in CASES {
         let Some(rows) = golden.case(name) else { continue };
         for row in &rows {
@@ -308,7 +316,7 @@ pub fn bf16(golden: &Golden, device: &Device) {
                 &format!("{name} in bf16"),
                 &got,
                 &want,
-                Tolerance { abs: 5.0 * deviation, rel: 0.0 },
+                Tolerance { abs: 7.0 * deviation, rel: 0.0 },
             );
             let square = |(g, w): (&f32, &f64)| (f64::from(*g) - w).powi(2);
             let error = (got.iter().zip(&want).map(square).sum::<f64>() / want.len() as f64).sqrt();

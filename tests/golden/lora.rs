@@ -52,10 +52,9 @@ pub fn training(golden: &Golden) {
 #[cfg(feature = "host-kernels")]
 pub fn training_in_bf16(golden: &Golden, device: &mpa::tensor::Device) {
     // As tests/train_kernels.rs counts: about three roundings on the way to a gradient for each that the forward has (check.rs), each off by 2^-9
-    // in the root mean square; and one of the weights.
-    let config = &golden.vlm.config;
-    let share = (3.0 * (16 * config.text.layers + 13 * config.vision.as_ref().unwrap().layers) as f64).sqrt()
-        * 2f64.powi(-9);
+    // in the root mean square; and one of the weights. The count leaves out that softmax makes of an error of a score a share of a weight:
+    // transformers 5.24 and peft 0.21 in bf16 (torch 2.8, CPU) are off by 0.81 of it on smolvlm and by 1.31 on qwen2vl. Half as much again is allowed.
+    let share = 1.5 * (3.0 * super::check::roundings(&golden.vlm.config)).sqrt() * 2f64.powi(-9);
     for (name, report) in golden.report["lora"].as_object().unwrap() {
         let folder = golden.folder.join("fixtures/lora").join(name);
         let vlm = load(&golden.folder, Some(&folder.join("adapter_init")));
