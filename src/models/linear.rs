@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::models::param::{Grads, Param, VisitParam};
-use crate::models::weight::{QuantizedInput, Weight};
+use crate::models::weight::{self, Product, Weight};
 use crate::models::weights::Weights;
 use crate::ops::{add, dropout, linear, lora};
 use crate::quant;
@@ -93,7 +93,7 @@ impl Linear {
 
     /// The same into `out`, which may be f32 where x is narrower.
     pub fn forward_into(&self, mut out: Tensor, x: &Tensor, pass: Pass) -> Result<(Tensor, LinearSaved)> {
-        self.product(&mut out, x, None)?;
+        weight::products(&mut [self.product(&mut out, x)?], x)?;
         let mut saved = LinearSaved { xa: None, mask_seed: None };
         if let Some(adapter) = &self.lora {
             saved.mask_seed = adapter.mask_seed(pass);
@@ -107,11 +107,11 @@ impl Linear {
     }
 
     /// Without the adapter.
-    fn product(&self, out: &mut Tensor, x: &Tensor, quantized: Option<&QuantizedInput>) -> Result<()> {
+    fn product<'a>(&'a self, out: &'a mut Tensor, x: &Tensor) -> Result<Product<'a>> {
         if let Some(seen) = &self.seen {
             quant::see(seen, x)?;
         }
-        self.weight.product(out, x, quantized, self.bias.as_ref().map(Param::get))
+        Ok(Product { out, weight: &self.weight, bias: self.bias.as_ref().map(Param::get) })
     }
 
     /// What `forward` gives for each layer, all of which read x: their adapters are applied together.
@@ -124,14 +124,13 @@ impl Linear {
         if layers.iter().any(|l| l.lora.as_ref().is_some_and(|a| a.mask_seed(pass).is_some())) {
             return all(layers.map(|layer| layer.forward(x, pass)));
         }
-        let quantized =
-            layers.iter().any(|l| l.weight.is_int8()).then(|| QuantizedInput::new(x)).transpose()?;
         let mut outputs = all(layers.map(|layer| {
-            let mut out = x.like(&[x.rows(), layer.outputs()])?;
-            layer.product(&mut out, x, quantized.as_ref())?;
+            let out = x.like(&[x.rows(), layer.outputs()])?;
             let xa = layer.lora.as_ref().map(|adapter| x.like(&[x.rows(), adapter.a.get().rows()]));
             Ok((out, LinearSaved { xa: xa.transpose()?, mask_seed: None }))
         }))?;
+        let products = layers.iter().zip(&mut outputs).map(|(layer, (out, _))| layer.product(out, x));
+        weight::products(&mut products.collect::<Result<Vec<_>>>()?, x)?;
         let mut adapters = Vec::new();
         for (layer, (out, saved)) in layers.iter().zip(&mut outputs) {
             if let (Some(Lora { a, b, scale, .. }), Some(xa)) = (&layer.lora, &mut saved.xa) {

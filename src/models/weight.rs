@@ -35,6 +35,29 @@ impl QuantizedInput {
     }
 }
 
+/// What a layer makes of its input, without an adapter.
+pub(super) struct Product<'a> {
+    pub out: &'a mut Tensor, // [M, N]
+    pub weight: &'a Weight,
+    pub bias: Option<&'a Tensor>, // [N]
+}
+
+/// out = x W^T + b of each; x [M, K] is quantised once for all that are int8.
+pub(super) fn products(products: &mut [Product], x: &Tensor) -> Result<()> {
+    let int8 = products.iter().any(|product| product.weight.is_int8());
+    let quantized = int8.then(|| QuantizedInput::new(x)).transpose()?;
+    for Product { out, weight, bias } in products {
+        match (weight, &quantized) {
+            (Weight::Int8 { q, scale }, Some(x)) => {
+                let weight = Quantized { q: q.get(), scale: scale.get() };
+                gemm_int8::forward(out, x.get(), weight, *bias, None)?;
+            }
+            _ => linear::forward(out, x, weight.need_dense("this product")?.get(), *bias)?,
+        }
+    }
+    Ok(())
+}
+
 impl Weight {
     /// `name.weight` [n, k], and `name.weight_scale` [n] where the checkpoint has this layer in int8.
     pub fn take(weights: &mut Weights, name: &str, n: usize, k: usize) -> Self {
@@ -77,28 +100,6 @@ impl Weight {
             ))
         };
         self.dense().ok_or_else(error)
-    }
-
-    /// out [M, N] = x W^T + b. With int8 weights x is quantised by row, unless `quantized` has it already.
-    pub fn product(
-        &self,
-        out: &mut Tensor,
-        x: &Tensor,
-        quantized: Option<&QuantizedInput>,
-        bias: Option<&Tensor>,
-    ) -> Result<()> {
-        let (q, scale) = match self {
-            Weight::Dense(weight) => return linear::forward(out, x, weight.get(), bias),
-            Weight::Int8 { q, scale } => (q.get(), scale.get()),
-        };
-        let made = match quantized {
-            Some(_) => None,
-            None => Some(QuantizedInput::new(x)?),
-        };
-        match quantized.or(made.as_ref()) {
-            Some(x) => gemm_int8::forward(out, x.get(), Quantized { q, scale }, bias, None),
-            None => Err(Error::Failure("an int8 product without its input".into())),
-        }
     }
 
     /// Makes it int8 after `fold` is multiplied into it.
