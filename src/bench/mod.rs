@@ -3,6 +3,7 @@
 //! ```text
 //! shapes.rs, work.rs: what is run, its bytes and FLOPs --> cases.rs, backward.rs, int8.rs: tensors and a call --> timing.rs: median --> Row
 //! checkpoint.rs: whole models with random weights --> model.rs: answers and training steps
+//! perplexity.rs: what a model makes of a text
 //! ```
 
 mod backward;
@@ -10,6 +11,7 @@ mod cases;
 pub mod checkpoint;
 mod int8;
 pub mod model;
+pub mod perplexity;
 mod shapes;
 mod timing;
 mod work;

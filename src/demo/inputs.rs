@@ -146,7 +146,11 @@ fn config(seed: u64, plan: Plan) -> Config {
     Config {
         seed,
         out: None,
-        models: Models { teacher: "inputs/teacher".into(), student: "inputs/student".into() },
+        models: Models {
+            teacher: "inputs/teacher".into(),
+            teacher_int8: None,
+            student: "inputs/student".into(),
+        },
         annotate: Annotate {
             images: "inputs/images".into(),
             task: None,

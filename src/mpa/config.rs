@@ -7,6 +7,7 @@ use toml::de::DeTable;
 
 use crate::error::{Error, Result};
 use crate::models::config::read_text;
+use crate::models::int8::Parts;
 use crate::mpa::level::Settings;
 use crate::mpa::select::Rule;
 use crate::mpa::{annotate, predict, prompts};
@@ -42,7 +43,26 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Models {
     pub teacher: String,
+    /// true: the teacher's layers are made int8 while it is loaded; or which: text, text+head, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_int8: Option<Int8>,
     pub student: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected true, false, text, text+head or all")]
+pub enum Int8 {
+    Whether(bool),
+    Which(Parts),
+}
+
+impl Int8 {
+    pub fn parts(self) -> Option<Parts> {
+        match self {
+            Int8::Whether(yes) => yes.then(Parts::default),
+            Int8::Which(parts) => Some(parts),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

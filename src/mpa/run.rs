@@ -9,7 +9,7 @@ use crate::data::files;
 use crate::error::{Error, Result};
 use crate::mpa::annotate;
 use crate::mpa::answer::Tally;
-use crate::mpa::config;
+use crate::mpa::config::{self, Int8};
 use crate::mpa::engine::{Engine, Job, Lazy};
 use crate::mpa::evaluate::{self, Scores};
 use crate::mpa::folder::Folder;
@@ -83,7 +83,8 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     /// All that the teacher does, while it is in memory.
     fn teacher(&mut self) -> Result<()> {
-        let teacher = self.model("teacher", None);
+        let int8 = self.folder.config.models.teacher_int8.and_then(Int8::parts);
+        let teacher = self.model("teacher", None).int8(int8);
         let (images, options) =
             (self.file(&self.folder.config.annotate.images), self.folder.config.annotation());
         let (out, batch) = (self.file("annotate.jsonl"), self.folder.config.annotate.batch);
