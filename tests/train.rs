@@ -290,13 +290,20 @@ fn bf16_base_weights_train_f32_adapters() {
         (loss, trainer.named_gradients())
     };
     let ((loss, half), (want, wide)) = (run(load()), run(wide));
-    assert!((loss - want).abs() < 1e-5, "{loss} {want}");
+    // By a bf16 weight the input of a layer is rounded to bf16, 2^-9 off in the root mean square: four inputs in each of the 3 + 2 blocks, and those of
+    // the projection and the head. Independent errors add up like the root of their number.
+    let share = 22f64.sqrt() * 2f64.powi(-9);
+    assert!((loss - want).abs() < share * want, "{loss} {want}");
+    let mut square = [0.0; 2];
     for ((name, g), (_, w)) in half.iter().zip(&wide) {
         assert_eq!(g.dtype(), mpa::tensor::DType::F32);
-        let want = common::to_f64(w);
-        let largest = want.iter().fold(0f64, |m, w| m.max(w.abs()));
-        assert_close(name, g.f32s().unwrap(), &want, Tolerance { abs: 1e-4 * largest + 1e-9, rel: 0.0 });
+        for (g, w) in common::to_f64(g).into_iter().zip(common::to_f64(w)) {
+            assert!(g.is_finite(), "{name}: {g}");
+            square = [square[0] + (g - w) * (g - w), square[1] + w * w];
+        }
     }
+    let off = (square[0] / square[1]).sqrt();
+    assert!(off < share, "gradients off by {off} of their size, expected {share}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Products of 8-bit integers, exact in i32: AVX-512 VNNI, AVX2 and portable code give the same.
 //!
-//! VNNI multiplies unsigned bytes by signed ones. W goes in as w + 128 (its top bit flipped), and 128 times the sum of a row of x is taken off again. Without
+//! VNNI multiplies unsigned bytes by signed ones. W goes in as w + 128 (its top bit flipped), and 128 times the sum of a row of x is taken off again;
+//! what overflows on the way is modulo 2^32, as is the result, which fits. Without
 //! VNNI both become 16-bit integers, so that nothing saturates.
 
 use super::{Kernel, Operand, Source, portable, run};
@@ -62,7 +63,7 @@ pub(super) fn products_by(
         Operand { rows, depth: k.div_ceil(4), source, flip }
     };
     let sum = |row: usize| x[row * k..(row + 1) * k].iter().map(|&x| i32::from(x)).sum::<i32>();
-    let excess: Vec<i32> = (0..m).map(|row| 128 * sum(row)).collect();
+    let excess: Vec<i32> = (0..m).map(|row| sum(row).wrapping_mul(128)).collect();
     let operands: Vec<Operand> = weights.iter().map(|&(weight, n)| raw(weight, n, 0x8080_8080)).collect();
     run(kernel, &raw(x, m, 0), &operands, &|weight, row, col, sums: &mut [i32]| {
         sums.iter_mut().for_each(|sum| *sum = sum.wrapping_sub(excess[row]));
