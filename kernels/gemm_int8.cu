@@ -171,6 +171,7 @@ __device__ __forceinline__ void gemm_int8_skinny_forward(T* y, const int8_t* x, 
   const int n0 = blockIdx.x * SKINNY;
   const Skinny<MT, Bytes> sums({x, rows, depth}, {weight, cols, depth}, n0);
 #pragma unroll
+  // mutant: flip: there are no rows beyond the block's.
   for (int m = 0; m < MT; m++) {
     const int i = m * 32 * WARPS + threadIdx.x, row = i / SKINNY, col = n0 + i % SKINNY;
     if (row < rows && col < cols) y[static_cast<int64_t>(row) * cols + col] = from_f32<T>(finish(row, col, sums.sum(i)));
@@ -193,6 +194,7 @@ __device__ __forceinline__ void gemm_int8_swiglu_skinny(bf16* act, unsigned* mos
   }
 #pragma unroll
   for (int bit = 4; bit > 0; bit /= 2) mine = max(mine, __shfl_xor_sync(FULL_WARP, mine, bit));
+  // mutant: term: more threads would say the same.
   if (threadIdx.x % 8 == 0 && row < rows) atomicMax(most + row, mine);
 }
 

@@ -53,5 +53,6 @@ struct Swiglu {
 __device__ __forceinline__ void raise_of_quad(unsigned* most, int row, int rows, unsigned mine) {
   mine = max(mine, __shfl_xor_sync(FULL_WARP, mine, 1));
   mine = max(mine, __shfl_xor_sync(FULL_WARP, mine, 2));
+  // mutant: term: more lanes would say the same.
   if (lane_id() % 4 == 0 && row < rows) atomicMax(most + row, mine);
 }

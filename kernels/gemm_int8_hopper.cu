@@ -23,6 +23,7 @@ namespace hopper {
 // Sizes for N columns.
 template <int N>
 struct Ring {
+  // mutant: condition: four stages for all only take longer.
   static constexpr int ROWS = 128, STEP = 128, STAGES = N == 256 ? 4 : 6;
   static constexpr int X_BYTES = ROWS * STEP, HALF_BYTES = N / 2 * STEP, BYTES = X_BYTES + 2 * HALF_BYTES;  // of a stage
   unsigned char* stages;

@@ -3,6 +3,7 @@ use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, assert_op_error};
 use crate::device::{DTYPES, on_each_device, random, what};
+use crate::gemm_int8::check_swiglu;
 
 /// Elements and scales, of the device or of the CPU, for the same x.
 fn quantised(x: &Tensor) -> (Vec<i8>, Vec<u32>) {
@@ -80,6 +81,16 @@ fn rows_of_zeros_and_without_bounds_and_ties() {
         }
         let x = random(&mut Rng(2), device, DType::F32, &[3, 0], 1.0);
         assert_eq!(quantised(&x).1, [0, 0, 0]);
+    });
+}
+
+/// After a product, which knows the largest: rows of one block and of several.
+#[test]
+fn known_maxima_are_taken() {
+    on_each_device(|device| {
+        for shape in [(3, 4100, 16), (2, 2056, 16), (2, 33, 16), (1, 1, 1)] {
+            check_swiglu(&mut Rng(4), device, shape);
+        }
     });
 }
 
