@@ -290,12 +290,14 @@ fn bf16_base_weights_train_f32_adapters() {
         (loss, trainer.named_gradients())
     };
     let ((loss, half), (want, wide)) = (run(load()), run(wide));
-    assert!((loss - want).abs() < 1e-5, "{loss} {want}");
+    // What meets bf16 weights is rounded to bf16, by up to 2^-9: of the loss as a whole, and in each of some 30 products on the way to a gradient,
+    // which adds up to 1 %; four times that for the worst of many.
+    assert!((loss - want).abs() < want / 512.0, "{loss} {want}");
     for ((name, g), (_, w)) in half.iter().zip(&wide) {
         assert_eq!(g.dtype(), mpa::tensor::DType::F32);
         let want = common::to_f64(w);
         let largest = want.iter().fold(0f64, |m, w| m.max(w.abs()));
-        assert_close(name, g.f32s().unwrap(), &want, Tolerance { abs: 1e-4 * largest + 1e-9, rel: 0.0 });
+        assert_close(name, g.f32s().unwrap(), &want, Tolerance { abs: 0.04 * largest + 1e-9, rel: 0.0 });
     }
 }
 

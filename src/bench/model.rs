@@ -65,7 +65,7 @@ pub struct Training {
 
 /// Settings go to `folder`.
 pub fn load(shape: &ModelShape, folder: &Path, load: &Load, place: &Place) -> Result<Vlm> {
-    shape.build(folder, load.tiles > 1, DType::Bf16, SEED)?.to_device(&place.device, place.dtype)
+    shape.build(folder, load.tiles > 1, DType::Bf16, SEED)?.to_place(place)
 }
 
 /// The `i`-th text of so many words.

@@ -60,7 +60,7 @@ impl Native {
 impl Engine for Native {
     fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>> {
         let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
-        Ok(Box::new(Vlm::load(name, adapter)?.to_device(&self.0.device, self.0.dtype)?))
+        Ok(Box::new(Vlm::load(name, adapter)?.to_place(&self.0)?))
     }
 
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
