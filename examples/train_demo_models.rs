@@ -194,5 +194,6 @@ fn request(picture: &Arc<mpa::models::image::Rgb>, question: &str) -> Request {
         sampling: Sampling { temperature: 0.0, top_p: 1.0 },
         samples: 1,
         seed: 0,
+        draft: None,
     }
 }

@@ -6,8 +6,6 @@
 // wgmma, Q and K and V in shared memory, P in registers, where S's layout is the one that P needs. While the softmax of a tile is taken, the
 // products P V of the tile before run on. A tile is free again when all eight multiplying warps have said so.
 //
-// Rows in shared memory are 128, 64 or 32 bytes wide, whatever divides a head's row: a head of 80 is five columns of 16 elements. A head
-// size in between is filled up with zeros, by the copy engine, which knows how wide a head is.
 // A tile of keys may go on into the next span, or past the end of the tensor (zeros). Scores of such keys are masked; their weights are 0,
 // but 0 * NaN is NaN, so the loading warp puts zeros over such values before it hands the tile on. Blocks: grid.x = tiles of the longest
 // span x spans, grid.y = heads.
@@ -20,20 +18,15 @@
 // Considered: taking turns by named barriers (ping-pong), so that the two softmaxes never fall together; three multiplying warpgroups at
 // HS 64 (their sums are half as large); a persistent grid that overlaps one block's output with the next one's loads; clusters that share
 // keys and values (multicast); query heads of a group stacked into one tile.
-#include "attention_span.cuh"
-#include "hopper.cuh"
+#include "attention_hopper.cuh"
 
 #ifdef MPA_HOPPER
 namespace hopper {
 
 // Sizes for head size HS.
 template <int HS>
-struct Tile {
-  static constexpr int QUERIES = 128, KEYS = 128, STAGES = 2, LOADERS = WARPGROUP;
-  static constexpr int ROW = HS % 64 == 0 ? 128 : HS % 32 == 0 ? 64 : 32;      // bytes, and width of the swizzle
-  static constexpr int COLUMNS = ROW / 2, BOXES = HS / COLUMNS;                // elements of a box; boxes beside each other
-  static constexpr int BOX = KEYS * ROW, BYTES = BOXES * BOX;                  // the same for queries and keys
-  static_assert(QUERIES == KEYS && HS % 16 == 0 && HS <= 128, "");
+struct Tile : Rows<HS, 128> {
+  static constexpr int QUERIES = 128, KEYS = 128, STAGES = 2, LOADERS = WARPGROUP;  // Rows are as many of either
 };
 
 // The block's shared memory: queries, keys and values, barriers.
@@ -72,22 +65,6 @@ struct Shared {
   }
 };
 
-// Where a tile is in the ring.
-template <int STAGES>
-struct Place {
-  int stage, parity;
-  __device__ __forceinline__ explicit Place(int tile) : stage(tile % STAGES), parity(tile / STAGES % 2) {}
-};
-
-// One lane asks for a tile: its boxes side by side.
-template <int HS>
-__device__ __forceinline__ void load(unsigned char* to, const TensorMap& map, Mbarrier* barrier, int head, int row) {
-  using T = Tile<HS>;
-  mbarrier_arrive_expect(barrier, T::BYTES);
-#pragma unroll
-  for (int i = 0; i < T::BOXES; i++) tile_load_3d(to + i * T::BOX, map, barrier, i * T::COLUMNS, head, row);
-}
-
 // The loading warp. Its first lane asks for all tiles: alone, for a lane that came to a wait a whole phase late would wait for ever.
 template <int HS>
 __device__ __forceinline__ void produce(const Shared<HS>& shared, const TensorMap& q, const TensorMap& k, const TensorMap& v, int head, int kv_head,
@@ -97,27 +74,24 @@ __device__ __forceinline__ void produce(const Shared<HS>& shared, const TensorMa
   // mutant: condition, flip: there may be no row to fill then.
   const bool ragged = rows < T::KEYS;
   if (lane_id() == 0) {
-    load<HS>(shared.q, q, shared.q_full, head, q_row);
+    mbarrier_arrive_expect(shared.q_full, T::BYTES);
+    load<T>(shared.q, q, shared.q_full, head, q_row);
     for (int tile = 0; tile < tiles; tile++) {
       const Place<T::STAGES> at(tile);
       const int row = span.k_start + tile * T::KEYS;
       mbarrier_wait(shared.k_empty + at.stage, at.parity ^ 1);
-      load<HS>(shared.k + at.stage * T::BYTES, k, shared.k_full + at.stage, kv_head, row);
+      mbarrier_arrive_expect(shared.k_full + at.stage, T::BYTES);
+      load<T>(shared.k + at.stage * T::BYTES, k, shared.k_full + at.stage, kv_head, row);
       mbarrier_wait(shared.v_empty + at.stage, at.parity ^ 1);
       Mbarrier* const full = ragged && tile == tiles - 1 ? shared.ragged : shared.v_full + at.stage;
-      load<HS>(shared.v + at.stage * T::BYTES, v, full, kv_head, row);
+      mbarrier_arrive_expect(full, T::BYTES);
+      load<T>(shared.v + at.stage * T::BYTES, v, full, kv_head, row);
     }
   }
   if (!ragged) return;
-  // Zeros for the rest of the values. Swizzled or not, a row stays a row.
   const Place<T::STAGES> last(tiles - 1);
-  constexpr int CHUNKS = T::ROW / 16;
-  const int rest = T::KEYS - rows;
   mbarrier_wait(shared.ragged, 0);
-  for (int i = lane_id(); i < T::BOXES * rest * CHUNKS; i += 32) {
-    unsigned char* const box = shared.v + last.stage * T::BYTES + i / CHUNKS / rest * T::BOX;
-    *reinterpret_cast<uint4*>(box + (rows + i / CHUNKS % rest) * T::ROW + i % CHUNKS * 16) = make_uint4(0, 0, 0, 0);
-  }
+  clear_from<T>(shared.v + last.stage * T::BYTES, rows);
   fence_async_proxy();  // mutant: copy: an order between proxies, not seen on the host.
   __syncwarp();
   if (lane_id() == 0) mbarrier_arrive(shared.v_full + last.stage);
@@ -130,28 +104,6 @@ struct Sums {
   float top[2];    // the largest score, times scale log2(e)
   float total[2];  // of the weights 2^(score - top), over this lane's columns
 };
-
-// s = Q K^T, on its way.
-template <int HS>
-__device__ __forceinline__ void issue_scores(float (&s)[Tile<HS>::KEYS / 2], const unsigned char* q, const unsigned char* k) {
-  using T = Tile<HS>;
-#pragma unroll
-  for (int depth = 0; depth < HS / 16; depth++) {
-    const int place = depth * 32 / T::ROW * T::BOX + depth * 32 % T::ROW;
-    wgmma_bf16<T::KEYS, K_MAJOR, K_MAJOR>(s, wgmma_matrix<T::ROW>(q + place), wgmma_matrix<T::ROW>(k + place), depth > 0);
-  }
-  wgmma_commit();
-}
-
-// out += P V, on its way.
-template <int HS>
-__device__ __forceinline__ void issue_values(float (&out)[HS / 2], const uint32_t (&p)[Tile<HS>::KEYS / 16][4], const unsigned char* v) {
-  using T = Tile<HS>;
-#pragma unroll
-  for (int depth = 0; depth < T::KEYS / 16; depth++)
-    wgmma_bf16<HS, MN_MAJOR>(out, p[depth], wgmma_matrix<T::ROW>(v + depth * 16 * T::ROW, T::BOX), true);
-  wgmma_commit();
-}
 
 // Scores become weights relative to the largest so far. shrink: what the sums so far are to be multiplied by.
 template <int HS>
@@ -180,14 +132,6 @@ __device__ __forceinline__ void soften(Sums<HS>& sums, float (&s)[Tile<HS>::KEYS
   }
 }
 
-// The weights in bf16, as the operand of the next product.
-template <int N>
-__device__ __forceinline__ void pack(uint32_t (&p)[N][4], const float (&s)[8 * N]) {
-#pragma unroll
-  for (int i = 0; i < N; i++)
-    for (int r = 0; r < 4; r++) p[i][r] = pack_bf16(s[8 * i + 2 * r], s[8 * i + 2 * r + 1]);
-}
-
 // A warpgroup that multiplies: 64 queries from `mine` on. `tiles`: of the block.
 template <int HS>
 struct Consumer {
@@ -196,11 +140,6 @@ struct Consumer {
   const Span& span;
   const int mine, row;  // row: of this lane's first query in the span
   const float scale;
-
-  // After a wgmma_wait, which has gathered the warp.
-  __device__ __forceinline__ static void release(Mbarrier* empty) {
-    if (lane_id() == 0) mbarrier_arrive(empty);
-  }
 
   // Keys that a query does not see, and those of the next span.
   __device__ __forceinline__ void mask(float (&s)[T::KEYS / 2], int tile) const {
@@ -224,7 +163,7 @@ struct Consumer {
     if (seen > 0) {
       mbarrier_wait(shared.k_full, 0);
       wgmma_fence(s);
-      issue_scores<HS>(s, q, shared.k);
+      issue_products<T, T>(s, q, shared.k);
       wgmma_wait<0>(s);
       release(shared.k_empty);
       mask(s, 0);
@@ -234,10 +173,10 @@ struct Consumer {
         const Place<T::STAGES> now(tile), last(tile - 1);
         mbarrier_wait(shared.k_full + now.stage, now.parity);
         wgmma_fence(s);
-        issue_scores<HS>(s, q, shared.k + now.stage * T::BYTES);
+        issue_products<T, T>(s, q, shared.k + now.stage * T::BYTES);
         mbarrier_wait(shared.v_full + last.stage, last.parity);
         wgmma_fence(sums.out, p);
-        issue_values<HS>(sums.out, p, shared.v + last.stage * T::BYTES);
+        issue_sums<T>(sums.out, p, shared.v + last.stage * T::BYTES);
         wgmma_wait<1>(s);
         release(shared.k_empty + now.stage);
         mask(s, tile);
@@ -252,7 +191,7 @@ struct Consumer {
       const Place<T::STAGES> last(seen - 1);
       mbarrier_wait(shared.v_full + last.stage, last.parity);
       wgmma_fence(sums.out, p);
-      issue_values<HS>(sums.out, p, shared.v + last.stage * T::BYTES);
+      issue_sums<T>(sums.out, p, shared.v + last.stage * T::BYTES);
       wgmma_wait<0>(sums.out, p);  // no one fills its place again: the block has at most one more tile
     }
     // mutant: loop: no one waits for the last.

@@ -1,11 +1,13 @@
 // The tile of a matrix product C [M, N] = A [M, K] B [N, K]^T that one block makes, for every kernel that is one. bf16 runs on tensor cores
-// with float sums; f32 is a plain tile of FMAs, exact. Neither depends on how the operands come to be:
+// with float sums, and so does int8 with int sums, two elements in the place of one; f32 is a plain tile of FMAs, exact. None depends on how the
+// operands come to be:
 //
 // An operand, rows of `depth` elements, is a type with
 //   line(row)            where a row begins; null if there is no such row
 //   place(k)             what is to be known of k, one for many rows
 //   at(line, place)      the element, zero outside of the operand
 //   load8(to, line, place)  bf16 only: the 8 elements from k on (k % 8 == 0) to shared memory, at once or by cp.async
+//                           (int8: the 16 elements from 2 k on: a depth, and k, count pairs)
 // or Across<such a type>: it lies the other way, each line holds one k of all rows.
 //
 // An element of C is one sum over k upwards in steps of 16 (bf16) or 1 (f32), whatever the tile and the other rows: its bits depend on its own
@@ -124,9 +126,13 @@ struct Side<Across<Lines>, SIDE, THREADS> {
   }
 };
 
-// bf16: WARPS_M x WARPS_N warps make M x N elements. K goes by in steps through STAGES buffers: all but one are on their way while that one is
+// One step of both: what a register of bf16 is to the one, four int8 are to the other.
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_bf16(c, a, b0, b1); }
+__device__ __forceinline__ void mma(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_s8(c, a, b0, b1); }
+
+// bf16, or int8 with Sum int: WARPS_M x WARPS_N warps make M x N elements. K goes by in steps through STAGES buffers: all but one are on their way while that one is
 // multiplied, and one barrier a step keeps them apart.
-template <int M, int N, int WARPS_M, int WARPS_N, int STAGES = 3>
+template <int M, int N, int WARPS_M, int WARPS_N, int STAGES = 3, class Sum = float>
 struct Tile {
   static constexpr int ROWS = M, COLS = N;
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
@@ -136,7 +142,7 @@ struct Tile {
   static constexpr int NT = N / WARPS_N / 8;
   static_assert(NT % 2 == 0, "whole pairs of tiles");
 
-  float sums[MT][NT][4];
+  Sum sums[MT][NT][4];
 
   static __device__ __forceinline__ int warp_m() { return warp_id() / WARPS_N * (M / WARPS_M); }
   static __device__ __forceinline__ int warp_n() { return warp_id() % WARPS_N * (N / WARPS_N); }
@@ -154,7 +160,7 @@ struct Tile {
 #pragma unroll
       for (int j = 0; j < NT; j++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) sums[i][j][e] = 0.0f;
+        for (int e = 0; e < 4; e++) sums[i][j][e] = 0;
   }
 
   // The same added to the sums; all threads must be done with `shared`.
@@ -193,7 +199,7 @@ struct Tile {
 #pragma unroll
       for (int i = 0; i < MT; i++)
 #pragma unroll
-        for (int j = 0; j < NT; j++) mma_bf16(sums[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < NT; j++) mma(sums[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
     }
   }
 
@@ -221,7 +227,7 @@ struct Tile {
       for (int j = 0; j < NT; j++) {
         const int col = n0 + warp_n() + 8 * j + 2 * quad;
         T* to = c + static_cast<int64_t>(row) * cols + col;
-        const float* sum = sums[i / 2][j] + i % 2 * 2;
+        const Sum* sum = sums[i / 2][j] + i % 2 * 2;
         // mutant: condition: false stores pairs one by one, which only takes longer.
         if (cols % 2 == 0) {  // pairs are whole and aligned
           if (col >= cols) continue;

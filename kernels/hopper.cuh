@@ -144,7 +144,7 @@ __device__ __forceinline__ void fence_async_proxy() {
 
 // --- products of a warpgroup: 9.7.15 ---
 //
-// D[64][N] (+)= A[64][16] B[16][N] in bf16 with float sums, for N = 64, 80, 96, 128 (int8 would be k32: a list of registers more each). All
+// D[64][N] (+)= A[64][16] B[16][N] in bf16 with float sums, for N = 64, 80, 96, 128; in int8, k32, at the end of this file. All
 // 128 threads issue the same; the product runs on by itself. The order of things:
 //   wgmma_fence(d, ...)    what this thread last did to the registers d (and a) comes before
 //   wgmma_bf16(d, ...)     any number of them; until the wait d and a must not be touched, nor what the descriptors point at
@@ -185,6 +185,11 @@ template <int N>
 __device__ __forceinline__ void pin(float (&r)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(r[i])::"memory");
+}
+template <int N>
+__device__ __forceinline__ void pin(int (&r)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+r"(r[i])::"memory");
 }
 template <int N>
 __device__ __forceinline__ void pin(uint32_t (&r)[N][4]) {
@@ -299,5 +304,35 @@ template <int N>
 __device__ __forceinline__ void registers_down_to() {
 #ifndef MPA_HOST
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+#endif
+}
+
+// --- products of a warpgroup in int8: 9.7.15.5.2, wgmma.mma_async.m64nNk32 ---
+//
+// D[64][N] (+)= A[64][32] B[32][N], int8 in, int32 sums (exact; they wrap), for N = 128, 256. Both operands lie in shared memory and are K_MAJOR,
+// the only way there is for int8. The next 32 of k: start + 32 bytes, as for 16 of bf16. Everything else is as for wgmma_bf16.
+#ifndef MPA_HOST
+#define MPA_R128                                                                                                                         \
+  MPA_R64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,"    \
+          "%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119," \
+          "%120,%121,%122,%123,%124,%125,%126,%127"
+#define MPA_S8(i)                                                                                                                  \
+  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), "+r"(d[i + 7])
+#define MPA_S32(i) MPA_S8(i), MPA_S8(i + 8), MPA_S8(i + 16), MPA_S8(i + 24)
+#define MPA_WGMMA_S8(SHAPE, REGISTERS, A, B, SUM, ...)                                               \
+  asm volatile("{\n.reg .pred sum;\nsetp.ne.b32 sum, " SUM ", 0;\nwgmma.mma_async.sync.aligned." SHAPE \
+               ".s32.s8.s8 {" REGISTERS "}, " A ", " B ", sum;\n}"                                    \
+               : __VA_ARGS__                                                                          \
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+#endif
+
+template <int N>
+__device__ __forceinline__ void wgmma_s8(int (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate MPA_CALLER) {
+  static_assert(N == 128 || N == 256, "see the list above");
+#ifdef MPA_HOST
+  host::wgmma("wgmma_s8", {d, N, nullptr, {a, false}, {b, false}, accumulate, true}, caller);
+#else
+  if constexpr (N == 128) MPA_WGMMA_S8("m64n128k32", MPA_R64, "%64", "%65", "%66", MPA_S32(0), MPA_S32(32));
+  if constexpr (N == 256) MPA_WGMMA_S8("m64n256k32", MPA_R128, "%128", "%129", "%130", MPA_S32(0), MPA_S32(32), MPA_S32(64), MPA_S32(96));
 #endif
 }

@@ -1,4 +1,4 @@
-// For kernels in which a warp goes over a row.
+// For kernels in which a warp, or a block, goes over a row.
 #pragma once
 #include "common.cuh"
 
@@ -10,16 +10,29 @@ struct Width {
   static constexpr int N_ELEMENTS = N;
 };
 
-// f(Width<N>, c) for each pack [c, c + N) of a row that is this lane's. Packs of 16 bytes need aligned rows: other widths go element by element.
+// f(Width<N>, c) for each pack [c, c + N) of a row that is this thread's, of so many that share the row. Packs of 16 bytes need aligned rows:
+// other widths go element by element.
 template <class T, class F>
-__device__ __forceinline__ void each_pack(int cols, F f) {
+__device__ __forceinline__ void each_pack(int cols, int thread, int threads, F f) {
   constexpr int N = 16 / sizeof(T);
   // mutant: condition: false sends every width there, which only takes longer.
   if (cols % N == 0) {
-    for (int c = lane_id() * N; c < cols; c += 32 * N) f(Width<N>(), c);
+    for (int c = thread * N; c < cols; c += threads * N) f(Width<N>(), c);
   } else {
-    for (int c = lane_id(); c < cols; c += 32) f(Width<1>(), c);
+    for (int c = thread; c < cols; c += threads) f(Width<1>(), c);
   }
+}
+
+// The same where a warp has the row.
+template <class T, class F>
+__device__ __forceinline__ void each_pack(int cols, F f) {
+  each_pack<T>(cols, lane_id(), 32, f);
+}
+
+// The same where a block has it.
+template <class T, class F>
+__device__ __forceinline__ void each_pack_of_block(int cols, F f) {
+  each_pack<T>(cols, threadIdx.x, blockDim.x, f);
 }
 
 // to[0..cols) = from[0..cols) by one warp.

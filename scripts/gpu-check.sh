@@ -92,8 +92,9 @@ check_ops() {
     for op in linear lora; do
         part "selftest $op, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter "$op"
     done
-    # A card with Hopper's attention takes no other unless it is told to.
+    # A card with Hopper's kernels takes no others unless it is told to.
     part "selftest attention, no Hopper" 30 "$out/mpa.txt" env MPA_NO_HOPPER=1 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter attention
+    part "selftest gemm_int8, no Hopper" 20 "$out/mpa.txt" env MPA_NO_HOPPER=1 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter gemm_int8
     sanitize memcheck
     sanitize racecheck
     part bench 80 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
@@ -102,6 +103,7 @@ check_ops() {
     commit=$(sed -n '2s/.*,"\([^"]*\)",[^,]*$/\1/p' "$out/ops.csv" 2>/dev/null)
     : "${commit:=unknown}"
     peer products 30 torch
+    peer gemm_int8 30 torch
     peer attention 60 torch
     peer attention_backward 70 torch
     peer patching 30 torch

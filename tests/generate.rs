@@ -29,6 +29,7 @@ fn request(text: &str, images: &[Arc<Rgb>], samples: usize, seed: u64) -> Reques
         sampling: Sampling { temperature: 1.0, top_p: 0.9 },
         samples,
         seed,
+        draft: None,
     }
 }
 
@@ -113,4 +114,127 @@ fn a_missing_picture_is_an_error() {
     let mut request = request("What is it?", &[picture()], 1, 0);
     request.images.clear();
     assert!(vlm().generate(&[request]).is_err());
+}
+
+/// Both families' tiny checkpoints.
+fn models() -> [Vlm; 2] {
+    ["smolvlm", "qwen2vl"].map(|name| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        Vlm::load(folder.to_str().unwrap(), None).unwrap()
+    })
+}
+
+fn greedy(text: &str, images: &[Arc<Rgb>], draft: Option<&str>) -> Request {
+    let sampling = Sampling { temperature: 0.0, top_p: 1.0 };
+    Request { sampling, draft: draft.map(str::to_string), ..request(text, images, 1, 0) }
+}
+
+fn one(vlm: &Vlm, request: &Request) -> Completion {
+    vlm.generate(std::slice::from_ref(request)).unwrap().remove(0).remove(0)
+}
+
+#[test]
+fn drafts_change_no_token() {
+    let image = picture();
+    for vlm in models() {
+        for (text, images) in [("What is on it?", std::slice::from_ref(&image)), ("Two colours.", &[])] {
+            for max_new_tokens in [0, 1, 4, 9] {
+                let plain = Request { max_new_tokens, ..greedy(text, images, None) };
+                let want = one(&vlm, &plain);
+                // What it writes itself, the beginning of that, that and more, something else, and nothing.
+                let own = one(&vlm, &greedy(text, images, None)).text;
+                let half: String = own.chars().take(own.chars().count() / 2).collect();
+                for draft in [&own, &half, &format!("{own} and more of it, much more"), "no, 42", ""] {
+                    let got = one(&vlm, &Request { draft: Some(draft.to_string()), ..plain.clone() });
+                    assert_eq!(
+                        (&got.ids, &got.text, got.ended),
+                        (&want.ids, &want.text, want.ended),
+                        "{draft:?}"
+                    );
+                    assert!(got.draft_logprob.unwrap() < 0.0);
+                }
+            }
+            // Drawn at random, the tokens are those of the stream.
+            let drawn = request(text, images, 3, 5);
+            let with = Request { draft: Some("a draft".into()), ..drawn.clone() };
+            let [want, got] = [drawn, with].map(|r| ids(&vlm.generate(&[r]).unwrap()[0]));
+            assert_eq!(got, want);
+        }
+    }
+}
+
+/// A model that ends its answers: where the draft is the whole of one, nothing is left to decode.
+#[test]
+fn a_draft_that_ends_ends_the_answer() {
+    for vlm in models() {
+        let own = one(&vlm, &greedy("Two colours.", &[], None));
+        let messages = [Message::new("user", vec![Content::Text("Two colours.".into())])];
+        let (whole, start) = vlm.encode_answered(&messages, &[], &own.text).unwrap();
+        // Let the token after the first one of the draft be an end token: what is decoded must stop there.
+        let mut ending = vlm;
+        let second = own.ids[1];
+        ending.config.eos_token_ids.push(second);
+        let want = one(&ending, &greedy("Two colours.", &[], None));
+        assert_eq!((&want.ids[..], want.ended), (&own.ids[..1], true));
+        let got = one(&ending, &greedy("Two colours.", &[], Some(&own.text)));
+        assert_eq!((got.ids, got.ended), (want.ids, true), "{:?}", &whole[start..]);
+    }
+}
+
+#[test]
+fn the_logprob_of_a_draft_is_the_mean_over_its_tokens() {
+    use mpa::models::linear::Pass;
+    use mpa::models::vlm::Prompt;
+    use mpa::ops::attention::Span;
+
+    let image = picture();
+    for vlm in models() {
+        let request = greedy("What is on it?", std::slice::from_ref(&image), Some("a red 7"));
+        let got = one(&vlm, &request).draft_logprob.unwrap();
+
+        let tiles = vlm.vision().unwrap().images.process(&image).unwrap();
+        let features = vlm.features(&[&tiles]).unwrap();
+        let grids = [(tiles.rows, tiles.cols)];
+        let (ids, start) = vlm.encode_answered(&request.messages, &grids, "a red 7").unwrap();
+        let (positions, _) = vlm.positions(&ids, &grids).unwrap();
+        let x = vlm.embed(&[Prompt { ids: &ids, features: features.iter().collect() }]).unwrap();
+        let span = Span { q_start: 0, q_len: ids.len(), k_start: 0, k_len: ids.len() };
+        let (x, _) = vlm.text.forward(x, &positions, &Arc::new(vec![span].into()), Pass::Infer).unwrap();
+        let (logits, _) = vlm.text.logits(x, Pass::Infer).unwrap();
+        let rows: Vec<&[f32]> = logits.f32s().unwrap().chunks(logits.cols()).collect();
+        let logprob = |i: usize| {
+            let row = rows[i - 1];
+            let most = row.iter().fold(f64::MIN, |m, &x| m.max(f64::from(x)));
+            let sum: f64 = row.iter().map(|&x| (f64::from(x) - most).exp()).sum();
+            f64::from(row[ids[i] as usize]) - most - sum.ln()
+        };
+        let want = (start..ids.len()).map(logprob).sum::<f64>() / (ids.len() - start) as f64;
+        assert!((got - want).abs() < 1e-5, "{got}, expected {want}");
+    }
+}
+
+#[test]
+fn prompts_that_begin_alike_are_as_alone() {
+    let (image, other) = (picture(), Arc::new(Rgb { width: 40, height: 30, data: vec![200; 3600] }));
+    for vlm in models() {
+        let mut batch = Vec::new();
+        for (i, text) in
+            ["What is on it?", "What is on the left?", "Why?", "What is on it?"].iter().enumerate()
+        {
+            let images = [std::slice::from_ref(&image), std::slice::from_ref(&other), &[]];
+            for images in images {
+                batch.push(greedy(text, images, (i % 2 == 0).then_some("a red 7")));
+            }
+        }
+        let alone: Vec<Completion> = batch.iter().map(|request| one(&vlm, request)).collect();
+        for _ in 0..2 {
+            let together = vlm.generate(&batch).unwrap();
+            for (request, got) in batch.iter().zip(&together) {
+                let at = batch.iter().position(|r| std::ptr::eq(r, request)).unwrap();
+                assert_eq!(got[0].ids, alone[at].ids);
+                // To the bit.
+                assert_eq!(got[0].draft_logprob, alone[at].draft_logprob);
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 """mpa and transformers on a CPU, side by side: the text tower of the smolvlm-256m shape (SmolLM2-135M's sizes, random weights), tokens a second.
 
-Usage: python3 cpu_text.py MPA [--rounds N] [--threads N] [--dtype bf16|f32]... [--quick]
+Usage: python3 cpu_text.py MPA [--rounds N] [--threads N] [--dtype int8|bf16|f32]... [--quick]
 MPA is the binary. Each round starts every contestant once, one after the other, so that what else the machine does falls on all of them; medians over the
 rounds are printed, with the largest resident memory. Prompts are of 512 tokens (prefill, and decoding behind them), or of 8 (decoding, alone and 8 at once).
 The first run of a process is not timed; then the faster of two is taken, in transformers as in `mpa bench model`.
@@ -27,7 +27,7 @@ def arguments():
     parser.add_argument("mpa")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--dtype", action="append", choices=["bf16", "f32"])
+    parser.add_argument("--dtype", action="append", choices=["int8", "bf16", "f32"])
     parser.add_argument("--quick", action="store_true", help="one round of few tokens: shows that it runs, measures nothing")
     parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -97,7 +97,8 @@ def once(args, contestant, dtype, folder):
     def measure(batch, tokens, new):
         nonlocal peak
         sizes = ["--tiles", "0", "--batch", batch, "--words", tokens - AROUND, "--new", new, "--runs", 2]
-        command = [args.mpa, "--backend", "cpu", "-q", "--json", "--dtype", dtype, "bench", "model", "--shape", "smolvlm-256m"]
+        kind = ["--int8=text+head"] if dtype == "int8" else ["--dtype", dtype]
+        command = [args.mpa, "--backend", "cpu", "-q", "--json", "bench", "model", "--shape", "smolvlm-256m", *kind]
         out, memory = run(command + [str(size) for size in sizes], args.threads)
         peak = max(peak, memory)
         answering = json.loads(out)["answering"]
@@ -110,11 +111,11 @@ def once(args, contestant, dtype, folder):
 
 def main():
     args = arguments()
-    dtypes = args.dtype or ["bf16", "f32"]
+    dtypes = args.dtype or ["int8", "bf16", "f32"]
     if args.worker:
         print(json.dumps(transformers(args.worker, dtypes[0], args.threads)))
         return
-    contestants = [(name, dtype) for dtype in dtypes for name in ("mpa", "transformers")]
+    contestants = [(name, dtype) for dtype in dtypes for name in ("mpa", "transformers") if (name, dtype) != ("transformers", "int8")]
     results = {contestant: [] for contestant in contestants}
     with tempfile.TemporaryDirectory() as folder:
         write = [args.mpa, "--backend", "cpu", "-q", "bench", "model", "--shape", "smolvlm-256m", "--tiles", "0", "--write", folder]

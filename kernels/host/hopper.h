@@ -64,11 +64,12 @@ struct Operand {  // in shared memory
 };
 
 struct Product {  // of one lane
-  float* d;
+  void* d;  // float, or int
   int n;
   const uint32_t* a_registers;  // or null, then a
   Operand a, b;
   bool accumulate;
+  bool int8 = false;  // otherwise bf16
 };
 
 struct Order {  // what all lanes of a warp and all warps of a warpgroup must agree on
@@ -80,15 +81,15 @@ struct Order {  // what all lanes of a warp and all warps of a warpgroup must ag
 };
 
 struct Accumulator {  // of a warp, while products are under way that add to it
-  float* lane[32];
+  char* lane[32];
   int n, users;
-  std::vector<float> value;  // [16][n]
+  std::vector<uint32_t> value;  // [16][n] of float or int
 };
 
 struct Issued {  // of a warp
   Product product;
   const uint32_t* a[32];
-  bool read;               // the operands have been read: a_values [16 k][16 m], b_values [16 k][n]
+  bool read;               // the operands have been read: a_values [k][16 m], b_values [k][n]
   std::vector<float> a_values, b_values;
   Location at;
 };

@@ -6,7 +6,8 @@
 namespace host {
 namespace {
 
-constexpr int K = 16;  // depth of a product in bf16
+// Depth of a product: 32 bytes of each row.
+int depth_of(const Product& p) { return p.int8 ? 32 : 16; }
 // A NaN that becomes another one by arithmetic.
 constexpr uint32_t POISON = 0xffbfffff;
 
@@ -18,8 +19,8 @@ char* tag() { return &machine.tags[2 + 2 * machine.warps.size() + self().id / 32
 int lane_with(int r, int c) { return r % 8 * 4 + c % 8 / 2; }
 int index_in_lane(int r, int c) { return c / 8 * 4 + r / 8 * 2 + c % 2; }
 
-// Eight elements of 16 bytes at this offset of shared memory, before the swizzle.
-void read_chunk(float* out, uint32_t place, unsigned row, Location at) {
+// The elements of 16 bytes at this offset of shared memory, before the swizzle: eight bf16 or sixteen int8.
+void read_chunk(float* out, bool int8, uint32_t place, unsigned row, Location at) {
   place ^= (place >> 7 & (row / 16 - 1)) << 4;
   if (place + 16 > machine.shared_bytes) fail("wgmma reads outside the block's shared memory", at);
   uint64_t words[2];
@@ -27,29 +28,33 @@ void read_chunk(float* out, uint32_t place, unsigned row, Location at) {
     Loud loud;
     for (int i = 0; i < 2; i++) words[i] = reinterpret_cast<const volatile uint64_t*>(machine.shared + place)[i];
   }
-  for (int i = 0; i < 8; i++) out[i] = __builtin_bit_cast(float, uint32_t(words[i / 4] >> 16 * (i % 4)) << 16);
+  if (int8)
+    for (int i = 0; i < 16; i++) out[i] = int8_t(words[i / 8] >> 8 * (i % 8));
+  else
+    for (int i = 0; i < 8; i++) out[i] = __builtin_bit_cast(float, uint32_t(words[i / 4] >> 16 * (i % 4)) << 16);
 }
 
 // Rows first.. of an operand, as out[k][rows]: 9.7.15.5.1.2 (hopper.cuh, wgmma_matrix).
-void read_matrix(float* out, Operand operand, int first, int rows, Location at) {
+void read_matrix(float* out, bool int8, Operand operand, int first, int rows, Location at) {
   const uint64_t d = operand.descriptor;
   const uint32_t start = (d & 0x3fff) << 4, leading = (d >> 16 & 0x3fff) << 4, stride = (d >> 32 & 0x3fff) << 4;
   const unsigned mode = d >> 62, row = mode == 1 ? 128 : mode == 2 ? 64 : 32;
   if (mode == 0 || (d >> 49 & 7)) fail("wgmma without a swizzle or with a base offset: not supported here", at);
-  float chunk[8];
+  float chunk[16];
   if (operand.mn_major) {
     const int chunks = row / 16;
-    for (int k = 0; k < K; k++)
+    for (int k = 0; k < 16; k++)
       for (int r = 0; r < rows; r += 8) {
         const int c = (first + r) / 8;
-        read_chunk(out + k * rows + r, start + c / chunks * leading + c % chunks * 16 + k % 8 * row + k / 8 * stride, row, at);
+        read_chunk(out + k * rows + r, int8, start + c / chunks * leading + c % chunks * 16 + k % 8 * row + k / 8 * stride, row, at);
       }
     return;
   }
   for (int r = 0; r < rows; r++)
-    for (int c = 0; c < K / 8; c++) {
-      read_chunk(chunk, start + (first + r) / 8 * stride + (first + r) % 8 * row + c * 16, row, at);
-      for (int i = 0; i < 8; i++) out[(8 * c + i) * rows + r] = chunk[i];
+    for (int c = 0; c < 2; c++) {
+      read_chunk(chunk, int8, start + (first + r) / 8 * stride + (first + r) % 8 * row + c * 16, row, at);
+      const int elements = int8 ? 16 : 8;
+      for (int i = 0; i < elements; i++) out[(elements * c + i) * rows + r] = chunk[i];
     }
 }
 
@@ -62,28 +67,31 @@ void read_registers(float* out, const uint32_t* const* a) {
 
 void read_operands(Issued& issued) {
   const Product& p = issued.product;
-  issued.a_values.resize(K * 16);
-  issued.b_values.resize(K * p.n);
+  issued.a_values.resize(depth_of(p) * 16);
+  issued.b_values.resize(depth_of(p) * p.n);
   if (p.a_registers) read_registers(issued.a_values.data(), issued.a);
-  else read_matrix(issued.a_values.data(), p.a, self().id / 32 % 4 * 16, 16, issued.at);
-  read_matrix(issued.b_values.data(), p.b, 0, p.n, issued.at);
+  else read_matrix(issued.a_values.data(), p.int8, p.a, self().id / 32 % 4 * 16, 16, issued.at);
+  read_matrix(issued.b_values.data(), p.int8, p.b, 0, p.n, issued.at);
   issued.read = true;
 }
 
 typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int FourInts __attribute__((vector_size(16), aligned(4), may_alias));
 
-// value[16][n] += a^T b, a [K][16], b [K][n]; the terms of a product are added up first. Only this layer's own memory: not looked at.
-__attribute__((no_sanitize("address", "undefined", "thread"))) void multiply(float* value, const float* a, const float* b, int n) {
+// value[16][n] += a^T b, a [depth][16], b [depth][n]; the terms of a product are added up first, which is exact for those of int8. Only this
+// layer's own memory: not looked at.
+template <class To>
+__attribute__((no_sanitize("address", "undefined", "thread"))) void multiply(uint32_t* value, const float* a, const float* b, int n, int depth) {
   for (int m = 0; m < 16; m++)
     for (int c = 0; c < n; c += 8) {
       Four sum[2] = {};
-      for (int k = 0; k < K; k++) {
+      for (int k = 0; k < depth; k++) {
         const float x = a[k * 16 + m];
         sum[0] += x * *reinterpret_cast<const Four*>(b + k * n + c);
         sum[1] += x * *reinterpret_cast<const Four*>(b + k * n + c + 4);
       }
-      *reinterpret_cast<Four*>(value + m * n + c) += sum[0];
-      *reinterpret_cast<Four*>(value + m * n + c + 4) += sum[1];
+      *reinterpret_cast<To*>(value + m * n + c) += __builtin_convertvector(sum[0], To);
+      *reinterpret_cast<To*>(value + m * n + c + 4) += __builtin_convertvector(sum[1], To);
     }
 }
 
@@ -92,7 +100,7 @@ bool named(const List& list, const void* registers) {
   return !registers || std::any_of(list.begin(), list.end(), [=](const Registers& r) { return r.hold(registers); });
 }
 
-Accumulator* find(Products& products, const float* d) {
+Accumulator* find(Products& products, const void* d) {
   for (Accumulator& a : products.accumulators)
     if (a.lane[0] == d) return &a;
   return nullptr;
@@ -100,13 +108,13 @@ Accumulator* find(Products& products, const float* d) {
 
 // Takes what the lanes have, and leaves NaN there until the wait.
 Accumulator& begin_sum(Products& products, void** lane, int n) {
-  Accumulator a{{}, n, 0, std::vector<float>(16 * n)};
-  for (int i = 0; i < 32; i++) a.lane[i] = static_cast<Product*>(lane[i])->d;
+  Accumulator a{{}, n, 0, std::vector<uint32_t>(16 * n)};
+  for (int i = 0; i < 32; i++) a.lane[i] = static_cast<char*>(static_cast<Product*>(lane[i])->d);
   for (int r = 0; r < 16; r++)
     for (int c = 0; c < n; c++) {
-      float& d = a.lane[lane_with(r, c)][index_in_lane(r, c)];
-      a.value[r * n + c] = d;
-      memcpy(&d, &POISON, 4);
+      char* d = a.lane[lane_with(r, c)] + 4 * index_in_lane(r, c);
+      memcpy(&a.value[r * n + c], d, 4);
+      memcpy(d, &POISON, 4);
     }
   products.accumulators.push_back(std::move(a));
   return products.accumulators.back();
@@ -115,9 +123,9 @@ Accumulator& begin_sum(Products& products, void** lane, int n) {
 void end_sum(Products& products, Accumulator* a, Location issued) {
   for (int r = 0; r < 16; r++)
     for (int c = 0; c < a->n; c++) {
-      float& d = a->lane[lane_with(r, c)][index_in_lane(r, c)];
-      if (memcmp(&d, &POISON, 4)) fail("sums of a wgmma are written before its wgmma_wait", issued);
-      d = a->value[r * a->n + c];
+      char* d = a->lane[lane_with(r, c)] + 4 * index_in_lane(r, c);
+      if (memcmp(d, &POISON, 4)) fail("sums of a wgmma are written before its wgmma_wait", issued);
+      memcpy(d, &a->value[r * a->n + c], 4);
     }
   products.accumulators.erase(products.accumulators.begin() + (a - products.accumulators.data()));
 }
@@ -200,8 +208,9 @@ void wgmma_wait(int groups_left, std::initializer_list<Registers> registers, Loc
       if (!named(list, issued.product.d) || !named(list, issued.product.a_registers))
         fail("wgmma_wait does not name the registers of a product that is over, which was issued at line " + std::to_string(issued.at.line()), at);
       Accumulator* sum = find(products, issued.product.d);
-      if (!issued.product.accumulate) std::fill(sum->value.begin(), sum->value.end(), 0.0f);
-      multiply(sum->value.data(), issued.a_values.data(), issued.b_values.data(), issued.product.n);
+      const Product& p = issued.product;
+      if (!p.accumulate) std::fill(sum->value.begin(), sum->value.end(), 0);
+      (p.int8 ? multiply<FourInts> : multiply<Four>)(sum->value.data(), issued.a_values.data(), issued.b_values.data(), p.n, depth_of(p));
       if (--sum->users == 0) end_sum(products, sum, issued.at);
     }
     products.issued.erase(products.issued.begin(), products.issued.begin() + done);

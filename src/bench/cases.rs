@@ -112,6 +112,10 @@ impl Maker {
                 Ok(Box::new(move || pixel_shuffle::forward(&mut out, &x, factor)))
             }
             Work::PatchEmbed { .. } => self.patch_embed(work),
+            Work::GemmInt8 { .. }
+            | Work::GemmInt8Swiglu { .. }
+            | Work::Quantize { .. }
+            | Work::RmsNormQuantized { .. } => self.quantised(work),
             Work::Sample { rows, vocabulary, temperature, top_p } => {
                 self.sample(rows, vocabulary, Sampling { temperature, top_p })
             }

@@ -1,14 +1,17 @@
 //! Times ops on named shapes of real models, against the copy bandwidth and the matrix ceiling that the device reaches in the same run.
 //!
 //! ```text
-//! shapes.rs, work.rs: what is run, its bytes and FLOPs --> cases.rs, backward.rs: tensors and a call --> timing.rs: median --> Row
+//! shapes.rs, work.rs: what is run, its bytes and FLOPs --> cases.rs, backward.rs, int8.rs: tensors and a call --> timing.rs: median --> Row
 //! checkpoint.rs: whole models with random weights --> model.rs: answers and training steps
+//! perplexity.rs: what a model makes of a text
 //! ```
 
 mod backward;
 mod cases;
 pub mod checkpoint;
+mod int8;
 pub mod model;
+pub mod perplexity;
 mod shapes;
 mod timing;
 mod work;

@@ -103,6 +103,8 @@ pub fn shapes() -> Vec<Shape> {
         all.extend(rest_of(text));
         all.extend(training_of(text));
     }
+    // The models that are large enough for it.
+    all.extend(TEXTS[1..].iter().flat_map(quantised_of));
     for vision in [&SMOL_VISION, &QWEN_VISION] {
         all.extend(tower(vision));
     }
@@ -193,6 +195,31 @@ fn rest_of(t: &Text) -> Vec<Shape> {
             format!("{name}, {way}, {rows} rows"),
             Work::Sample { rows, vocabulary, temperature, top_p },
         ));
+    }
+    all
+}
+
+/// The layers in int8: prompts, and decode steps.
+fn quantised_of(t: &Text) -> Vec<Shape> {
+    const TOKENS: [usize; 4] = [2048, 32, 8, 1];
+    let &Text { name, hidden, heads, kv_heads, head_size, intermediate, .. } = t;
+    let mut all = Vec::new();
+    for m in TOKENS {
+        let layers = [
+            ("q", heads * head_size, hidden),
+            ("k", kv_heads * head_size, hidden),
+            ("v", kv_heads * head_size, hidden),
+            ("o", hidden, heads * head_size),
+            ("gate", intermediate, hidden),
+            ("up", intermediate, hidden),
+            ("down", hidden, intermediate),
+        ];
+        let named = |what: &str| format!("{name} {what}, {}", tokens(m));
+        all.extend(layers.map(|(layer, n, k)| shape(named(layer), Work::GemmInt8 { m, n, k })));
+        let both = Work::GemmInt8Swiglu { m, n: intermediate, k: hidden };
+        all.push(shape(named("gate, up"), both));
+        all.push(shape(named("attention"), Work::Quantize { rows: m, cols: heads * head_size }));
+        all.push(shape(named("block"), Work::RmsNormQuantized { rows: m, cols: hidden }));
     }
     all
 }

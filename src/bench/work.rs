@@ -15,6 +15,27 @@ pub enum Work {
         n: usize,
         k: usize,
     },
+    /// In int8, to the type of the activations.
+    GemmInt8 {
+        m: usize,
+        n: usize,
+        k: usize,
+    },
+    /// Gate and up projection with SwiGLU between them and what is quantised.
+    GemmInt8Swiglu {
+        m: usize,
+        n: usize,
+        k: usize,
+    },
+    Quantize {
+        rows: usize,
+        cols: usize,
+    },
+    /// With a residual, to int8 alone.
+    RmsNormQuantized {
+        rows: usize,
+        cols: usize,
+    },
     Lora {
         m: usize,
         n: usize,
@@ -174,6 +195,10 @@ impl Work {
         match self {
             Work::Copy { .. } => "copy",
             Work::Linear { .. } => "linear",
+            Work::GemmInt8 { .. } => "gemm_int8",
+            Work::GemmInt8Swiglu { .. } => "gemm_int8_swiglu",
+            Work::Quantize { .. } => "quantize",
+            Work::RmsNormQuantized { .. } => "rms_norm_quantized",
             Work::Lora { .. } => "lora",
             Work::LinearInputBackward { .. } => "linear_input_backward",
             Work::LinearWeightBackward { .. } => "linear_weight_backward",
@@ -209,6 +234,14 @@ impl Work {
         let elements = match self {
             &Work::Copy { size } => return 2 * size,
             &Work::Linear { m, n, k } | &Work::LinearInputBackward { m, n, k } => m * k + n * k + m * n,
+            // Elements of int8 are bytes, scales f32.
+            &Work::GemmInt8 { m, n, k } => return m * k + n * k + 4 * (m + n) + m * n * size,
+            // The activations, in bf16, are no one's output.
+            &Work::GemmInt8Swiglu { m, n, k } => return m * k + 2 * n * k + 8 * (m + n) + m * n,
+            &Work::Quantize { rows, cols } => return rows * cols * (size + 1) + 4 * rows,
+            &Work::RmsNormQuantized { rows, cols } => {
+                return rows * cols * (3 * size + 1) + cols * size + 4 * rows;
+            }
             // Gradients of weights are f32, read and written.
             &Work::LinearWeightBackward { m, n, k } => return (m * k + m * n) * size + 8 * n * k,
             &Work::LinearBiasBackward { rows, cols } => return rows * cols * size + 8 * cols,
@@ -271,7 +304,9 @@ impl Work {
     /// Additions and multiplications of matrix products; of attention those that the mask leaves. 0 for what memory limits anyway.
     pub fn flops(&self) -> usize {
         match self {
+            &Work::GemmInt8Swiglu { m, n, k } => 4 * m * n * k,
             &Work::Linear { m, n, k }
+            | &Work::GemmInt8 { m, n, k }
             | &Work::LinearInputBackward { m, n, k }
             | &Work::LinearWeightBackward { m, n, k } => 2 * m * n * k,
             Work::LoraGroup { m, k, r, widths } => {
@@ -326,6 +361,10 @@ impl Shape {
         let work = match self.work {
             Work::Copy { size } => Work::Copy { size: size.min(1 << 16) },
             Work::Linear { m, n, k } => Work::Linear { m: few(m), n: wide(n), k: wide(k) },
+            Work::GemmInt8 { m, n, k } => Work::GemmInt8 { m: few(m), n: wide(n), k: wide(k) },
+            Work::GemmInt8Swiglu { m, n, k } => Work::GemmInt8Swiglu { m: few(m), n: wide(n), k: wide(k) },
+            Work::Quantize { rows, cols } => Work::Quantize { rows: few(rows), cols },
+            Work::RmsNormQuantized { rows, cols } => Work::RmsNormQuantized { rows: few(rows), cols },
             Work::Lora { m, n, k, r } => Work::Lora { m: few(m), n: wide(n), k: wide(k), r: few(r) },
             Work::LinearInputBackward { m, n, k } => {
                 Work::LinearInputBackward { m: few(m), n: wide(n), k: wide(k) }

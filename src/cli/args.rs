@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::models::int8::Parts;
 use crate::mpa::config;
 use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
 use crate::tensor::Backend;
-pub use device::{Bench, BenchModel, BenchOps, Selftest};
+pub use device::{Bench, BenchModel, BenchOps, Perplexity, Selftest};
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
 #[derive(Parser)]
@@ -46,6 +47,15 @@ pub struct Compute {
     pub dtype: Option<FloatType>,
 }
 
+/// Whether a model is made int8 when it is loaded.
+#[derive(Args)]
+pub struct Int8 {
+    /// Compute in int8, quantising the model while it is loaded: text (the blocks of the text tower), text+head, or all (the vision tower too). A
+    /// folder of `mpa quantize` needs no such option
+    #[arg(long, value_name = "PARTS", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text+head")]
+    pub int8: Option<Parts>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FloatType {
     Bf16,
@@ -63,6 +73,7 @@ pub enum Command {
     Evaluate(Evaluate),
     Generate(Generate),
     Merge(Merge),
+    Quantize(Quantize),
     Selftest(Selftest),
     #[command(subcommand)]
     Bench(Bench),
@@ -139,6 +150,8 @@ pub struct Annotate {
     /// Checkpoint folder or hub id
     #[arg(long, value_name = "MODEL")]
     pub model: String,
+    #[command(flatten)]
+    pub int8: Int8,
     /// A folder of pictures (.png, .jpg, .jpeg, .webp, also in folders within), or a JSONL file with `image`
     #[arg(long, value_name = "DIR|FILE")]
     pub images: PathBuf,
@@ -192,6 +205,8 @@ pub struct Predict {
     /// Checkpoint folder or hub id
     #[arg(long, value_name = "MODEL")]
     pub model: String,
+    #[command(flatten)]
+    pub int8: Int8,
     /// Folder of a LoRA adapter (PEFT layout)
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -220,9 +235,13 @@ pub struct Select {
     /// The student's predictions
     #[arg(long, value_name = "FILE")]
     pub student: PathBuf,
-    /// When a prediction is right: it contains the pseudo answer (the paper's code), or equals it
+    /// When a prediction is right: it contains the pseudo answer (the paper's code), or equals it. margin: whatever was predicted, keep what the
+    /// teacher finds more likely than the student does
     #[arg(long, value_enum, default_value_t = Rule::Contains)]
     pub rule: Rule,
+    /// With --rule margin: by how much, in nats a token (mean log-probability of the pseudo answer, teacher less student)
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub margin: f64,
     /// Where the parity set goes: teacher right, student wrong (JSONL)
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -281,6 +300,8 @@ pub struct Evaluate {
     /// Checkpoint folder or hub id
     #[arg(long, value_name = "MODEL")]
     pub model: String,
+    #[command(flatten)]
+    pub int8: Int8,
     /// Folder of a LoRA adapter (PEFT layout)
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -303,6 +324,8 @@ pub struct Generate {
     /// Checkpoint folder or hub id
     #[arg(long, value_name = "MODEL")]
     pub model: String,
+    #[command(flatten)]
+    pub int8: Int8,
     /// Folder of a LoRA adapter (PEFT layout)
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -338,6 +361,34 @@ pub struct Merge {
     /// Folder of a LoRA adapter (PEFT layout)
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
+    /// Where the checkpoint goes; a new or empty folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Write a model's checkpoint in int8: half of bf16's bytes, and products at a multiple of its speed
+///
+/// Weights with a scale for each output channel; activations are quantised by token while the model runs. --calibration smooths outlier channels
+/// (SmoothQuant). The folder is in the form of compressed-tensors, and is loaded like any other. docs/quantize.md has measured errors.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa quantize --model Qwen/Qwen2-VL-7B-Instruct --out qwen2-vl-7b-int8
+  mpa quantize --model teacher --calibration pictures --out teacher-int8
+  mpa quantize --model smollm2 --calibration book.txt --parts text --out smollm2-int8")]
+pub struct Quantize {
+    /// Checkpoint folder or hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// A folder of pictures, or a text file, that the model reads to see how large its activations become
+    #[arg(long, value_name = "DIR|FILE")]
+    pub calibration: Option<PathBuf>,
+    /// Pictures of the folder that are read, the first by name
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
+    pub pictures: usize,
+    /// Which linear layers become int8: text (the blocks of the text tower), text+head, or all (the vision tower too)
+    #[arg(long, value_name = "PARTS", value_enum, default_value = "text+head")]
+    pub parts: Parts,
     /// Where the checkpoint goes; a new or empty folder
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

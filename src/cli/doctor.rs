@@ -1,10 +1,11 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use serde::Serialize;
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::selftest;
 use crate::tensor::{self, GpuFacts};
 
 use super::Output;
@@ -88,7 +89,8 @@ impl Cuda {
             );
         }
         let nvcc = Some(tensor::NVCC).filter(|version| !version.is_empty());
-        let architectures = tensor::kernel_resources().into_iter().map(|row| row.arch).collect();
+        let architectures =
+            tensor::kernel_resources(&BTreeMap::new()).into_iter().map(|row| row.arch).collect();
         Cuda { kernels: tensor::kernel_count(), architectures, nvcc, libcuda, cublaslt, gpus, missing }
     }
 
@@ -124,8 +126,9 @@ fn kernels() -> Result<Output> {
     if let Some(why) = tensor::NO_KERNELS {
         return Err(Error::Usage(format!("this binary was built without CUDA kernels, since {why}")));
     }
-    let json = json!({"nvcc": tensor::NVCC, "kernels": tensor::kernel_resources()});
-    Output::new(&json, tensor::resources_table().trim_end())
+    let dynamic = selftest::dynamic_shared();
+    let json = json!({"nvcc": tensor::NVCC, "kernels": tensor::kernel_resources(&dynamic)});
+    Output::new(&json, tensor::resources_table(&dynamic).trim_end())
 }
 
 /// Where a loaded NVIDIA driver says its version.

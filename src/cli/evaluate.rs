@@ -8,11 +8,12 @@ pub fn run(args: &args::Evaluate, compute: &args::Compute, progress: &Progress) 
     let options = predict::options(&args.ask)?;
     let adapter = args.adapter.as_deref();
     let engine = compute::native(compute, progress)?;
-    let model = predict::model(&engine, &args.model, adapter, progress)?;
+    let int8 = args.int8.int8;
+    let model = predict::model(&engine, &args.model, adapter, progress)?.int8(int8);
     let questions = &args.questions;
     guard::folder(
         &args.out,
-        &predict::Settings { model: &args.model, adapter, questions, options: &options },
+        &predict::Settings { model: &args.model, adapter, int8, questions, options: &options },
     )?;
     let batch = args.ask.batch;
     let scores = evaluate::run("evaluate", questions, &options, &model, &args.out, batch, progress)?;

@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::models::generate::Request;
 use crate::models::hub;
 use crate::mpa::answer;
-use crate::mpa::engine::Engine;
 use crate::mpa::progress::Progress;
 use crate::ops::sample::Sampling;
 
@@ -22,8 +21,8 @@ pub fn run(args: &args::Generate, compute: &args::Compute, progress: &Progress) 
     let read = |path| images::read(path).map(Arc::new);
     let images = args.images.iter().map(|path: &std::path::PathBuf| read(Path::new(path)));
     let images = images.collect::<Result<Vec<_>>>()?;
-    let model =
-        compute::native(compute, progress)?.load(&hub::resolve(&args.model)?, args.adapter.as_deref())?;
+    let engine = compute::native(compute, progress)?;
+    let model = engine.vlm(&hub::resolve(&args.model)?, args.adapter.as_deref(), args.int8.int8)?;
     let request = Request {
         messages: answer::turn(images.len(), &args.prompt),
         images,
@@ -32,6 +31,7 @@ pub fn run(args: &args::Generate, compute: &args::Compute, progress: &Progress) 
         sampling: Sampling { temperature: args.temperature, top_p: args.top_p },
         samples: 1,
         seed: args.seed,
+        draft: None,
     };
     let completion = model.generate(&[request])?.into_iter().flatten().next();
     let completion = completion.ok_or_else(|| Error::op("generate", "1 completion", "none"))?;

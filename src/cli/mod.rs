@@ -4,6 +4,7 @@ mod annotate;
 mod args;
 mod bench;
 mod bench_model;
+mod bench_perplexity;
 mod compute;
 mod demo;
 mod doctor;
@@ -13,6 +14,7 @@ mod guard;
 mod level;
 mod merge;
 mod predict;
+mod quantize;
 mod run;
 mod select;
 mod selftest;
@@ -88,9 +90,11 @@ fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<
         Command::Evaluate(args) => evaluate::run(&args, compute, progress),
         Command::Generate(args) => generate::run(&args, compute, progress),
         Command::Merge(args) => merge::run(&args),
+        Command::Quantize(args) => quantize::run(&args, compute, progress),
         Command::Selftest(args) => selftest::run(&args, compute, progress),
         Command::Bench(args::Bench::Ops(args)) => bench::ops(&args, compute, progress),
         Command::Bench(args::Bench::Model(args)) => bench_model::run(&args, compute, progress),
+        Command::Bench(args::Bench::Perplexity(args)) => bench_perplexity::run(&args, compute, progress),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -146,7 +146,11 @@ fn config(seed: u64, plan: Plan) -> Config {
     Config {
         seed,
         out: None,
-        models: Models { teacher: "inputs/teacher".into(), student: "inputs/student".into() },
+        models: Models {
+            teacher: "inputs/teacher".into(),
+            teacher_int8: None,
+            student: "inputs/student".into(),
+        },
         annotate: Annotate {
             images: "inputs/images".into(),
             task: None,
@@ -164,7 +168,7 @@ fn config(seed: u64, plan: Plan) -> Config {
             batch: Some(ask.batch),
         }),
         predict: ask,
-        select: Select { rule: Rule::Exact },
+        select: Select { rule: Rule::Exact, margin: 0.0 },
         level: Settings {
             arms: vec![Arm::Leveled, Arm::ParityOnly, Arm::AllPseudo, Arm::RandomSubset],
             rehearsal: 0.5,

@@ -14,6 +14,7 @@ use crate::models::family::renamed;
 use crate::models::linear::{Linear, Lora};
 use crate::models::param::Param;
 use crate::models::vlm::Vlm;
+use crate::models::weight::Weight;
 use crate::models::weights::{self, Weights};
 use crate::ops::matmul::{View, matmul};
 use crate::random;
@@ -337,10 +338,14 @@ pub fn merge(vlm: &mut Vlm) -> Result<()> {
 
 fn merge_one(linear: &mut Linear, lora: &Lora) -> Result<()> {
     let (n, k, r) = (linear.outputs(), linear.inputs(), lora.a.value.rows());
-    let mut merged = linear.weight.value.to_f32()?;
+    let Weight::Dense(weight) = &mut linear.weight else {
+        let expected = "an adapter is added to weights in floating point, and this model's are int8";
+        return Err(Error::Usage(format!("{expected}: merge first, then quantise")));
+    };
+    let mut merged = weight.value.to_f32()?;
     let a = View { data: lora.a.value.f32s()?, rs: k, cs: 1 };
     let b = View { data: lora.b.value.f32s()?, rs: r, cs: 1 };
     matmul(n, k, r, merged.f32s_mut()?, k, lora.scale, b, a, true);
-    linear.weight.value = merged.to_dtype(linear.weight.value.dtype())?;
+    weight.value = merged.to_dtype(weight.value.dtype())?;
     Ok(())
 }

@@ -7,20 +7,15 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::models::decode::{Decoder, Step};
 use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::Message;
-use crate::models::rope::Position;
-use crate::models::text::KvCache;
-use crate::models::vlm::{Prompt, Vlm};
-use crate::ops::attention::Span;
-use crate::ops::embedding;
+use crate::models::rope;
+use crate::models::session::{Prefilled, Prepared, Session};
+use crate::models::vlm::Vlm;
 use crate::ops::sample::{self, Draw, Sampling};
 use crate::random;
 use crate::tensor::{Indices, Tensor};
 
-/// Prompt tokens that go through the text tower in one pass: bounds the memory of its activations.
-const TOKENS_PER_PASS: usize = 8 * 1024;
 /// Main memory for keys and values; requests that do not fit together are decoded one group after the other.
 const CACHE_BYTES: usize = 2 << 30;
 
@@ -37,6 +32,9 @@ pub struct Request {
     pub samples: usize,
     /// Sample i draws from a stream that depends on (seed, i) and nothing else.
     pub seed: u64,
+    /// What the model might answer. It goes through the model with the prompt, so that a greedy answer that begins alike costs no steps for what
+    /// is alike, and is the same as without; and `Completion::draft_logprob` says how likely it is.
+    pub draft: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -46,16 +44,16 @@ pub struct Completion {
     pub text: String,
     /// The model ended it (an end token, not in `ids`); else max_new_tokens did.
     pub ended: bool,
+    /// Mean log-probability of the request's draft and the end of the turn behind it; none without a draft, or where it does not fit.
+    pub draft_logprob: Option<f64>,
 }
 
-/// A request as the model takes it.
-struct Prepared<'a> {
-    ids: Vec<u32>,
-    positions: Vec<Position>,
-    /// Where the first new token will be.
-    next: u32,
-    features: Vec<&'a Tensor>,
-    max_new_tokens: usize,
+/// What the model makes of a draft.
+#[derive(Clone, Copy, Default)]
+struct Verdict {
+    /// Tokens that it would have written itself.
+    accepted: usize,
+    logprob: Option<f64>,
 }
 
 /// One completion under way.
@@ -99,23 +97,8 @@ impl Vlm {
         let mut prepared = Vec::with_capacity(requests.len());
         for (request, pictures) in requests.iter().zip(&index) {
             let grids: Vec<_> = pictures.iter().map(|&i| (tiles[i].rows, tiles[i].cols)).collect();
-            let ids = self.encode(&request.messages, &grids, true)?;
-            let room = self.config.text.max_positions.saturating_sub(ids.len());
-            if ids.is_empty() || (room == 0 && request.max_new_tokens > 0) {
-                return Err(Error::Usage(format!(
-                    "a prompt of {} tokens, expected 1 to {} (max_position_embeddings less one)",
-                    ids.len(),
-                    self.config.text.max_positions.saturating_sub(1)
-                )));
-            }
-            let (positions, next) = self.positions(&ids, &grids)?;
-            prepared.push(Prepared {
-                ids,
-                positions,
-                next,
-                features: pictures.iter().map(|&i| &features[i]).collect(),
-                max_new_tokens: request.max_new_tokens.min(room),
-            });
+            let features = pictures.iter().map(|&i| &features[i]).collect();
+            prepared.push(self.prepared(request, &grids, features)?);
         }
         let mut done = Vec::with_capacity(requests.len());
         let mut start = 0;
@@ -126,6 +109,35 @@ impl Vlm {
             start = end;
         }
         Ok(done)
+    }
+
+    fn prepared<'a>(
+        &self,
+        request: &Request,
+        grids: &[(usize, usize)],
+        features: Vec<&'a Tensor>,
+    ) -> Result<Prepared<'a>> {
+        let mut ids = self.encode(&request.messages, grids, true)?;
+        let (prompt, most) = (ids.len(), self.config.text.max_positions);
+        let room = most.saturating_sub(prompt);
+        if ids.is_empty() || (room == 0 && request.max_new_tokens > 0) {
+            return Err(Error::Usage(format!(
+                "a prompt of {prompt} tokens, expected 1 to {} (max_position_embeddings less one)",
+                most.saturating_sub(1)
+            )));
+        }
+        if let Some(draft) = &request.draft {
+            let (whole, start) = self.encode_answered(&request.messages, grids, draft)?;
+            // Where the tokenizer merges across the seam the prompt is another one.
+            if start == prompt && whole.len() <= most {
+                ids = whole;
+            }
+        }
+        let (mut positions, next) = self.positions(&ids[..prompt], grids)?;
+        positions.extend(rope::line(next, ids.len() - prompt));
+        let max_new_tokens = request.max_new_tokens.min(room);
+        let pictures = self.picture_tokens(&ids[..prompt]).last().map_or(0, |&last| last as usize + 1);
+        Ok(Prepared { ids, prompt, pictures, positions, next, features, max_new_tokens })
     }
 
     fn unique_tiles(&self, requests: &[Request]) -> Result<Unique> {
@@ -160,7 +172,7 @@ impl Vlm {
         let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * element;
         let mut bytes = 0;
         let fits = requests.iter().zip(prepared).take_while(|(r, p)| {
-            bytes += r.samples * (p.ids.len() + p.max_new_tokens) * row_bytes;
+            bytes += r.samples * p.rows() * row_bytes;
             bytes <= room
         });
         Ok(fits.count().max(1))
@@ -169,36 +181,40 @@ impl Vlm {
     fn decode_group(&self, requests: &[Request], prepared: &[Prepared]) -> Result<Vec<Vec<Completion>>> {
         let copies: Vec<usize> = requests.iter().map(|r| r.samples).collect();
         let mut session = Session::new(self, prepared, &copies)?;
-        let first = session.prefill(prepared)?;
-        let mut drafts = Vec::new();
+        let mut prefilled = session.prefill(prepared)?;
+        let verdicts = verify(&prefilled, prepared)?;
+        // Rows of `logits` belong to drafts[active[row]]; at first all samples of a request read one of its own.
+        let (mut drafts, mut rows) = (Vec::new(), Vec::new());
         for (i, request) in requests.iter().enumerate() {
+            let greedy = request.sampling.temperature == 0.0;
+            let accepted = if greedy { verdicts[i].accepted.min(prepared[i].max_new_tokens) } else { 0 };
             for s in 0..request.samples {
                 let rng = random::stream(request.seed, &[s as u64]);
-                drafts.push(Draft { request: i, sequence: drafts.len(), ids: vec![], ended: false, rng });
+                let mut ids = prepared[i].draft()[..accepted].to_vec();
+                let end = ids.iter().position(|id| self.config.eos_token_ids.contains(id));
+                ids.truncate(end.unwrap_or(accepted));
+                session.take(drafts.len(), accepted);
+                drafts.push(Draft { request: i, sequence: drafts.len(), ids, ended: end.is_some(), rng });
+                rows.push((prefilled.first[i] + accepted) as u32);
             }
         }
-        // Rows of `logits` belong to drafts[active[row]]; at first all samples of a request read its one row.
-        let mut active: Vec<usize> = (0..drafts.len()).collect();
-        let mut rows: Vec<u32> = drafts.iter().map(|d| d.request as u32).collect();
-        let mut logits = first;
-        loop {
-            // Drafts that want no token at all are active the first time only.
-            let wanting = |&(&d, _): &(&usize, &u32)| prepared[drafts[d].request].max_new_tokens > 0;
-            let (some, their_rows): (Vec<usize>, Vec<u32>) = active.iter().zip(&rows).filter(wanting).unzip();
-            self.extend(&mut drafts, &some, requests, &logits, &their_rows.into())?;
-            active.retain(|&d| {
-                !drafts[d].ended && drafts[d].ids.len() < prepared[drafts[d].request].max_new_tokens
-            });
+        let unfinished = |d: &Draft| !d.ended && d.ids.len() < prepared[d.request].max_new_tokens;
+        let mut active: Vec<usize> = (0..drafts.len()).filter(|&d| unfinished(&drafts[d])).collect();
+        rows = active.iter().map(|&d| rows[d]).collect();
+        let logits = &mut prefilled.logits;
+        while !active.is_empty() {
+            self.extend(&mut drafts, &active, requests, logits, &rows.into())?;
+            active.retain(|&d| unfinished(&drafts[d]));
             if active.is_empty() {
                 break;
             }
             let last = |d: &usize| drafts[*d].ids.last().copied().unwrap_or_default();
             let tokens: Vec<u32> = active.iter().map(last).collect();
             let sequences: Vec<usize> = active.iter().map(|&d| drafts[d].sequence).collect();
-            logits = session.step(&sequences, &tokens)?;
+            *logits = session.step(&sequences, &tokens)?;
             rows = (0..active.len() as u32).collect();
         }
-        self.finish(requests, drafts)
+        self.finish(requests, drafts, &verdicts)
     }
 
     /// Chooses the next token of each draft named by `active`, the i-th from row `rows[i]` of the logits.
@@ -226,123 +242,42 @@ impl Vlm {
         Ok(())
     }
 
-    fn finish(&self, requests: &[Request], drafts: Vec<Draft>) -> Result<Vec<Vec<Completion>>> {
+    fn finish(
+        &self,
+        requests: &[Request],
+        drafts: Vec<Draft>,
+        verdicts: &[Verdict],
+    ) -> Result<Vec<Vec<Completion>>> {
         let mut out: Vec<Vec<Completion>> = requests.iter().map(|_| Vec::new()).collect();
         for draft in drafts {
             let text = self.prompter.decode(&draft.ids, false)?;
-            out[draft.request].push(Completion { ids: draft.ids, text, ended: draft.ended });
+            let draft_logprob = verdicts[draft.request].logprob;
+            out[draft.request].push(Completion { ids: draft.ids, text, ended: draft.ended, draft_logprob });
         }
         Ok(out)
     }
 }
 
-/// Sequences with their keys and values. Each owns a range of cache rows, long enough for its prompt and all new tokens.
-struct Session<'a> {
-    vlm: &'a Vlm,
-    cache: KvCache,
-    decoder: Decoder,
-    sequences: Vec<Rows>,
-    copies: Vec<usize>,
-}
-
-#[derive(Clone, Copy)]
-struct Rows {
-    start: usize,
-    len: usize,
-    /// Where the next token will be.
-    next: u32,
-}
-
-impl<'a> Session<'a> {
-    /// `copies[i]` sequences for prompt i, next to each other.
-    fn new(vlm: &'a Vlm, prompts: &[Prepared], copies: &[usize]) -> Result<Self> {
-        let mut sequences = Vec::new();
-        let mut start = 0;
-        for (prompt, &n) in prompts.iter().zip(copies) {
-            for _ in 0..n {
-                sequences.push(Rows { start, len: 0, next: prompt.next });
-                start += prompt.ids.len() + prompt.max_new_tokens;
-            }
-        }
-        Ok(Session {
-            vlm,
-            cache: vlm.text.cache(start)?,
-            decoder: Decoder::default(),
-            sequences,
-            copies: copies.to_vec(),
-        })
+/// One for each prompt: how far its draft is what greedy decoding writes, and how likely the whole of it is.
+fn verify(prefilled: &Prefilled, prepared: &[Prepared]) -> Result<Vec<Verdict>> {
+    let mut verdicts = vec![Verdict::default(); prepared.len()];
+    if prepared.iter().all(|p| p.draft().is_empty()) {
+        return Ok(verdicts);
     }
-
-    /// Runs all prompts; logits of each one's last token, [prompts, V].
-    fn prefill(&mut self, prompts: &[Prepared]) -> Result<Tensor> {
-        let mut logits = Vec::new();
-        let (mut done, mut sequence) = (0, 0);
-        while done < prompts.len() {
-            let mut tokens = 0;
-            let fits = prompts[done..].iter().take_while(|p| {
-                tokens += p.ids.len();
-                tokens <= TOKENS_PER_PASS
-            });
-            let count = fits.count().max(1);
-            let now = done..done + count;
-            let copies = self.copies[now.clone()].to_vec();
-            logits.push(self.prefill_pass(&prompts[now], &copies, &mut sequence)?);
-            done += count;
-        }
-        Tensor::concat(&logits.iter().collect::<Vec<_>>())
+    // Row by row the token that the draft has next; behind it, any.
+    let mut next = vec![0; prefilled.logits.rows()];
+    for (p, &first) in prepared.iter().zip(&prefilled.first) {
+        next[first..first + p.draft().len()].copy_from_slice(p.draft());
     }
-
-    fn prefill_pass(
-        &mut self,
-        prompts: &[Prepared],
-        copies: &[usize],
-        sequence: &mut usize,
-    ) -> Result<Tensor> {
-        let (mut positions, mut rows, mut spans, mut last) = (vec![], vec![], vec![], vec![]);
-        let mut first = *sequence;
-        for (prompt, &n) in prompts.iter().zip(copies) {
-            let (len, start) = (prompt.ids.len(), self.sequences.get(first).map_or(0, |s| s.start));
-            spans.push(Span { q_start: rows.len(), q_len: len, k_start: start, k_len: len });
-            positions.extend_from_slice(&prompt.positions);
-            rows.extend((start..start + len).map(|r| r as u32));
-            last.push(rows.len() as u32 - 1);
-            first += n;
-        }
-        let packed: Vec<Prompt> =
-            prompts.iter().map(|p| Prompt { ids: &p.ids, features: p.features.clone() }).collect();
-        let x = self.vlm.embed(&packed)?;
-        let x = self.vlm.text.forward_cached(x, &positions, &rows.into(), &spans.into(), &mut self.cache)?;
-        for (prompt, &n) in prompts.iter().zip(copies) {
-            let len = prompt.ids.len();
-            for i in 0..n {
-                let to = self.sequences[*sequence + i].start;
-                if i > 0 {
-                    self.cache.copy_rows(self.sequences[*sequence].start, to, len)?;
-                }
-                self.sequences[*sequence + i].len = len;
-            }
-            *sequence += n;
-        }
-        self.logits_of(&x, &last.into())
+    let greedy = Draw { sampling: Sampling { temperature: 0.0, top_p: 1.0 }, uniform: 0.0 };
+    let all: Indices = (0..next.len() as u32).collect();
+    let best = sample::draw_rows(&prefilled.logits, &all, &vec![greedy; next.len()])?;
+    let logprobs = sample::log_probability_rows(&prefilled.logits, &next.into())?;
+    for ((p, &first), verdict) in prepared.iter().zip(&prefilled.first).zip(&mut verdicts) {
+        let draft = p.draft();
+        verdict.accepted = draft.iter().zip(&best[first..]).take_while(|(a, b)| a == b).count();
+        let sum: f64 = logprobs[first..first + draft.len()].iter().sum();
+        verdict.logprob = (!draft.is_empty()).then(|| sum / draft.len() as f64);
     }
-
-    /// Appends one token to each of `sequences`; logits after it, [sequences, V].
-    fn step(&mut self, sequences: &[usize], tokens: &[u32]) -> Result<Tensor> {
-        let mut step = Step { ids: tokens.to_vec(), ..Step::default() };
-        for (i, &s) in sequences.iter().enumerate() {
-            let sequence = &mut self.sequences[s];
-            step.positions.push([sequence.next; 3]);
-            sequence.next += 1;
-            step.rows.push((sequence.start + sequence.len) as u32);
-            sequence.len += 1;
-            step.spans.push(Span { q_start: i, q_len: 1, k_start: sequence.start, k_len: sequence.len });
-        }
-        self.decoder.step(&self.vlm.text, step, &mut self.cache)
-    }
-
-    fn logits_of(&self, x: &Tensor, rows: &Indices) -> Result<Tensor> {
-        let mut picked = x.like(&[rows.len(), x.cols()])?;
-        embedding::forward(&mut picked, rows, x)?;
-        Ok(self.vlm.text.logits(picked, crate::models::linear::Pass::Infer)?.0)
-    }
+    Ok(verdicts)
 }

@@ -1,16 +1,22 @@
-//! A linear layer: dense weights of any dtype, an optional bias, an optional LoRA adapter.
+//! A linear layer: weights of any dtype or int8, an optional bias, an optional LoRA adapter.
+
+use std::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::models::param::{Grads, Param, VisitParam};
+use crate::models::weight::{self, Product, Weight};
 use crate::models::weights::Weights;
 use crate::ops::{add, dropout, linear, lora};
+use crate::quant;
 use crate::random;
 use crate::tensor::Tensor;
 
 pub struct Linear {
-    pub weight: Param,       // [N, K]
+    pub weight: Weight,      // [N, K]
     pub bias: Option<Param>, // [N]
     pub lora: Option<Lora>,
+    /// Largest |x| of each input channel so far, while a calibration runs.
+    pub seen: Option<Mutex<Vec<f32>>>,
 }
 
 /// y += scale * (dropout(x) A^T) B^T
@@ -60,18 +66,24 @@ impl Linear {
     /// `name.weight` [n, k] and, with `bias`, `name.bias` [n].
     pub fn take(weights: &mut Weights, name: &str, n: usize, k: usize, bias: bool) -> Self {
         Linear {
-            weight: Param::take(weights, &format!("{name}.weight"), &[n, k]),
+            weight: Weight::take(weights, name, n, k),
             bias: bias.then(|| Param::take(weights, &format!("{name}.bias"), &[n])),
             lora: None,
+            seen: None,
         }
     }
 
+    /// A dense weight [N, K] without a bias.
+    pub fn new(weight: Tensor) -> Self {
+        Linear { weight: Weight::Dense(Param::new(weight)), bias: None, lora: None, seen: None }
+    }
+
     pub fn outputs(&self) -> usize {
-        self.weight.get().rows()
+        self.weight.matrix().rows()
     }
 
     pub fn inputs(&self) -> usize {
-        self.weight.get().cols()
+        self.weight.matrix().cols()
     }
 
     /// x [M, K] -> [M, N]
@@ -81,7 +93,7 @@ impl Linear {
 
     /// The same into `out`, which may be f32 where x is narrower.
     pub fn forward_into(&self, mut out: Tensor, x: &Tensor, pass: Pass) -> Result<(Tensor, LinearSaved)> {
-        self.product(&mut out, x)?;
+        weight::products(&mut [self.product(&mut out, x)?], x)?;
         let mut saved = LinearSaved { xa: None, mask_seed: None };
         if let Some(adapter) = &self.lora {
             saved.mask_seed = adapter.mask_seed(pass);
@@ -95,12 +107,11 @@ impl Linear {
     }
 
     /// Without the adapter.
-    fn product(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
-        linear::forward_group(&mut [self.product_into(out)], x)
-    }
-
-    fn product_into<'a>(&'a self, out: &'a mut Tensor) -> linear::Layer<'a> {
-        linear::Layer { out, weight: self.weight.get(), bias: self.bias.as_ref().map(Param::get) }
+    fn product<'a>(&'a self, out: &'a mut Tensor, x: &Tensor) -> Result<Product<'a>> {
+        if let Some(seen) = &self.seen {
+            quant::see(seen, x)?;
+        }
+        Ok(Product { out, weight: &self.weight, bias: self.bias.as_ref().map(Param::get) })
     }
 
     /// What `forward` gives for each layer, all of which read x: their adapters are applied together.
@@ -118,10 +129,8 @@ impl Linear {
             let saved = LinearSaved { xa: xa.transpose()?, mask_seed: None };
             Ok((x.like(&[x.rows(), layer.outputs()])?, saved))
         }))?;
-        let products = layers.iter().zip(&mut outputs);
-        let mut products: Vec<_> = products.map(|(layer, (out, _))| layer.product_into(out)).collect();
-        linear::forward_group(&mut products, x)?;
-        drop(products);
+        let products = layers.iter().zip(&mut outputs).map(|(layer, (out, _))| layer.product(out, x));
+        weight::products(&mut products.collect::<Result<Vec<_>>>()?, x)?;
         let mut adapters = Vec::new();
         for (layer, (out, saved)) in layers.iter().zip(&mut outputs) {
             if let (Some(Lora { a, b, scale, .. }), Some(xa)) = (&layer.lora, &mut saved.xa) {
@@ -158,10 +167,11 @@ impl Linear {
         dy: &Tensor,
         x: &Tensor,
     ) -> Result<()> {
+        let weight = self.weight.need_dense("training")?;
         if let Some(dx) = dx {
-            linear::backward_input(dx, dy, self.weight.get(), accumulate)?;
+            linear::backward_input(dx, dy, weight.get(), accumulate)?;
         }
-        if let Some(dweight) = grads.of(&self.weight) {
+        if let Some(dweight) = grads.of(weight) {
             linear::backward_weight(dweight, dy, x)?;
         }
         if let Some(dbias) = self.bias.as_ref().and_then(|b| grads.of(b)) {
@@ -205,14 +215,14 @@ impl Linear {
 
     /// Its own weights, without the adapter's.
     pub fn visit(&mut self, name: &str, f: VisitParam) {
-        f(&format!("{name}.weight"), &mut self.weight);
+        self.weight.visit(name, f);
         if let Some(bias) = &mut self.bias {
             f(&format!("{name}.bias"), bias);
         }
     }
 
     pub fn is_trained(&self) -> bool {
-        self.weight.slot.is_some()
+        self.weight.slot().is_some()
             || self.bias.as_ref().is_some_and(|b| b.slot.is_some())
             || self.lora.as_ref().is_some_and(|l| l.a.slot.is_some())
     }

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! image.rs -> vision.rs -> connector.rs -+
-//! prompt.rs -----------------------------+-> text.rs -> generate.rs
+//! prompt.rs -----------------------------+-> text.rs -> session.rs -> generate.rs
 //! ```
 //!
 //! `vlm.rs` puts the parts together; `config.rs`, `weights.rs`, `adapter.rs` and `hub.rs` read a checkpoint folder;
-//! `param.rs`, `linear.rs` and `norm.rs` are the blocks' bricks, each forward with its backward.
+//! `int8/` makes a model int8, in memory or as a folder;
+//! `param.rs`, `weight.rs`, `linear.rs` and `norm.rs` are the blocks' bricks, each forward with its backward.
 
 pub mod adapter;
 pub mod config;
@@ -16,13 +17,16 @@ pub mod family;
 pub mod generate;
 pub mod hub;
 pub mod image;
+pub mod int8;
 pub mod linear;
 pub mod norm;
 pub mod param;
 pub mod prompt;
 pub mod rope;
+mod session;
 pub mod text;
 pub mod vision;
 pub mod vision_side;
 pub mod vlm;
+pub mod weight;
 pub mod weights;

@@ -1,6 +1,6 @@
 //! A weight, and the place of its gradient if it is trained.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::weights::Weights;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -11,11 +11,18 @@ pub struct Param {
     /// `value` rounded to the type of the activations, where that is another: what ops read.
     pub rounded: Option<Tensor>,
     pub slot: Option<usize>,
+    /// Never rounded, whatever the type of the activations: int8 and its scales.
+    exact: bool,
 }
 
 impl Param {
     pub fn new(value: Tensor) -> Self {
-        Param { value, rounded: None, slot: None }
+        Param { value, rounded: None, slot: None, exact: false }
+    }
+
+    /// Part of a quantised matrix.
+    pub fn exact(value: Tensor) -> Self {
+        Param { exact: true, ..Param::new(value) }
     }
 
     /// What ops read.
@@ -25,6 +32,10 @@ impl Param {
 
     /// Moves it to a GPU, for activations of type `dtype`; a trained one stays f32 beside its rounded copy.
     pub fn place(&mut self, device: &Device, dtype: DType) -> Result<()> {
+        if self.exact {
+            self.value = self.value.to_device(device)?;
+            return Ok(());
+        }
         let rounded = self.value.to_dtype(dtype)?.to_device(device)?;
         if self.slot.is_some() && dtype != DType::F32 {
             self.value = self.value.to_device(device)?;
@@ -41,6 +52,11 @@ impl Param {
 
     /// Gives it a gradient slot; the value becomes f32 in memory of our own, since it will be written.
     pub fn train(&mut self, slots: &mut Slots) -> Result<()> {
+        if self.exact {
+            return Err(Error::Usage(
+                "int8 weights are not trained: take the model that they were made from".into(),
+            ));
+        }
         self.value = self.value.to_f32()?;
         self.slot = Some(slots.add(self.value.shape()));
         Ok(())

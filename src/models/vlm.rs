@@ -8,13 +8,15 @@ use crate::models::config::Config;
 use crate::models::family::renamed;
 use crate::models::hub;
 use crate::models::image::Tiles;
+use crate::models::int8::Scheme;
 use crate::models::linear::VisitLinear;
 use crate::models::param::{Param, VisitParam};
-use crate::models::prompt::{Message, Placeholders, Prompter};
+use crate::models::prompt::{Content, Message, Placeholders, Prompter};
 use crate::models::rope::Position;
 use crate::models::text::Text;
 use crate::models::vision_side::VisionSide;
 use crate::models::weights::{self, Weights};
+use crate::ops::attention::{Span, Spans};
 use crate::ops::embedding;
 use crate::tensor::{DType, Device, Indices, Place, Tensor};
 
@@ -48,6 +50,7 @@ impl Vlm {
     /// The settings of a checkpoint folder, with weights from wherever.
     pub fn with_weights(folder: PathBuf, mut weights: Weights) -> Result<Vlm> {
         let config = Config::read(&folder)?;
+        weights.expect_int8(Scheme::read(&folder)?);
         weights.rename(config.family.renames());
         let vision = VisionSide::take(&mut weights, &folder, &config)?;
         let text = Text::take(&mut weights, &config.text, config.family.text());
@@ -91,6 +94,26 @@ impl Vlm {
     pub fn encode(&self, messages: &[Message], grids: &[(usize, usize)], generate: bool) -> Result<Vec<u32>> {
         let text = self.prompter.render(messages, generate)?;
         self.prompter.encode(&self.prompter.expand(&text, grids)?, true)
+    }
+
+    /// The same with the assistant's answer and the end of its turn; and where the answer starts.
+    pub fn encode_answered(
+        &self,
+        messages: &[Message],
+        grids: &[(usize, usize)],
+        answer: &str,
+    ) -> Result<(Vec<u32>, usize)> {
+        let prompt = self.encode(messages, grids, true)?;
+        let mut messages = messages.to_vec();
+        messages.push(Message::new("assistant", vec![Content::Text(answer.to_string())]));
+        let mut ids = self.encode(&messages, grids, false)?;
+        // The answer starts where the conversation leaves the prompt (a tokenizer may merge across the seam) and ends with the turn.
+        let start = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        let is_end = |id: &u32| self.config.eos_token_ids.contains(id);
+        if let Some(end) = ids.iter().rposition(is_end).filter(|&end| end >= start) {
+            ids.truncate(end + 1);
+        }
+        Ok((ids, start))
     }
 
     /// What it sees with; an error if it takes no pictures.
@@ -152,6 +175,16 @@ impl Vlm {
         Ok(x)
     }
 
+    /// What the text tower makes of one prompt, whose pictures have these grids: [T, C], before the final norm.
+    pub fn states(&self, prompt: &Prompt, grids: &[(usize, usize)]) -> Result<Tensor> {
+        let len = prompt.ids.len();
+        let (positions, _) = self.positions(prompt.ids, grids)?;
+        let spans = Spans::from(vec![Span { q_start: 0, q_len: len, k_start: 0, k_len: len }]);
+        let x = self.embed(std::slice::from_ref(prompt))?;
+        let mut cache = self.text.cache(len)?;
+        self.text.forward_cached(x, &positions, &(0..len as u32).collect(), &spans, &mut cache)
+    }
+
     /// Indices of the picture tokens among `ids`.
     pub fn picture_tokens(&self, ids: &[u32]) -> Vec<u32> {
         let image = self.image_token_id();
@@ -181,6 +214,16 @@ impl Vlm {
 
     /// Writes a plain checkpoint folder: the weights as they are now, beside copies of the other files it was read from.
     pub fn save(&mut self, folder: &Path) -> Result<()> {
+        let scheme = Scheme::read(&self.folder)?;
+        let mut as_read = true;
+        let renames = self.config.family.renames();
+        self.visit_linears(&mut |name, linear| {
+            as_read &= linear.weight.is_int8() == scheme.as_ref().is_some_and(|s| s.covers(name, renames));
+        });
+        if !as_read {
+            let what = "this model was made int8 in memory: `mpa quantize` writes it as a folder";
+            return Err(Error::Usage(format!("{}: {what}", self.folder.display())));
+        }
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         for name in hub::SETTINGS {
             let path = self.folder.join(name);
@@ -190,7 +233,6 @@ impl Vlm {
         }
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
         let mut outcome = Ok(());
-        let renames = self.config.family.renames();
         self.visit(&mut |name, param| match param.value.to_device(&Device::Cpu) {
             Ok(value) => tensors.push((renamed(name, renames), value)),
             Err(error) => outcome = Err(error),

@@ -13,10 +13,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::config::read_text;
+use super::int8::Scheme;
 use crate::error::{Error, Result};
 use crate::models::family::{Renames, renamed};
 use crate::random;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -37,6 +38,8 @@ pub struct Weights {
     spare: usize,
     /// Whatever is taken is made up.
     random: Option<(DType, u64)>,
+    /// Which layers are in int8.
+    int8: Option<Scheme>,
 }
 
 /// Where a tensor lies.
@@ -52,6 +55,15 @@ struct Faults {
     missing: Vec<String>,
     misshaped: Vec<String>,
     mistyped: Vec<String>,
+    not_int8: Vec<String>,
+    unusable: Vec<String>,
+}
+
+/// What a tensor has to be.
+#[derive(Clone, Copy)]
+enum Kind {
+    Float,
+    Int8,
 }
 
 impl Weights {
@@ -109,7 +121,18 @@ impl Weights {
             faults: Faults::default(),
             spare: 0,
             random: None,
+            int8: None,
         }
+    }
+
+    /// From now on layers are taken as `scheme` says.
+    pub fn expect_int8(&mut self, scheme: Option<Scheme>) {
+        self.int8 = scheme;
+    }
+
+    /// Whether the layer `name` is in int8 here.
+    pub fn is_int8(&self, name: &str) -> bool {
+        self.random.is_none() && self.int8.as_ref().is_some_and(|scheme| scheme.covers(name, self.renames))
     }
 
     /// No file: every tensor is there, in any shape. Norms are one, biases zero, matrices uniform with the deviation that keeps activations at
@@ -156,6 +179,11 @@ impl Weights {
         self.entries.contains_key(&renamed(name, self.renames))
     }
 
+    /// What the files call the weight `name`.
+    pub(super) fn stored(&self, name: &str) -> String {
+        renamed(name, self.renames)
+    }
+
     /// Names not taken yet, sorted.
     pub fn names(&self) -> Vec<String> {
         self.entries.keys().cloned().collect()
@@ -168,6 +196,32 @@ impl Weights {
         if let Some((dtype, seed)) = self.random {
             return made_up(name, shape, dtype, seed).unwrap_or_else(|_| Tensor::zeros(&[0]));
         }
+        self.take_of(name, shape, Kind::Float)
+    }
+
+    /// The same for one in int8.
+    pub fn take_i8(&mut self, name: &str, shape: &[usize]) -> Tensor {
+        self.take_of(name, shape, Kind::Int8)
+    }
+
+    /// The same for scales of `n` output channels, [n] or [n, 1], finite and not negative: f32 [n].
+    pub fn take_scale(&mut self, name: &str, n: usize) -> Tensor {
+        let column = self.entries.get(&renamed(name, self.renames));
+        let column = column.is_some_and(|entry| entry.shape == [n, 1]);
+        let stored = if column {
+            self.take_of(name, &[n, 1], Kind::Float)
+        } else {
+            self.take_of(name, &[n], Kind::Float)
+        };
+        let scale = stored.to_f32().and_then(|scale| scale.reshape(&[n]));
+        let Ok(scale) = scale else { return Tensor::zeros(&[0]) };
+        if scale.f32s().is_ok_and(|scale| !scale.iter().all(|s| s.is_finite() && *s >= 0.0)) {
+            self.faults.unusable.push(name.to_string());
+        }
+        scale
+    }
+
+    fn take_of(&mut self, name: &str, shape: &[usize], kind: Kind) -> Tensor {
         let stored = renamed(name, self.renames);
         let name = stored.as_str();
         match self.entries.remove(name) {
@@ -175,9 +229,11 @@ impl Weights {
             Some(entry) if entry.shape != shape => {
                 self.faults.misshaped.push(format!("{name}: expected {shape:?}, got {:?}", entry.shape));
             }
-            Some(entry) => match entry.tensor() {
-                Ok(tensor) => return tensor,
-                Err(_) => self.faults.mistyped.push(format!("{name}: {}", entry.dtype)),
+            Some(entry) => match (entry.tensor(), kind) {
+                (Ok(tensor), Kind::Float) if tensor.dtype() != DType::I8 => return tensor,
+                (Ok(tensor), Kind::Int8) if tensor.dtype() == DType::I8 => return tensor,
+                (_, Kind::Float) => self.faults.mistyped.push(format!("{name}: {}", entry.dtype)),
+                (_, Kind::Int8) => self.faults.not_int8.push(format!("{name}: {}", entry.dtype)),
             },
         }
         self.stand_in(shape)
@@ -198,10 +254,24 @@ impl Weights {
     pub fn take_any(&mut self, name: &str) -> Result<Tensor> {
         match self.entries.remove(name) {
             None => Err(Error::input(&self.path, format!("no tensor {name}"))),
-            Some(entry) => entry.tensor().map_err(|_| {
-                Error::input(&self.path, format!("{name}: expected f32, bf16 or f16, got {}", entry.dtype))
-            }),
+            Some(entry) => {
+                entry.tensor().ok().filter(|tensor| tensor.dtype() != DType::I8).ok_or_else(|| {
+                    Error::input(
+                        &self.path,
+                        format!("{name}: expected f32, bf16 or f16, got {}", entry.dtype),
+                    )
+                })
+            }
         }
+    }
+
+    /// The tensor `name` as it is, to be looked at; it may be taken later.
+    pub(super) fn view(&self, name: &str) -> Result<Tensor> {
+        let entry = self.entries.get(name);
+        let entry = entry.ok_or_else(|| Error::input(&self.path, format!("no tensor {name}")))?;
+        entry.tensor().map_err(|_| {
+            Error::input(&self.path, format!("{name}: expected floating point, got {}", entry.dtype))
+        })
     }
 
     /// An error that lists every missing, unused, mis-shaped and mistyped name, if there is one.
@@ -212,6 +282,8 @@ impl Weights {
             ("unused", unused),
             ("of another shape", self.faults.misshaped),
             ("not f32, bf16 or f16", self.faults.mistyped),
+            ("not int8, which the quantization_config says", self.faults.not_int8),
+            ("with scales that are negative or no numbers", self.faults.unusable),
         ]
         .into_iter()
         .filter(|(_, names)| !names.is_empty())
@@ -245,6 +317,7 @@ impl Entry {
             Dtype::F32 => DType::F32,
             Dtype::BF16 => DType::Bf16,
             Dtype::F16 => DType::F16,
+            Dtype::I8 => DType::I8,
             other => return Err(Error::op("weights", "f32, bf16 or f16", other.to_string())),
         };
         Tensor::from_mapped(&self.shape, dtype, &self.map, self.start)
@@ -294,39 +367,87 @@ fn is_file_name(name: &str) -> bool {
 /// Writes a safetensors file (atomic: a temporary file beside it, fsync, rename), metadata {"format": "pt"}. The wider element type
 /// comes first, so that every tensor is aligned; within a type tensors are in the order of their names. Same tensors, same bytes.
 pub fn save(path: &Path, tensors: &[(String, &Tensor)]) -> Result<()> {
-    let mut sorted: Vec<(&str, &Tensor)> =
+    let announced = tensors.iter().map(|(name, tensor)| Announced::of(name, tensor)).collect();
+    let made: BTreeMap<&str, &Tensor> =
         tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)).collect();
-    sorted.sort_by_key(|(name, tensor)| {
-        (std::cmp::Reverse(tensor.dtype().size()), tensor.dtype().to_string(), *name)
-    });
-    let header = header(path, &sorted)?;
-    let parts = sorted.iter().map(|(_, tensor)| tensor.bytes()).collect::<Result<Vec<_>>>()?;
+    if made.len() < tensors.len() {
+        return Err(Error::Failure(format!("{}: a tensor is given twice", path.display())));
+    }
+    stream(path, announced, |name| match made.get(name) {
+        Some(tensor) => tensor.to_device(&Device::Cpu),
+        None => Err(Error::Failure(format!("no tensor {name}"))),
+    })
+}
+
+/// A tensor that will be written.
+pub(super) struct Announced {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+}
+
+impl Announced {
+    fn of(name: &str, tensor: &Tensor) -> Self {
+        Announced { name: name.to_string(), dtype: tensor.dtype(), shape: tensor.shape().to_vec() }
+    }
+
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+/// The same with each tensor made when it is its turn, and dropped when it is written.
+pub(super) fn stream(
+    path: &Path,
+    mut announced: Vec<Announced>,
+    mut make: impl FnMut(&str) -> Result<Tensor>,
+) -> Result<()> {
+    announced.sort_by_key(|t| (std::cmp::Reverse(t.dtype.size()), t.dtype.to_string(), t.name.clone()));
+    let header = header(path, &announced)?;
+    let mut failure = None;
     let write = |file: &mut File| {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(header.as_bytes())?;
-        for part in &parts {
-            out.write_all(part)?;
+        for expected in &announced {
+            let written = made(expected, &mut make)
+                .and_then(|tensor| out.write_all(tensor.bytes()?).map_err(|e| Error::io(path, e)));
+            if let Err(error) = written {
+                failure = Some(error);
+                return Err(std::io::ErrorKind::Other.into());
+            }
         }
         out.flush()
     };
-    replace(path, write).map_err(|e| Error::io(path, e))
+    let outcome = replace(path, write);
+    match failure {
+        Some(error) => Err(error),
+        None => outcome.map_err(|e| Error::io(path, e)),
+    }
+}
+
+fn made(expected: &Announced, make: &mut impl FnMut(&str) -> Result<Tensor>) -> Result<Tensor> {
+    let tensor = make(&expected.name)?;
+    if (tensor.dtype(), tensor.shape()) == (expected.dtype, &expected.shape[..]) {
+        return Ok(tensor);
+    }
+    Err(Error::Failure(format!("{} was announced otherwise: {tensor:?}", expected.name)))
 }
 
 /// The JSON header, padded so that the data begin at a multiple of 8.
-fn header(path: &Path, sorted: &[(&str, &Tensor)]) -> Result<String> {
+fn header(path: &Path, sorted: &[Announced]) -> Result<String> {
     let mut entries = serde_json::Map::new();
     entries.insert("__metadata__".to_string(), json!({"format": "pt"}));
     let mut start = 0;
-    for (name, tensor) in sorted {
-        let end = start + tensor.bytes()?.len();
+    for tensor in sorted {
+        let end = start + tensor.bytes();
         let info = json!({
-            "dtype": tensor.dtype().to_string().to_uppercase(),
-            "shape": tensor.shape(),
+            "dtype": tensor.dtype.to_string().to_uppercase(),
+            "shape": tensor.shape,
             "data_offsets": [start, end],
         });
-        if entries.insert((*name).to_string(), info).is_some() {
-            return Err(Error::Failure(format!("{}: tensor {name} is given twice", path.display())));
+        if entries.insert(tensor.name.clone(), info).is_some() {
+            return Err(Error::Failure(format!("{}: tensor {} is given twice", path.display(), tensor.name)));
         }
         start = end;
     }

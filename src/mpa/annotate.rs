@@ -108,6 +108,7 @@ impl Stage for Annotate<'_> {
             sampling: Sampling { temperature: *temperature as f32, top_p: *top_p as f32 },
             samples: (*samples).max(1),
             seed: random::mix(*seed, &[random::hash(&record.id)]),
+            draft: None,
         })
     }
 

@@ -7,6 +7,7 @@ use toml::de::DeTable;
 
 use crate::error::{Error, Result};
 use crate::models::config::read_text;
+use crate::models::int8::Parts;
 use crate::mpa::level::Settings;
 use crate::mpa::select::Rule;
 use crate::mpa::{annotate, predict, prompts};
@@ -42,7 +43,26 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Models {
     pub teacher: String,
+    /// true: the teacher's layers are made int8 while it is loaded; or which: text, text+head, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_int8: Option<Int8>,
     pub student: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected true, false, text, text+head or all")]
+pub enum Int8 {
+    Whether(bool),
+    Which(Parts),
+}
+
+impl Int8 {
+    pub fn parts(self) -> Option<Parts> {
+        match self {
+            Int8::Whether(yes) => yes.then(Parts::default),
+            Int8::Which(parts) => Some(parts),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +100,8 @@ pub struct Ask {
 #[serde(deny_unknown_fields, default)]
 pub struct Select {
     pub rule: Rule,
+    /// Of the rule `margin`, in nats a token.
+    pub margin: f64,
 }
 
 /// What is not given is as in `[predict]`.
@@ -121,7 +143,7 @@ impl Default for Ask {
 
 impl Default for Select {
     fn default() -> Self {
-        Select { rule: Rule::Contains }
+        Select { rule: Rule::Contains, margin: 0.0 }
     }
 }
 
@@ -209,6 +231,8 @@ impl Config {
         self.annotation().check().map_err(|bad| bad.within("annotate"))?;
         self.prediction().check().map_err(|bad| bad.within("predict"))?;
         self.level.check().map_err(|bad| bad.within("level"))?;
+        let margin = self.select.margin;
+        Bad::unless(margin.is_finite(), "select.margin", "a number", margin)?;
         Bad::unless(self.annotate.batch >= 1, "annotate.batch", "at least 1", self.annotate.batch)?;
         Bad::unless(self.predict.batch >= 1, "predict.batch", "at least 1", self.predict.batch)?;
         let Some((evaluate, ask)) = self.evaluate.as_ref().zip(self.evaluation()) else {

@@ -4,8 +4,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::models::generate::{Completion, Request};
+use crate::models::int8::Parts;
 use crate::models::vlm::Vlm;
 use crate::mpa::progress::Progress;
+use crate::quant::Folds;
 use crate::tensor::Place;
 use crate::train::fit::{self, FitReport, OnStep, Sample, TrainOptions, Trainable};
 
@@ -23,6 +25,11 @@ pub trait Answerer: Send + Sync {
 /// Whatever loads and trains models.
 pub trait Engine: Sync {
     fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>>;
+
+    /// The same with these layers made int8 while it is loaded.
+    fn load_int8(&self, model: &Path, _adapter: Option<&Path>, _parts: Parts) -> Result<Box<dyn Answerer>> {
+        Err(Error::Failure(format!("{}: nothing here makes models int8", model.display())))
+    }
 
     /// See `train::fit::level`.
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport>;
@@ -55,12 +62,25 @@ impl Native {
     pub fn cpu() -> Native {
         Native(Place::cpu())
     }
+
+    /// A model where models are, with the layers of `int8` made int8.
+    pub fn vlm(&self, model: &Path, adapter: Option<&Path>, int8: Option<Parts>) -> Result<Vlm> {
+        let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
+        let mut vlm = Vlm::load(name, adapter)?;
+        if let Some(parts) = int8 {
+            vlm.quantize(parts, &Folds::new())?;
+        }
+        vlm.to_place(&self.0)
+    }
 }
 
 impl Engine for Native {
     fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>> {
-        let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
-        Ok(Box::new(Vlm::load(name, adapter)?.to_place(&self.0)?))
+        Ok(Box::new(self.vlm(model, adapter, None)?))
+    }
+
+    fn load_int8(&self, model: &Path, adapter: Option<&Path>, parts: Parts) -> Result<Box<dyn Answerer>> {
+        Ok(Box::new(self.vlm(model, adapter, Some(parts))?))
     }
 
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
@@ -73,6 +93,7 @@ pub struct Lazy<'a> {
     engine: &'a dyn Engine,
     model: PathBuf,
     adapter: Option<PathBuf>,
+    int8: Option<Parts>,
     progress: &'a Progress,
     loaded: OnceLock<Box<dyn Answerer>>,
     loading: Mutex<()>,
@@ -85,7 +106,13 @@ impl<'a> Lazy<'a> {
         adapter: Option<PathBuf>,
         progress: &'a Progress,
     ) -> Self {
-        Lazy { engine, model, adapter, progress, loaded: OnceLock::new(), loading: Mutex::new(()) }
+        let (loaded, loading) = (OnceLock::new(), Mutex::new(()));
+        Lazy { engine, model, adapter, int8: None, progress, loaded, loading }
+    }
+
+    /// The same with these layers in int8.
+    pub fn int8(self, parts: Option<Parts>) -> Self {
+        Lazy { int8: parts, ..self }
     }
 }
 
@@ -94,7 +121,11 @@ impl Lazy<'_> {
         let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         if self.loaded.get().is_none() {
             self.progress.note(&format!("loading {}", self.model.display()));
-            let model = self.engine.load(&self.model, self.adapter.as_deref())?;
+            let adapter = self.adapter.as_deref();
+            let model = match self.int8 {
+                None => self.engine.load(&self.model, adapter)?,
+                Some(parts) => self.engine.load_int8(&self.model, adapter, parts)?,
+            };
             // Empty, as just seen under the lock, so that nothing is lost.
             let _ = self.loaded.set(model);
         }

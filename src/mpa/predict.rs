@@ -16,6 +16,9 @@ use crate::mpa::progress::Progress;
 use crate::mpa::prompts;
 use crate::ops::sample::Sampling;
 
+/// The key of a prediction for the mean log-probability, under the model, of the record's `answer` and the end of the turn.
+pub const LOGPROB: &str = "logprob";
+
 /// What decides a prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
@@ -74,6 +77,7 @@ impl Stage for Predict<'_> {
             sampling: Sampling { temperature: 0.0, top_p: 1.0 },
             samples: 1,
             seed: 0,
+            draft: record.answer.clone(),
         })
     }
 
@@ -83,8 +87,12 @@ impl Stage for Predict<'_> {
     }
 
     fn yields(&self, record: &Record, completions: Vec<Completion>) -> Vec<Record> {
-        let record =
-            |c: Completion| Record { prediction: Some(c.text.trim().to_string()), ..self.base(record) };
+        let record = |c: Completion| {
+            let mut base = self.base(record);
+            base.extra.remove(LOGPROB);
+            base.extra.extend(c.draft_logprob.map(|p| (LOGPROB.to_string(), p.into())));
+            Record { prediction: Some(c.text.trim().to_string()), ..base }
+        };
         completions.into_iter().map(record).collect()
     }
 }

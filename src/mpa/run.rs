@@ -9,6 +9,7 @@ use crate::data::files;
 use crate::error::{Error, Result};
 use crate::mpa::annotate;
 use crate::mpa::answer::Tally;
+use crate::mpa::config::{self, Int8};
 use crate::mpa::engine::{Engine, Job, Lazy};
 use crate::mpa::evaluate::{self, Scores};
 use crate::mpa::folder::Folder;
@@ -16,7 +17,7 @@ use crate::mpa::level::{self, Arm, Example};
 use crate::mpa::predict;
 use crate::mpa::progress::Progress;
 use crate::mpa::report;
-use crate::mpa::select::{self, Counts, Outputs};
+use crate::mpa::select::{self, Counts, Criterion, Outputs};
 use crate::train::fit::Trainable;
 
 /// summary.json: what came of a run.
@@ -82,7 +83,8 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     /// All that the teacher does, while it is in memory.
     fn teacher(&mut self) -> Result<()> {
-        let teacher = self.model("teacher", None);
+        let int8 = self.folder.config.models.teacher_int8.and_then(Int8::parts);
+        let teacher = self.model("teacher", None).int8(int8);
         let (images, options) =
             (self.file(&self.folder.config.annotate.images), self.folder.config.annotation());
         let (out, batch) = (self.file("annotate.jsonl"), self.folder.config.annotate.batch);
@@ -137,8 +139,9 @@ impl<'a> Run<'a> {
                 .map(|name| self.file(&format!("{name}.jsonl")));
         let outputs =
             Outputs { parity: Some(&parity), rehearsal: Some(&rehearsal), rejected: Some(&rejected) };
-        let rule = self.folder.config.select.rule;
-        let counts = self.timed("select", |_| select::run(&teacher, &student, rule, outputs))?;
+        let config::Select { rule, margin } = self.folder.config.select;
+        let criterion = Criterion { rule, margin };
+        let counts = self.timed("select", |_| select::run(&teacher, &student, criterion, outputs))?;
         files::write_json(&self.file("select.json"), &counts)?;
         self.progress.note(&format!("select: kept {} of {}", counts.kept, counts.records));
         self.summary.select = counts;

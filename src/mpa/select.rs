@@ -1,4 +1,4 @@
-//! The Parity Identifier: keeps the samples that the teacher answers as annotated and the student does not.
+//! The Parity Identifier: keeps the samples that the teacher answers as annotated and the student does not, or finds much less likely.
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -9,8 +9,9 @@ use crate::data::metrics::Norm;
 use crate::data::records::Record;
 use crate::data::released;
 use crate::error::{Error, Result};
+use crate::mpa::predict::LOGPROB;
 
-/// When a prediction agrees with the pseudo answer, both normalised (`Norm`).
+/// When a sample is kept. Predictions and answers are normalised (`Norm`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Rule {
@@ -18,13 +19,49 @@ pub enum Rule {
     Contains,
     /// They are equal.
     Exact,
+    /// The answer's mean log-probability under the teacher is above that under the student by more than a margin. What is right, for the counts and
+    /// for rehearsal, is as with `contains`.
+    Margin,
+}
+
+/// A rule, and the margin of the one that has one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Criterion {
+    pub rule: Rule,
+    pub margin: f64,
+}
+
+impl From<Rule> for Criterion {
+    fn from(rule: Rule) -> Self {
+        Criterion { rule, margin: 0.0 }
+    }
 }
 
 impl Rule {
     pub fn agrees(self, norm: &Norm, prediction: &str, answer: &str) -> bool {
         match self {
-            Rule::Contains => norm.contains(prediction, answer),
+            Rule::Contains | Rule::Margin => norm.contains(prediction, answer),
             Rule::Exact => norm.equal(prediction, answer),
+        }
+    }
+}
+
+/// What is decided about a sample.
+enum Verdict {
+    Keep,
+    /// The student has it right as well.
+    Rehearse,
+    Reject(&'static str),
+}
+
+impl Criterion {
+    fn decide(self, right: bool, knows: bool, lead: f64) -> Verdict {
+        match (self.rule, right, knows) {
+            (Rule::Margin, ..) if lead > self.margin => Verdict::Keep,
+            (_, true, true) => Verdict::Rehearse,
+            (Rule::Margin, ..) => Verdict::Reject("below_margin"),
+            (_, true, false) => Verdict::Keep,
+            (_, false, _) => Verdict::Reject("teacher_inconsistent"),
         }
     }
 }
@@ -52,8 +89,15 @@ pub struct Counts {
 }
 
 /// Joins two prediction files by id, decides, and writes the sets in the teacher's order. Their records have the teacher's keys without
-/// `prediction`, and both predictions as `teacher` and `student`.
-pub fn run(teacher: &Path, student: &Path, rule: Rule, outputs: Outputs<'_>) -> Result<Counts> {
+/// `prediction`, and both predictions as `teacher` and `student` (and, where they are known, `teacher_logprob` and `student_logprob`).
+pub fn run(
+    teacher: &Path,
+    student: &Path,
+    criterion: impl Into<Criterion>,
+    outputs: Outputs<'_>,
+) -> Result<Counts> {
+    let criterion = criterion.into();
+    let rule = criterion.rule;
     let norm = Norm::new()?;
     let teachers = released::read(teacher)?;
     let mut students: HashMap<String, Record> =
@@ -76,15 +120,19 @@ pub fn run(teacher: &Path, student: &Path, rule: Rule, outputs: Outputs<'_>) -> 
         let knows = rule.agrees(&norm, partner.need(student, "prediction")?, answer);
         counts.teacher_consistent += usize::from(right);
         counts.student_wrong += usize::from(!knows);
+        let lead = match rule {
+            Rule::Margin => logprob(teacher, &record)? - logprob(student, &partner)?,
+            Rule::Contains | Rule::Exact => 0.0,
+        };
         let record = merged(record, partner);
-        match (right, knows) {
-            (true, false) => parity.add(record)?,
-            (true, true) => {
+        match criterion.decide(right, knows, lead) {
+            Verdict::Keep => parity.add(record)?,
+            Verdict::Rehearse => {
                 *counts.rejected.entry("student_right".to_string()).or_default() += 1;
                 rehearsal.add(record)?;
             }
-            (false, _) => {
-                let reason = "teacher_inconsistent".to_string();
+            Verdict::Reject(reason) => {
+                let reason = reason.to_string();
                 *counts.rejected.entry(reason.clone()).or_default() += 1;
                 rejected.add(Record { rejected: Some(reason), ..record })?;
             }
@@ -128,7 +176,22 @@ fn same(teacher: &Path, record: &Record, student: &Path, partner: &Record) -> Re
 fn merged(mut record: Record, partner: Record) -> Record {
     let pair = [("teacher", record.prediction.take()), ("student", partner.prediction)];
     record.extra.extend(pair.into_iter().filter_map(|(key, text)| Some((key.to_string(), text?.into()))));
+    let ours = record.extra.remove(LOGPROB);
+    let pair = [("teacher_logprob", ours), ("student_logprob", partner.extra.get(LOGPROB).cloned())];
+    record.extra.extend(pair.into_iter().filter_map(|(key, value)| Some((key.to_string(), value?))));
     record
+}
+
+/// The log-probability that `predict` has recorded.
+fn logprob(file: &Path, record: &Record) -> Result<f64> {
+    let value = record.extra.get(LOGPROB).and_then(serde_json::Value::as_f64);
+    value.filter(|v| v.is_finite()).ok_or_else(|| {
+        let what = format!(
+            "record {:?}: expected a number `{LOGPROB}`, which mpa predict writes for records with `answer`",
+            record.id
+        );
+        Error::line(file, record.line, what)
+    })
 }
 
 /// One output file in the making.

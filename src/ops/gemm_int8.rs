@@ -1,9 +1,11 @@
 //! The layer's product in int8: y = (x_q W_q^T) x_scale w_scale + b, the sum over K in int32, exact.
 use super::matmul::Shared;
 use super::matmul::packed::products_int8;
-use super::{expect_f32, expect_shape, pieces};
+use super::{expect_f32, expect_shape, pieces, quantize, swiglu};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
+
+mod launch;
 
 /// A matrix in int8 with the scale of each row: activations by token, weights by output channel (ops::quantize).
 #[derive(Clone, Copy)]
@@ -24,6 +26,7 @@ pub struct Layer<'a> {
 }
 
 /// out [M, N] (f32 in main memory); x [M, K], weight [N, K], bias [N] of any float type. With `residual` [M, N], out is that plus the product.
+/// On a GPU out, bias and residual have one type. It gives the same bits, rounded once if that is bf16.
 pub fn forward(
     out: &mut Tensor,
     x: Quantized,
@@ -37,11 +40,14 @@ pub fn forward(
 /// The same for layers that read x [M, K], at once.
 pub fn forward_group(layers: &mut [Layer], x: Quantized) -> Result<()> {
     let mut sizes = [0; 3];
-    for Layer { out, weight, bias, residual } in &*layers {
+    for Layer { out, weight, bias, residual } in &mut *layers {
         sizes = check(out, x, *weight, *bias, *residual)?;
+        if let Some(gpu) = x.q.gpu() {
+            launch::forward(gpu, out, x, *weight, *bias, *residual, sizes)?;
+        }
     }
     if x.q.gpu().is_some() {
-        return Err(Error::op(OP, "x in main memory", "a GPU"));
+        return Ok(());
     }
     let ([m, _, k], x_scale) = (sizes, x.scale.f32s()?);
     let (mut weights, mut parts) = (Vec::new(), Vec::new());
@@ -68,6 +74,31 @@ pub fn forward_group(layers: &mut [Layer], x: Quantized) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// q i8 [M, I] and scale f32 [M] are act = silu(x G^T) * (x U^T), quantised by row (ops::quantize); x [M, K], gate G and up U [I, K].
+/// In main memory act is f32 in between. On a GPU it is rounded to bf16, and its row's largest magnitude is known when the products are done.
+pub fn forward_swiglu(
+    q: &mut Tensor,
+    scale: &mut Tensor,
+    x: Quantized,
+    gate: Quantized,
+    up: Quantized,
+) -> Result<()> {
+    let size = check(q, x, gate, None, None)?;
+    if up.q.shape() != gate.q.shape() {
+        return Err(Error::op(OP, format!("up {:?}", gate.q.shape()), format!("{:?}", up.q.shape())));
+    }
+    check(q, x, up, None, None)?;
+    quantize::expect_outputs(OP, q, scale, q.shape())?;
+    if let Some(gpu) = x.q.gpu() {
+        return launch::forward_swiglu(gpu, (q, scale), x, gate, up, size);
+    }
+    let [mut gates, mut ups, mut act] = [(); 3].map(|()| Tensor::zeros(q.shape()));
+    let layer = |out, weight| Layer { out, weight, bias: None, residual: None };
+    forward_group(&mut [layer(&mut gates, gate), layer(&mut ups, up)], x)?;
+    swiglu::forward(&mut act, &gates, &ups)?;
+    quantize::forward(q, scale, &act)
 }
 
 const OP: &str = "gemm_int8";

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::add::{self, add_to};
 use super::pieces::{self, widened};
-use super::rms_norm::backward_at;
+use super::rms_norm::{backward_at, expect_beside};
 use super::vector_math::{sum, sum2, sum3, vectorised};
-use super::{expect_f32, expect_shape, int, kernel_dtype, launch_column_sums};
+use super::{expect_f32, expect_shape, int, kernel_dtype, launch_column_sums, quantize};
 use crate::error::Result;
 use crate::tensor::{Gpu, Launch, Ptr, Tensor};
 
@@ -74,6 +74,64 @@ fn launch(
         eps.into(),
     ];
     gpu.launch(&format!("layer_norm_forward_{dtype}"), at, &args)
+}
+
+/// x += residual where there is one; then q i8 [T, C] and scale f32 [T] are the norm of x, quantised from its f32 values (ops::quantize). `out`
+/// gets the norm itself, if it is wanted too.
+pub fn forward_quantized(
+    q: &mut Tensor,
+    scale: &mut Tensor,
+    out: Option<&mut Tensor>,
+    x: &mut Tensor,
+    residual: Option<&Tensor>,
+    (weight, bias): (&Tensor, &Tensor),
+    eps: f32,
+) -> Result<()> {
+    const OP: &str = "layer_norm";
+    let cols = x.cols();
+    quantize::expect_outputs(OP, q, scale, x.shape())?;
+    expect_shape(OP, "weight", weight, &[cols])?;
+    expect_shape(OP, "bias", bias, &[cols])?;
+    if let Some(gpu) = x.gpu().cloned() {
+        return launch_quantized(&gpu, (q, scale), out, x, residual, (weight, bias), eps);
+    }
+    if let Some(residual) = residual {
+        add::forward(x, residual)?;
+    }
+    if let Some(out) = out {
+        forward(out, x, weight, bias, eps)?;
+    }
+    let (x, weight, bias) = (x.f32s()?, widened(weight)?, widened(bias)?);
+    quantize::each_row(q, scale, |i, q| {
+        let mut normed = vec![0.0; cols];
+        norm_rows(&mut normed, &x[i * cols..][..cols], &weight, &bias, eps);
+        quantize::row(q, &normed)
+    })
+}
+
+/// layer_norm_quantized_forward of kernels/layer_norm.cu; the outputs of int8 have been checked.
+fn launch_quantized(
+    gpu: &Arc<Gpu>,
+    (q, scale): (&mut Tensor, &mut Tensor),
+    mut out: Option<&mut Tensor>,
+    x: &mut Tensor,
+    residual: Option<&Tensor>,
+    (weight, bias): (&Tensor, &Tensor),
+    eps: f32,
+) -> Result<()> {
+    let dtype = expect_beside("layer_norm", out.as_deref(), x, residual, &[weight, bias])?;
+    let args = [
+        q.ptr_mut(gpu)?.into(),
+        scale.ptr_mut(gpu)?.into(),
+        out.as_mut().map_or(Ok(Ptr::NULL), |out| out.ptr_mut(gpu))?.into(),
+        x.ptr_mut(gpu)?.into(),
+        residual.map_or(Ok(Ptr::NULL), |r| r.ptr(gpu))?.into(),
+        weight.ptr(gpu)?.into(),
+        bias.ptr(gpu)?.into(),
+        int("layer_norm", x.cols())?.into(),
+        eps.into(),
+    ];
+    gpu.launch(&format!("layer_norm_quantized_forward_{dtype}"), quantize::norm_at(x.rows()), &args)
 }
 
 /// dx is overwritten; dweight and dbias (both or neither) are added to. Mean and variance are computed again from x.

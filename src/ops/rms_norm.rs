@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::pieces::{self, widened};
 use super::vector_math::{sum, sum3, vectorised};
-use super::{add, expect_f32, expect_shape, int, kernel_dtype, launch_column_sums};
+use super::{add, expect_f32, expect_shape, int, kernel_dtype, launch_column_sums, quantize};
 use crate::error::Result;
-use crate::tensor::{Gpu, Launch, Ptr, Tensor};
+use crate::tensor::{DType, Gpu, Launch, Ptr, Tensor};
 
 /// out, x [T, C]; weight [C].
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
@@ -68,6 +68,77 @@ fn launch(
         eps.into(),
     ];
     gpu.launch(&format!("rms_norm_forward_{dtype}"), at, &args)
+}
+
+/// x += residual where there is one; then q i8 [T, C] and scale f32 [T] are the norm of x, quantised from its f32 values as ops::quantize does:
+/// scale = max|x w| / 127 / sqrt(mean(x^2) + eps), q = round(x w * (127 / max|x w|)). The root is a factor of all elements of a row, so q does
+/// without it and has the same bits on every device. `out` gets the norm itself, if it is wanted too.
+pub fn forward_quantized(
+    q: &mut Tensor,
+    scale: &mut Tensor,
+    out: Option<&mut Tensor>,
+    x: &mut Tensor,
+    residual: Option<&Tensor>,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    const OP: &str = "rms_norm";
+    let cols = x.cols();
+    quantize::expect_outputs(OP, q, scale, x.shape())?;
+    expect_shape(OP, "weight", weight, &[cols])?;
+    if let Some(gpu) = x.gpu().cloned() {
+        return launch_quantized(&gpu, (q, scale), out, x, residual, weight, eps);
+    }
+    if let Some(residual) = residual {
+        add::forward(x, residual)?;
+    }
+    if let Some(out) = out {
+        forward(out, x, weight, eps)?;
+    }
+    let (x, weight) = (x.f32s()?, widened(weight)?);
+    quantize::each_row(q, scale, |i, q| {
+        let mut weighted = vec![0.0; cols];
+        let r = weigh(&mut weighted, &x[i * cols..][..cols], &weight, eps);
+        quantize::row(q, &weighted) * r
+    })
+}
+
+/// rms_norm_quantized_forward of kernels/rms_norm.cu; the outputs of int8 have been checked.
+fn launch_quantized(
+    gpu: &Arc<Gpu>,
+    (q, scale): (&mut Tensor, &mut Tensor),
+    mut out: Option<&mut Tensor>,
+    x: &mut Tensor,
+    residual: Option<&Tensor>,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    let dtype = expect_beside("rms_norm", out.as_deref(), x, residual, &[weight])?;
+    let args = [
+        q.ptr_mut(gpu)?.into(),
+        scale.ptr_mut(gpu)?.into(),
+        out.as_mut().map_or(Ok(Ptr::NULL), |out| out.ptr_mut(gpu))?.into(),
+        x.ptr_mut(gpu)?.into(),
+        residual.map_or(Ok(Ptr::NULL), |r| r.ptr(gpu))?.into(),
+        weight.ptr(gpu)?.into(),
+        int("rms_norm", x.cols())?.into(),
+        eps.into(),
+    ];
+    gpu.launch(&format!("rms_norm_quantized_forward_{dtype}"), quantize::norm_at(x.rows()), &args)
+}
+
+/// Of a norm that quantises: the type of x, and of what lies beside it.
+pub(super) fn expect_beside(
+    op: &'static str,
+    out: Option<&Tensor>,
+    x: &Tensor,
+    residual: Option<&Tensor>,
+    params: &[&Tensor],
+) -> Result<DType> {
+    for (name, tensor) in [("out", out), ("residual", residual)] {
+        tensor.map_or(Ok(()), |tensor| expect_shape(op, name, tensor, x.shape()))?;
+    }
+    kernel_dtype(op, &[&[x], out.as_slice(), residual.as_slice(), params].concat())
 }
 
 /// dx is overwritten; dweight is added to. The norm is computed again from x.
@@ -176,6 +247,16 @@ pub(super) fn backward_at(rows: usize, row_bytes: usize) -> Launch {
 #[inline(always)]
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     1.0 / (sum(x, |x| x * x) / x.len() as f32 + eps).sqrt()
+}
+
+vectorised! {
+    /// out = x w of a row; 1 / sqrt(mean(x^2) + eps) is what they lack.
+    fn weigh(out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) -> f32 {
+        for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * w;
+        }
+        inverse_rms(x, eps)
+    }
 }
 
 vectorised! {

@@ -64,6 +64,11 @@ impl Tolerance {
         Tolerance { row, width: head_size, ..Tolerance::new(1e-6, 16.0 * EPS, reason) }.store(dtype)
     }
 
+    /// A level of int8, for what the reason says.
+    pub fn level(reason: &str) -> Tolerance {
+        Tolerance::new(1.0, 0.0, reason)
+    }
+
     /// `more` for what the reason says.
     pub fn plus(mut self, more: f64, reason: &str) -> Tolerance {
         self.abs += more;

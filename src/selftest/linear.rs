@@ -47,6 +47,7 @@ const FULL: &[Layer] = &[
     layer("SmolVLM-500M gate, decode", [1, 2560, 960]),
     layer("SmolVLM-500M down, decode", [32, 960, 2560]),
     logits("SmolVLM-500M logits", [16, 49280, 960]),
+    logits("SmolVLM-500M logits of a prompt, a part", [512, 12320, 960]),
     biased("SigLIP fc1", [1024, 3072, 768]),
     biased("SigLIP fc2", [1024, 768, 3072]),
     biased("Qwen2-VL-2B q", [512, 1536, 1536]),
@@ -89,13 +90,16 @@ fn product(on: &mut On, Layer { m, n, k, bias, wide, .. }: Layer) -> Result<Vec<
 /// dx, and the gradients of the weights, onto what is there.
 fn gradients(on: &mut On, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
     let (dy, x, weight) = (on.random(&[m, n], 1.0)?, on.random(&[m, k], 1.0)?, on.random(&[n, k], small(n))?);
-    let mut dx = on.output(&[m, k])?;
+    let (mut dx, mut dx_f32) = (on.output(&[m, k])?, on.output_f32(&[m, k])?);
     linear::backward_input(&mut dx, &dy, &weight, false)?;
+    linear::backward_input(&mut dx_f32, &dy, &weight, false)?;
     let (mut dweight, mut dbias) = (on.random_f32(&[n, k], 1.0)?, on.random_f32(&[n], 1.0)?);
     linear::backward_weight(&mut dweight, &dy, &x)?;
     linear::backward_bias(&mut dbias, &dy)?;
+    let product = || Tolerance::product(on.dtype, n, f64::from(small(n)));
     Ok(vec![
-        Output::new("dx", dx, Tolerance::product(on.dtype, n, f64::from(small(n))).store(on.dtype)),
+        Output::new("dx", dx, product().store(on.dtype)),
+        Output::new("dx in f32", dx_f32, product()),
         Output::new("dweight", dweight, Tolerance::product(on.dtype, m + 1, 1.0)),
         Output::new("dbias", dbias, Tolerance::product(DType::F32, m + 1, 1.0)),
     ])

@@ -9,6 +9,7 @@ mod attention;
 mod backward;
 mod check;
 mod elementwise;
+mod int8;
 mod linear;
 mod lora;
 mod norms;
@@ -17,10 +18,12 @@ mod patch_embed;
 mod rows;
 mod sample;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Device, Gpu, Tensor};
 use check::{Tolerance, compare};
 use on::On;
 
@@ -107,6 +110,7 @@ pub fn cases(size: Size, filter: &str) -> Vec<Case> {
         elementwise::cases,
         rows::cases,
         linear::cases,
+        int8::cases,
         lora::cases,
         attention::cases,
         patch_embed::cases,
@@ -114,6 +118,25 @@ pub fn cases(size: Size, filter: &str) -> Vec<Case> {
         backward::cases,
     ];
     groups.iter().flat_map(|cases| cases(size)).filter(|case| case.op.contains(filter)).collect()
+}
+
+/// Of each kernel the most dynamic shared memory that a launch asks for in any case, be it on Hopper or on another GPU. Nothing is computed.
+pub fn dynamic_shared() -> BTreeMap<String, usize> {
+    let cases = cases(Size::Full, "");
+    let mut all = BTreeMap::new();
+    for gpu in [true, false].map(Gpu::dry_with_our_kernels) {
+        let device = Device::Cuda(gpu.clone());
+        for (case, &dtype) in cases.iter().flat_map(|case| case.types.iter().map(move |dtype| (case, dtype)))
+        {
+            // A case that looks at what was computed finds nothing there and fails, after its launches.
+            let _ = (case.run)(&mut On::dry(&device, dtype));
+        }
+        for (kernel, bytes) in gpu.launched() {
+            let most = all.entry(kernel).or_insert(0);
+            *most = bytes.max(*most);
+        }
+    }
+    all
 }
 
 impl Case {

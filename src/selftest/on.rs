@@ -12,26 +12,33 @@ pub(super) struct On<'a> {
     pub dtype: DType,
     /// Tensors drawn so far.
     drawn: u64,
+    /// On a dry device: only shapes matter.
+    dry: bool,
 }
 
 impl<'a> On<'a> {
     pub fn new(device: &'a Device, dtype: DType) -> On<'a> {
-        On { device, dtype, drawn: 0 }
+        On { device, dtype, drawn: 0, dry: false }
+    }
+
+    /// For a dry device, whose tensors hold nothing.
+    pub fn dry(device: &'a Device, dtype: DType) -> On<'a> {
+        On { dry: true, ..On::new(device, dtype) }
     }
 
     /// Uniform in [-scale, scale), rounded to `dtype`.
     pub fn random(&mut self, shape: &[usize], scale: f32) -> Result<Tensor> {
-        self.place(self.numbers(shape, scale)?.to_dtype(self.dtype)?, self.dtype)
+        self.make(shape, self.dtype, |on| on.numbers(shape, scale)?.to_dtype(on.dtype))
     }
 
     /// The same in f32 wherever it is.
     pub fn random_f32(&mut self, shape: &[usize], scale: f32) -> Result<Tensor> {
-        self.place(self.numbers(shape, scale)?, DType::F32)
+        self.make(shape, DType::F32, |on| on.numbers(shape, scale))
     }
 
     /// Rounded to `dtype`, and f32 wherever it is.
     pub fn rounded_f32(&mut self, shape: &[usize], scale: f32) -> Result<Tensor> {
-        self.place(self.numbers(shape, scale)?.to_dtype(self.dtype)?, DType::F32)
+        self.make(shape, DType::F32, |on| on.numbers(shape, scale)?.to_dtype(on.dtype))
     }
 
     fn numbers(&self, shape: &[usize], scale: f32) -> Result<Tensor> {
@@ -50,11 +57,11 @@ impl<'a> On<'a> {
 
     /// Of `dtype`, or f32 on the CPU; full of NaN: what is not overwritten shows.
     pub fn output(&mut self, shape: &[usize]) -> Result<Tensor> {
-        self.place(nan(shape)?.to_dtype(self.dtype)?, self.dtype)
+        self.make(shape, self.dtype, |on| nan(shape)?.to_dtype(on.dtype))
     }
 
     pub fn output_f32(&mut self, shape: &[usize]) -> Result<Tensor> {
-        self.place(nan(shape)?, DType::F32)
+        self.make(shape, DType::F32, |_| nan(shape))
     }
 
     /// What tensor code made in main memory, as it is.
@@ -62,7 +69,17 @@ impl<'a> On<'a> {
         tensor.to_device(self.device)
     }
 
-    fn place(&mut self, tensor: Tensor, dtype: DType) -> Result<Tensor> {
+    /// What `numbers` gives, as `dtype` on the device.
+    fn make(
+        &mut self,
+        shape: &[usize],
+        dtype: DType,
+        numbers: impl FnOnce(&On) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if self.dry {
+            return Tensor::zeros(&[1]).to_dtype(dtype)?.to_device(self.device)?.like(shape);
+        }
+        let tensor = numbers(self)?;
         self.drawn += 1;
         match self.device {
             Device::Cpu => tensor.to_f32(),

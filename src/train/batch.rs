@@ -166,17 +166,7 @@ pub fn length(vlm: &Vlm, sample: &Sample) -> Result<usize> {
 fn encode(vlm: &Vlm, sample: &Sample, grids: &[(usize, usize)]) -> Result<Prepared> {
     let mut content: Vec<Content> = grids.iter().map(|_| Content::Image).collect();
     content.push(Content::Text(sample.prompt.clone()));
-    let mut messages = vec![Message::new("user", content)];
-    let prompt = vlm.encode(&messages, grids, true)?;
-    messages.push(Message::new("assistant", vec![Content::Text(sample.answer.clone())]));
-    let mut ids = vlm.encode(&messages, grids, false)?;
-
-    // The answer starts where the conversation leaves the prompt (a tokenizer may merge across the seam) and ends with the turn.
-    let start = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
-    let is_end = |id: &u32| vlm.config.eos_token_ids.contains(id);
-    if let Some(end) = ids.iter().rposition(is_end).filter(|&end| end >= start) {
-        ids.truncate(end + 1);
-    }
+    let (ids, start) = vlm.encode_answered(&[Message::new("user", content)], grids, &sample.answer)?;
     if ids.len() > vlm.config.text.max_positions {
         return Err(Error::Usage(format!(
             "a training sample has {} tokens, expected at most {} (max_position_embeddings): {:?}",

@@ -61,6 +61,10 @@ pub struct Trainer {
 impl Trainer {
     /// Adapters that the model has already are kept and trained on; without any, fresh ones are attached (`options.seed`).
     pub fn new(mut vlm: Vlm, trainable: Trainable, options: TrainOptions) -> Result<Trainer> {
+        if vlm.is_int8() {
+            let what = "training needs weights in floating point, and this model's are int8: take the one they were made from";
+            return Err(Error::Usage(format!("{}: {what}", vlm.folder.display())));
+        }
         let mut slots = Slots::default();
         let mut outcome = Ok(());
         let mut train = |param: &mut Param| {

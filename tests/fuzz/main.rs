@@ -198,6 +198,7 @@ fn load_and_answer(configs: &[(&str, &[u8])]) {
         sampling: Sampling { temperature: 0.0, top_p: 1.0 },
         samples: 1,
         seed: 1,
+        draft: None,
     };
     if let Err(error) = vlm.generate(&[request]) {
         assert!(error.to_string().len() > 10, "{error}");

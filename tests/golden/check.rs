@@ -251,6 +251,7 @@ pub fn generation(golden: &Golden) {
                 sampling: Sampling { temperature: 0.0, top_p: 1.0 },
                 samples: 1,
                 seed: 0,
+                draft: None,
             });
             alone.push(want.iter().map(|&t| t as u32).collect::<Vec<_>>());
         }

@@ -5,20 +5,22 @@ use crate::attention::{Batch, batch, config, rows};
 use crate::common::{
     Rng, Tolerance, assert_close, assert_op_error, dot, f32_sum, finite_differences, to_f64,
 };
-use crate::device::{DTYPES, on_each_device, output, values, what};
+// attention_backward_hopper.rs has the kernels that Hopper would take.
+use crate::device::{DTYPES, on_each_device_without_hopper as on_each_device, output, values, what};
 
-const NAMES: [&str; 3] = ["dq", "dk", "dv"];
+pub const NAMES: [&str; 3] = ["dq", "dk", "dv"];
 
 /// A batch and what its forward left, with the gradient of its output.
-struct Case {
-    b: Batch,
-    out: Tensor,
-    lse: Tensor,
-    dout: Tensor,
+#[derive(Clone)]
+pub struct Case {
+    pub b: Batch,
+    pub out: Tensor,
+    pub lse: Tensor,
+    pub dout: Tensor,
 }
 
 /// NaN in the rows that are no one's, as in the batch.
-fn case(b: Batch) -> Case {
+pub fn case(b: Batch) -> Case {
     let mut rng = Rng(2);
     let stored = |shape: &[usize], data: Vec<f32>, dtype| {
         let t = Tensor::from_vec(shape, data).unwrap();
@@ -43,7 +45,7 @@ fn case(b: Batch) -> Case {
 }
 
 /// dq, dk, dv.
-fn run(c: &Case) -> [Vec<f32>; 3] {
+pub fn run(c: &Case) -> [Vec<f32>; 3] {
     let Case { b, out, lse, dout } = c;
     let [mut dq, mut dk, mut dv] = [&b.q, &b.k, &b.v].map(|t| output(t, t.shape()));
     let spans = b.spans.as_slice().into();
@@ -89,7 +91,7 @@ fn forward(b: &Batch, q: &[f64], k: &[f64], v: &[f64]) -> Vec<Head> {
 /// What an element is a sum of: the sum, that of absolute values, that of squares; and for a gradient through scores, of its terms' size
 /// where dP - rowsum(dO O) is 1.
 #[derive(Clone, Copy, Default)]
-struct Sum {
+pub struct Sum {
     value: f64,
     size: f64,
     squares: f64,
@@ -106,7 +108,7 @@ impl Sum {
 }
 
 /// dq, dk, dv in float64, from out as it is stored, and the largest |score| and |lse|. None where there is no row.
-fn reference(c: &Case) -> ([Vec<Option<Sum>>; 3], f64) {
+pub fn reference(c: &Case) -> ([Vec<Option<Sum>>; 3], f64) {
     let Config { heads, kv_heads, head_size: hs, scale, .. } = c.b.config;
     let scale = f64::from(scale);
     let [q, k, v, dout, out] = [&c.b.q, &c.b.k, &c.b.v, &c.dout, &c.out].map(to_f64);
@@ -150,7 +152,7 @@ fn reference(c: &Case) -> ([Vec<Option<Sum>>; 3], f64) {
 /// below 1: each is off by f32_sum(HS), with a weight of P. In bf16 P and dS are rounded, each on its own by up to 2^-8 of it with a deviation
 /// of 2^-8 / sqrt(3): five deviations of the sum, or the sum of all if that is less. Then comes the output's rounding, by 2^-8 of it.
 #[track_caller]
-fn check_case(name: &str, c: &Case) {
+pub fn check_case(name: &str, c: &Case) {
     let (want, largest) = reference(c);
     let (sum, eps) = (f32_sum(c.b.config.head_size.max(64)).abs, f64::from(f32::EPSILON));
     for ((name_of, got), want) in NAMES.iter().zip(run(c)).zip(&want) {
@@ -174,7 +176,7 @@ fn check_case(name: &str, c: &Case) {
 }
 
 #[track_caller]
-fn check(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Config, size: f32) {
+pub fn check(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Config, size: f32) {
     let name = what(&[&format!("{dtype} {config:?} {size}")]);
     check_case(&name, &case(batch(device, dtype, lens, config, size)));
 }
@@ -291,7 +293,7 @@ fn fewer_keys_than_queries_if_not_causal() {
 }
 
 /// The same with keys and queries of one sign: every score is far below 0, as lse is.
-fn opposed(b: &Batch) -> Batch {
+pub fn opposed(b: &Batch) -> Batch {
     let signed = |t: &Tensor, sign: f32| {
         let data = values(t).iter().map(|x| x.abs() * sign).collect();
         let t = Tensor::from_vec(t.shape(), data).unwrap().to_dtype(t.dtype()).unwrap();
@@ -336,8 +338,25 @@ fn nan_is_not_swallowed() {
     });
 }
 
-fn bits(results: &[Vec<f32>; 3]) -> Vec<u32> {
+pub fn bits(results: &[Vec<f32>; 3]) -> Vec<u32> {
     results.iter().flatten().map(|x| x.to_bits()).collect()
+}
+
+/// The case of one of its spans.
+pub fn alone(all: &Case, s: Span) -> Case {
+    let b = &all.b;
+    Case {
+        out: rows(&all.out, s.q_start, s.q_len),
+        lse: rows(&all.lse, s.q_start, s.q_len),
+        dout: rows(&all.dout, s.q_start, s.q_len),
+        b: Batch {
+            q: rows(&b.q, s.q_start, s.q_len),
+            k: rows(&b.k, s.k_start, s.k_len),
+            v: rows(&b.v, s.k_start, s.k_len),
+            spans: vec![Span { q_start: 0, k_start: 0, ..s }],
+            config: b.config,
+        },
+    }
 }
 
 #[test]
@@ -348,19 +367,7 @@ fn the_same_bits_twice_and_alone_as_in_a_batch() {
             let together = run(&all);
             assert_eq!(bits(&together), bits(&run(&all)));
             for s in &all.b.spans {
-                let b = &all.b;
-                let alone = run(&Case {
-                    out: rows(&all.out, s.q_start, s.q_len),
-                    lse: rows(&all.lse, s.q_start, s.q_len),
-                    dout: rows(&all.dout, s.q_start, s.q_len),
-                    b: Batch {
-                        q: rows(&b.q, s.q_start, s.q_len),
-                        k: rows(&b.k, s.k_start, s.k_len),
-                        v: rows(&b.v, s.k_start, s.k_len),
-                        spans: vec![Span { q_start: 0, k_start: 0, ..*s }],
-                        config: b.config,
-                    },
-                });
+                let alone = run(&alone(&all, *s));
                 for (i, alone) in alone.iter().enumerate() {
                     let (start, len, width) =
                         if i == 0 { (s.q_start, s.q_len, 64) } else { (s.k_start, s.k_len, 32) };

@@ -1,4 +1,4 @@
-use mpa::ops::layer_norm::{backward, backward_residual, forward, forward_residual};
+use mpa::ops::layer_norm::{backward, backward_residual, forward, forward_quantized, forward_residual};
 use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, Tolerance, assert_close, assert_op_error, to_f64};
@@ -105,9 +105,66 @@ fn mixed_types_and_devices_are_refused() {
         assert_op_error(refused(&fit, &narrow), "layer_norm", "all f32 or all bf16");
         assert_op_error(refused(&narrow, &fit), "layer_norm", "all f32 or all bf16");
         assert_op_error(refused(&fit, &here), "tensor", "host-executed");
+        let (mut q, mut steps) = (x.like_i8(&[2, 8]).unwrap(), x.like_f32(&[2]).unwrap());
+        let mut quantized = |q: &mut Tensor, weight: &Tensor| {
+            forward_quantized(q, &mut steps, None, &mut x.clone(), None, (weight, &fit), EPS)
+        };
+        assert_op_error(quantized(&mut q, &narrow), "layer_norm", "all f32 or all bf16");
+        assert_op_error(quantized(&mut q, &here), "tensor", "host-executed");
+        assert_op_error(quantized(&mut x.clone(), &fit), "layer_norm", "q in i8");
         let residual = random(&mut rng, device, DTYPES[1], &[2, 8], 1.0);
         let result = forward_residual(&mut output(&x, &[2, 8]), &mut x.clone(), &residual, &fit, &fit, EPS);
         assert_op_error(result, "layer_norm", "all f32 or all bf16");
+    });
+}
+
+/// Rows and columns: as above, and more than one round of a block.
+const QUANTIZED: [(usize, usize); 8] =
+    [(1, 1), (5, 3), (3, 8), (4, 64), (9, 100), (2, 576), (3, 1304), (2, 1041)];
+
+#[test]
+fn quantized_is_the_nearest_of_255_levels() {
+    on_each_device(|device| {
+        let mut rng = Rng(6);
+        for ((rows, cols), dtype) in
+            QUANTIZED.into_iter().flat_map(|shape| DTYPES.map(|dtype| (shape, dtype)))
+        {
+            for (scale, with_residual) in [(1e-3, true), (1.0, false), (1e4, true)] {
+                let mut x = off_centre(&mut rng, device, dtype, &[rows, cols], scale);
+                let residual = random(&mut rng, device, dtype, &[rows, cols], scale);
+                let residual = with_residual.then_some(&residual);
+                let (weight, bias) = parameters(&mut rng, device, dtype, cols);
+                let params = (&weight, &bias);
+                let mut sum: Vec<f64> = to_f64(&x);
+                residual.inspect(|r| sum.iter_mut().zip(to_f64(r)).for_each(|(a, b)| *a += b));
+                let (mut q, mut steps) = (x.like_i8(&[rows, cols]).unwrap(), x.like_f32(&[rows]).unwrap());
+                let mut out = output(&x, &[rows, cols]);
+                forward_quantized(&mut q, &mut steps, Some(&mut out), &mut x, residual, params, EPS).unwrap();
+                let name = what(&[&"layer_norm quantized", &rows, &"x", &cols, &dtype, &scale]);
+                assert_close(&name, &values(&x), &sum, rounded_sum(dtype, 1, f64::from(scale)));
+                let want = reference(&to_f64(&x), &to_f64(&weight), &to_f64(&bias));
+                assert_close(&name, &values(&out), &want, tolerance(dtype, cols));
+                let exact = tolerance(DType::F32, cols);
+                let rows_of_q = values(&q);
+                for ((q, want), step) in rows_of_q.chunks(cols).zip(want.chunks(cols)).zip(to_f64(&steps)) {
+                    let most = want.iter().fold(0.0f64, |most, v| most.max(v.abs()));
+                    assert!(
+                        (127.0 * step - most).abs() <= exact.abs + exact.rel * most,
+                        "{name}: {step} {most}"
+                    );
+                    for (&q, &v) in q.iter().zip(want) {
+                        let error = (f64::from(q) * step - v).abs();
+                        let allowed = 0.5 * step + 2.0 * (exact.abs + exact.rel * most);
+                        assert!(error <= allowed, "{name}: {q} x {step} for {v}");
+                    }
+                }
+
+                let (mut again, mut steps_again) = (q.clone(), output(&steps, &[rows]));
+                forward_quantized(&mut again, &mut steps_again, None, &mut x, None, params, EPS).unwrap();
+                assert_eq!(values(&again), rows_of_q, "{name} without the norm");
+                assert_eq!(values(&steps_again), values(&steps), "{name} without the norm");
+            }
+        }
     });
 }
 

@@ -1,4 +1,5 @@
-use mpa::ops::gemm_int8::{MAX_DEPTH, Quantized, forward};
+use mpa::ops::gemm_int8::{MAX_DEPTH, Quantized, forward, forward_swiglu};
+use mpa::ops::{quantize, swiglu};
 use mpa::tensor::{DType, Tensor};
 
 use crate::common::{Rng, assert_op_error, assert_same_on_any_pool, poisoned, values};
@@ -74,6 +75,23 @@ fn the_largest_sums_do_not_overflow() {
 }
 
 #[test]
+fn swiglu_is_its_parts() {
+    let mut rng = Rng(6);
+    for (m, n, k) in [(0, 3, 4), (1, 1, 1), (5, 33, 70)] {
+        let [x, gate, up] = [m, n, n].map(|rows| quantised(&mut rng, rows, k));
+        let [mut gates, mut ups, mut act] = [(); 3].map(|()| poisoned(&[m, n]));
+        forward(&mut gates, view(&x), view(&gate), None, None).unwrap();
+        forward(&mut ups, view(&x), view(&up), None, None).unwrap();
+        swiglu::forward(&mut act, &gates, &ups).unwrap();
+        let outputs = || (act.like_i8(&[m, n]).unwrap(), poisoned(&[m]));
+        let ((mut q, mut scale), (mut q_parts, mut scale_parts)) = (outputs(), outputs());
+        quantize::forward(&mut q_parts, &mut scale_parts, &act).unwrap();
+        forward_swiglu(&mut q, &mut scale, view(&x), view(&gate), view(&up)).unwrap();
+        assert_eq!((q.i8s().unwrap(), values(&scale)), (q_parts.i8s().unwrap(), values(&scale_parts)));
+    }
+}
+
+#[test]
 fn nothing_to_sum_and_nothing_to_make() {
     let mut rng = Rng(2);
     for (m, n, k) in [(0, 3, 4), (3, 0, 4), (3, 2, 0)] {
@@ -130,4 +148,8 @@ fn other_shapes_and_types_are_refused() {
         "gemm_int8",
         "residual [3, 2]",
     );
+    let (mut q, mut scale) = (out.like_i8(&[3, 2]).unwrap(), Tensor::zeros(&[3]));
+    let mut swiglu = |q: &mut Tensor, up: Quantized| forward_swiglu(q, &mut scale, view(&x), view(&w), up);
+    assert_op_error(swiglu(&mut q, view(&x)), "gemm_int8", "up [2, 8]");
+    assert_op_error(swiglu(&mut out, view(&w)), "gemm_int8", "q in i8");
 }

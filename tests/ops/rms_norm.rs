@@ -1,4 +1,4 @@
-use mpa::ops::rms_norm::{backward, forward};
+use mpa::ops::rms_norm::{backward, forward, forward_quantized};
 use mpa::tensor::{DType, Tensor};
 
 use crate::common::{
@@ -30,6 +30,36 @@ fn forward_matches_f64() {
                 forward(&mut out, &x, &weight, EPS).unwrap();
                 let what = format!("rms_norm {rows} x {cols} of {scale} by {dtype}");
                 assert_close(&what, values(&out), &reference(&to_f64(&x), &to_f64(&weight)), f32_sum(cols));
+            }
+        }
+    }
+}
+
+#[test]
+fn quantized_is_the_nearest_of_255_levels() {
+    let mut rng = Rng(7);
+    for (rows, cols) in [(0, 8), (1, 1), (1, 17), (3, 5), (301, 64), (2, 961)] {
+        for with_residual in [false, true] {
+            let (mut x, residual) = (rng.tensor(&[rows, cols], 3.0), rng.tensor(&[rows, cols], 1.0));
+            let weight = rng.tensor(&[cols], 2.0);
+            let sum: Vec<f32> = values(&x).iter().zip(values(&residual)).map(|(a, b)| a + b).collect();
+            let (mut q, mut steps) = (x.like_i8(&[rows, cols]).unwrap(), poisoned(&[rows]));
+            let (mut out, mut alone) = (poisoned(&[rows, cols]), poisoned(&[rows, cols]));
+            let residual = with_residual.then_some(&residual);
+            forward_quantized(&mut q, &mut steps, Some(&mut out), &mut x, residual, &weight, EPS).unwrap();
+            assert!(!with_residual || values(&x) == sum);
+            forward(&mut alone, &x, &weight, EPS).unwrap();
+            assert_eq!(values(&out), values(&alone));
+            let (want, q) = (reference(&to_f64(&x), &to_f64(&weight)), q.i8s().unwrap());
+            for ((q, want), &step) in q.chunks(cols).zip(want.chunks(cols)).zip(values(&steps)) {
+                let (step, most) = (f64::from(step), want.iter().fold(0.0f64, |most, v| most.max(v.abs())));
+                assert!((127.0 * step - most).abs() <= f32_sum(cols).abs * 4.0, "{step} for {most}");
+                for (&q, v) in q.iter().zip(want) {
+                    assert!(
+                        (f64::from(q) * step - v).abs() <= 0.5001 * step + f32_sum(cols).abs * 4.0,
+                        "{q} {v}"
+                    );
+                }
             }
         }
     }

@@ -113,7 +113,7 @@ fn truth(_: &str, draw: u64) -> String {
 }
 
 fn completion(text: String) -> Completion {
-    Completion { ids: vec![0; text.len()], text, ended: true }
+    Completion { ids: vec![0; text.len()], text, ended: true, draft_logprob: None }
 }
 
 /// Input for a run: pictures (one of them broken), questions, model folders, and config.toml. `batch`: of every stage.

@@ -222,3 +222,57 @@ fn unreadable_pictures_are_counted() {
     let counts = select::run(&both, &both, Rule::Contains, Outputs::default()).unwrap();
     assert_eq!((counts.records, counts.kept, counts.rejected["unreadable"]), (1, 0, 1));
 }
+
+#[test]
+fn the_margin_decides_by_log_probabilities() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, rows: &[(&str, &str, Option<f64>)]| {
+        let line = |(id, prediction, logprob): &(&str, &str, Option<f64>)| {
+            let mut value =
+                serde_json::json!({"id": id, "question": "?", "answer": "red", "prediction": prediction});
+            if let Some(logprob) = logprob {
+                value["logprob"] = serde_json::json!(logprob);
+            }
+            format!("{value}\n")
+        };
+        let path = folder.path().join(name);
+        fs::write(&path, rows.iter().map(line).collect::<String>()).unwrap();
+        path
+    };
+    // Far apart; both right and near each other; at the margin; the teacher wrong, but surer; nobody right.
+    let teacher = file(
+        "teacher.jsonl",
+        &[
+            ("a", "red", Some(-0.25)),
+            ("b", "red", Some(-0.5)),
+            ("c", "red", Some(-1.0)),
+            ("d", "blue", Some(-1.0)),
+            ("e", "blue", Some(-2.0)),
+        ],
+    );
+    let student = file(
+        "student.jsonl",
+        &[
+            ("a", "red", Some(-3.0)),
+            ("b", "red", Some(-0.75)),
+            ("c", "blue", Some(-1.5)),
+            ("d", "green", Some(-1.75)),
+            ("e", "green", Some(-1.0)),
+        ],
+    );
+    let (out, rehearsal) = (folder.path().join("parity.jsonl"), folder.path().join("rehearsal.jsonl"));
+    let outputs = Outputs { parity: Some(&out), rehearsal: Some(&rehearsal), rejected: None };
+    let criterion = select::Criterion { rule: Rule::Margin, margin: 0.5 };
+    let counts = select::run(&teacher, &student, criterion, outputs).unwrap();
+    assert_eq!((counts.kept, counts.rehearsal, counts.rejected["below_margin"]), (2, 1, 2));
+    let kept = records::read(&out).unwrap();
+    assert_eq!(kept.iter().map(|r| r.id.as_str()).collect::<Vec<_>>(), ["a", "d"]);
+    assert_eq!(kept[0].extra["teacher_logprob"], -0.25);
+    assert_eq!(kept[0].extra["student_logprob"], -3.0);
+    assert!(!kept[0].extra.contains_key("logprob"));
+
+    let without = file("without.jsonl", &[("a", "red", None)]);
+    let one = file("one.jsonl", &[("a", "red", Some(-1.0))]);
+    let error = select::run(&one, &without, criterion, Outputs::default()).unwrap_err().to_string();
+    assert!(error.contains("without.jsonl:1") && error.contains("logprob"), "{error}");
+}

@@ -136,3 +136,39 @@ extern "C" __global__ void __launch_bounds__(128) selftest_wgmma(float* c, const
   __trap();
 #endif
 }
+
+// c[64][n] = A[64][128] B[n][128]^T in int8, one tile of each.
+#ifdef MPA_HOPPER
+template <int N>
+__device__ void multiply_s8(int* c, const TensorMap& a_map, const TensorMap& b_map) {
+  unsigned char *const a = shared_memory<unsigned char>(), *const b = a + 64 * 128;
+  auto* const barrier = reinterpret_cast<Mbarrier*>(b + N * 128);
+  if (threadIdx.x == 0) {
+    mbarrier_init(barrier, 1);
+    mbarrier_fence_init();
+    mbarrier_arrive_expect(barrier, (64 + N) * 128);
+    tile_load_2d(a, a_map, barrier, 0, 0);
+    tile_load_2d(b, b_map, barrier, 0, 0);
+  }
+  __syncthreads();
+  mbarrier_wait(barrier, 0);
+  int d[N / 2];
+  wgmma_fence(d);
+#pragma unroll
+  for (int k = 0; k < 128; k += 32) wgmma_s8<N>(d, wgmma_matrix<128>(a + k), wgmma_matrix<128>(b + k), k > 0);
+  wgmma_commit();
+  wgmma_wait<0>(d);
+  const int row = threadIdx.x / 32 * 16 + lane_id() / 4, column = lane_id() % 4 * 2;
+  for (int i = 0; i < N / 2; i++) c[(row + i / 2 % 2 * 8) * N + i / 4 * 8 + column + i % 2] = d[i];
+}
+#endif
+
+extern "C" __global__ void __launch_bounds__(128) selftest_wgmma_s8(int* c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+                                                                    int n) {
+#ifdef MPA_HOPPER
+  if (n == 128) multiply_s8<128>(c, a, b);
+  if (n == 256) multiply_s8<256>(c, a, b);
+#else
+  __trap();
+#endif
+}

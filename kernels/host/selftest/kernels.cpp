@@ -20,5 +20,6 @@ namespace {
     host::add("selftest_fault", &selftest_fault, 64) && host::add("selftest_ring", &selftest_ring, 64) &&
     host::add("selftest_ring_unset", &selftest_ring_unset, 64) && host::add("selftest_tile_load", &selftest_tile_load, 64) &&
     host::add("selftest_mbarrier", &selftest_mbarrier, 96) && host::add("selftest_wgmma", &selftest_wgmma, 128) &&
+    host::add("selftest_wgmma_s8", &selftest_wgmma_s8, 128) &&
     host::add("selftest_hopper_fault", &selftest_hopper_fault, 160);
 }  // namespace

@@ -96,12 +96,30 @@ void products(uint64_t seed, int n, int row, int a_major, int b_major) {
     }
 }
 
+void products_of_int8(uint64_t seed, unsigned n) {
+  constexpr unsigned DEPTH = 128;
+  std::mt19937 random(seed * 7 + n);
+  Device<int8_t> a(64 * DEPTH), b(n * DEPTH);
+  for (size_t i = 0; i < a.size(); i++) a[i] = int8_t(random());
+  for (size_t i = 0; i < b.size(); i++) b[i] = int8_t(random());
+  host::TileMap a_map = tile_map(a.get(), 1, {DEPTH, 64}, {DEPTH, 64}, 128), b_map = tile_map(b.get(), 1, {DEPTH, n}, {DEPTH, n}, 128);
+  Device<int> c(64 * n);
+  launch_well("selftest_wgmma_s8", {1, 128, (64 + n) * DEPTH + 8}, seed, c.get(), a_map, b_map, int(n));
+  for (unsigned m = 0; m < 64; m++)
+    for (unsigned i = 0; i < n; i++) {
+      int want = 0;
+      for (unsigned k = 0; k < DEPTH; k++) want += a[m * DEPTH + k] * b[i * DEPTH + k];
+      check(c[m * n + i] == want, "wgmma of int8, n " + std::to_string(n) + " at " + std::to_string(m) + "," + std::to_string(i));
+    }
+}
+
 }  // namespace
 
 void test_hopper() {
   for (uint64_t seed = 0; seed < 4; seed++) {
     tiles(seed);
     rings(seed);
+    for (unsigned n : {128, 256}) products_of_int8(seed, n);
     for (int n : {64, 80, 96, 128})
       for (int row : {128, 64, 32})
         for (int majors = 0; majors < 4; majors++)

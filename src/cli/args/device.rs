@@ -3,6 +3,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::Int8;
+
 /// Compare every op on a GPU with the CPU, in f32 and bf16
 ///
 /// Prints the worst error of each op and shape, what is allowed and why. Two runs must give the same bits. Exit code 1 if anything is off.
@@ -25,6 +27,7 @@ pub struct Selftest {
 pub enum Bench {
     Ops(BenchOps),
     Model(BenchModel),
+    Perplexity(Perplexity),
 }
 
 /// Time every op on named shapes of real models, against the copy bandwidth and the matrix ceiling that this device reaches
@@ -64,6 +67,8 @@ pub struct BenchModel {
     /// tiny, smolvlm-256m, smolvlm-500m or smolvlm-2.2b
     #[arg(long, value_name = "NAME")]
     pub shape: String,
+    #[command(flatten)]
+    pub int8: Int8,
     /// Prompts, or samples of a step
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub batch: usize,
@@ -91,4 +96,30 @@ pub struct BenchModel {
     /// Measure nothing: write the checkpoint, an adapter and a batch for a peer to do the same with
     #[arg(long, value_name = "DIR")]
     pub write: Option<PathBuf>,
+}
+
+/// Measure how well a model predicts a text, and how often another one would choose the same next token
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa bench perplexity --model checkpoints/smollm2 --text book.txt
+  mpa bench perplexity --model checkpoints/smollm2 --int8 --reference checkpoints/smollm2 --text book.txt")]
+pub struct Perplexity {
+    /// Checkpoint folder or hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    #[command(flatten)]
+    pub int8: Int8,
+    /// A model to compare with, with the same tokenizer
+    #[arg(long, value_name = "MODEL")]
+    pub reference: Option<String>,
+    /// UTF-8 text; several are read one after the other
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub text: Vec<PathBuf>,
+    /// Only the first tokens
+    #[arg(long, value_name = "N")]
+    pub tokens: Option<usize>,
+    /// Tokens that are read together; the next window begins anew
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub window: usize,
 }

@@ -9,6 +9,7 @@ use crate::models::rope::Rope;
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
 use crate::ops::{attention, embedding, rope, swiglu};
+use crate::quant::Group;
 use crate::tensor::{Indices, Tensor};
 
 pub(super) struct Block {
@@ -187,6 +188,30 @@ impl Block {
     /// Tokens' width of a key or a value, NKV*HS.
     pub(super) fn kv_width(&self) -> usize {
         self.k.outputs()
+    }
+
+    /// The layers by what they read, and what makes that: the norms; v's rows, of which grouped heads share one; up's, by which gate is multiplied.
+    pub(super) fn groups(&self, name: &str) -> Vec<Group> {
+        let group = |makers: &[&str], readers: &[&str], shared| {
+            let [makers, readers] =
+                [makers, readers].map(|parts| parts.iter().map(|part| format!("{name}.{part}")).collect());
+            Group { makers, readers, shared }
+        };
+        let v: &[&str] = match self.v.bias {
+            Some(_) => &["self_attn.v_proj.weight", "self_attn.v_proj.bias"],
+            None => &["self_attn.v_proj.weight"],
+        };
+        let shared = (self.attention.heads / self.attention.kv_heads, self.attention.head_size);
+        vec![
+            group(
+                &["input_layernorm.weight"],
+                &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                (1, 1),
+            ),
+            group(v, &["self_attn.o_proj"], shared),
+            group(&["post_attention_layernorm.weight"], &["mlp.gate_proj", "mlp.up_proj"], (1, 1)),
+            group(&["mlp.up_proj.weight"], &["mlp.down_proj"], (1, 1)),
+        ]
     }
 
     pub(super) fn visit_norms(&mut self, name: &str, f: VisitParam) {

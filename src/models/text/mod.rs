@@ -16,9 +16,10 @@ use crate::models::rope::{Position, Rope};
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
 use crate::ops::{add, embedding, linear, rope};
+use crate::quant::Group;
 use crate::tensor::{DType, Device, Gpu, Indices, Tensor};
 
-const HEAD: &str = "lm_head";
+pub(super) const HEAD: &str = "lm_head";
 
 pub struct Text {
     /// The module's name.
@@ -246,6 +247,36 @@ impl Text {
         if let Some(head) = &mut self.head {
             f(HEAD, head);
         }
+    }
+
+    /// Whether the embedding is the head.
+    pub fn is_tied(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// Gives an embedding that is the head a copy to be the head instead.
+    pub fn untie(&mut self) {
+        let embed = &self.embed;
+        self.head.get_or_insert_with(|| Linear::new(embed.value.clone()));
+    }
+
+    pub fn is_head(&self, name: &str) -> bool {
+        name == HEAD
+    }
+
+    pub fn embedding_name(&self) -> String {
+        embed_name(self.name)
+    }
+
+    /// What can be smoothed: the layers by what they read.
+    pub fn groups(&self) -> Vec<Group> {
+        let block = |(i, block): (usize, &Block)| block.groups(&block_name(self.name, i));
+        let mut groups: Vec<Group> = self.blocks.iter().enumerate().flat_map(block).collect();
+        if self.head.is_some() {
+            let makers = vec![format!("{}.norm.weight", self.name)];
+            groups.push(Group { makers, readers: vec![HEAD.to_string()], shared: (1, 1) });
+        }
+        groups
     }
 
     /// Where the weights are.

@@ -10,6 +10,7 @@ use crate::models::rope::Rope;
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
 use crate::ops::{attention, gelu, rope};
+use crate::quant::Group;
 use crate::tensor::Tensor;
 
 pub(super) struct Block {
@@ -80,6 +81,21 @@ impl Block {
                 causal: false,
             },
         }
+    }
+
+    /// The layers by what they read, and what makes that: the norms, and v where it is a layer of its own. Before fc2 is a curve.
+    pub(super) fn groups(&self, name: &str, names: &Names) -> Vec<Group> {
+        let group = |maker: &str, readers: &[&str]| Group {
+            makers: ["weight", "bias"].map(|part| format!("{name}.{maker}.{part}")).to_vec(),
+            readers: readers.iter().map(|part| format!("{name}.{part}")).collect(),
+            shared: (1, 1),
+        };
+        let mut groups = match names.qkv {
+            QkvNames::Apart(parts) => vec![group(names.norms[0], &parts), group(parts[2], &[names.out])],
+            QkvNames::Fused(part) => vec![group(names.norms[0], &[part])],
+        };
+        groups.push(group(names.norms[1], &["mlp.fc1"]));
+        groups
     }
 
     /// `residual`, where there is one, is first added to x: it is the last block's, whose result is the sum of what it returns and its x2.

@@ -17,6 +17,7 @@ use crate::models::weights::Weights;
 use crate::ops::attention::{Span, Spans};
 use crate::ops::patch_embed::{Pixels, Projection};
 use crate::ops::{add, patch_embed, rope};
+use crate::quant::Group;
 use crate::tensor::{Device, Tensor};
 
 /// Base of the 2-D rotary's frequencies.
@@ -249,6 +250,14 @@ impl Vision {
 
     fn block_name(&self, i: usize) -> String {
         format!("{}.{}.{i}", self.names.root, self.names.blocks)
+    }
+
+    /// What can be smoothed: the layers by what they read.
+    pub fn groups(&self) -> Vec<Group> {
+        let block = |(i, block): (usize, &Block)| {
+            block.groups(&format!("{}.{}.{i}", self.names.root, self.names.blocks), self.names)
+        };
+        self.blocks.iter().enumerate().flat_map(block).collect()
     }
 
     pub fn visit(&mut self, f: VisitParam) {

@@ -36,8 +36,8 @@ struct Tile {
     threads: u32,
     queries: usize,
     shared: usize,
-    /// Bytes of a row of what it loads through tensor maps (attention_hopper.cu); `None`: it takes addresses.
-    row: Option<usize>,
+    /// Its head size, if it loads through tensor maps (attention_hopper.cu); `None`: it takes addresses.
+    maps: Option<usize>,
 }
 
 /// `qkv`: q, k, v; shapes and spans have been checked.
@@ -84,10 +84,10 @@ fn prefill(call: &Call, least: usize) -> Result<()> {
         Launch { grid: [tiles * spans.len(), config.heads, 1], block: tile.threads, shared: tile.shared };
     int(OP, at.grid[0])?;
     let mut args: Vec<Arg> = vec![call.out.into(), call.lse.into()];
-    for (&(ptr, rows), heads) in call.qkv.iter().zip([config.heads, config.kv_heads, config.kv_heads]) {
-        args.push(match tile.row {
-            Some(row) => call.gpu.tensor_map(&map(ptr, rows, heads, config.head_size, row))?,
-            None => ptr.into(),
+    for (&input, heads) in call.qkv.iter().zip([config.heads, config.kv_heads, config.kv_heads]) {
+        args.push(match tile.maps {
+            Some(size) => call.gpu.tensor_map(&map(input, heads, config.head_size, size, 128))?,
+            None => input.0.into(),
         });
     }
     args.push(call.spans.ptr(call.gpu)?.into());
@@ -158,37 +158,48 @@ fn tile(dtype: DType, head_size: usize) -> Result<Tile> {
     let entry = format!("attention_forward_{dtype}_hs{size}");
     if dtype == DType::F32 {
         // attention_plain.cuh: the weights of 32 queries for 32 keys, with a gap after each 32.
-        return Ok(Tile { entry, threads: THREADS, queries: 32, shared: 32 * 33 * 4, row: None });
+        return Ok(Tile { entry, threads: THREADS, queries: 32, shared: 32 * 33 * 4, maps: None });
     }
     // attention_prefill.cuh: the queries, and two tiles of keys and of values.
     let (queries, keys) = (128, if size > 96 { 32 } else { 64 });
     let shared = (queries + 4 * keys) * size.next_multiple_of(16) * 2;
-    Ok(Tile { entry, threads: THREADS, queries, shared, row: None })
+    Ok(Tile { entry, threads: THREADS, queries, shared, maps: None })
 }
 
 /// attention_hopper.cu: a tile of queries and two each of keys and values, 128 rows; ten mbarriers.
 fn hopper_tile(dtype: DType, head_size: usize) -> Option<Tile> {
-    let served = dtype == DType::Bf16 && head_size.is_multiple_of(8);
-    let size = [64, 80, 96, 128].into_iter().find(|&size| served && head_size <= size)?;
-    let row = [128, 64, 32].into_iter().find(|row| (2 * size).is_multiple_of(*row));
+    let size = hopper_size(dtype, head_size)?;
     Some(Tile {
         entry: format!("attention_hopper_forward_bf16_hs{size}"),
         threads: 384,
         queries: 128,
         shared: 5 * 128 * size * 2 + 10 * 8,
-        row,
+        maps: Some(size),
     })
 }
 
-/// Tiles of 128 rows by `row` bytes of one head, of [rows, heads * head_size] in bf16.
-fn map(base: Ptr, rows: usize, heads: usize, head_size: usize, row: usize) -> TensorMap {
+/// The head size of the kernels for Hopper that serve this one.
+pub fn hopper_size(dtype: DType, head_size: usize) -> Option<usize> {
+    let served = dtype == DType::Bf16 && head_size.is_multiple_of(8);
+    [64, 80, 96, 128].into_iter().find(|&size| served && head_size <= size)
+}
+
+/// Tiles of `tile` rows of one head, of [rows, heads * head_size] in bf16, for a kernel of head size `size`: attention_hopper.cuh, Rows.
+pub fn map(
+    (base, rows): (Ptr, usize),
+    heads: usize,
+    head_size: usize,
+    size: usize,
+    tile: usize,
+) -> TensorMap {
+    let row = [128, 64].into_iter().find(|row| (2 * size).is_multiple_of(*row)).unwrap_or(32);
     TensorMap {
         base,
         dtype: DType::Bf16,
         // A tensor without rows has no map; none of it is loaded then.
         dims: vec![head_size, heads, rows.max(1)],
         strides: vec![head_size * 2, heads * head_size * 2],
-        tile: vec![row / 2, 1, 128],
+        tile: vec![row / 2, 1, tile],
         swizzle: row,
     }
 }

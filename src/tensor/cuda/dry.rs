@@ -1,6 +1,8 @@
-//! A GPU that does nothing and whose memory never ends: what runs on it says how much memory it takes, and when.
+//! A GPU that does nothing and whose memory never ends: what runs on it says how much memory it takes, and when, and which kernels.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::args::MapBytes;
@@ -10,11 +12,20 @@ use crate::error::Result;
 /// Addresses are given out once and never looked at.
 pub(super) struct Dry {
     next: AtomicU64,
+    hopper: bool,
+    /// Whether matrix products are the vendor's.
+    vendor: bool,
+    /// Of each kernel, the most dynamic shared memory that a launch asked for.
+    launched: Mutex<BTreeMap<String, usize>>,
 }
 
 impl Dry {
-    pub(super) fn new() -> Self {
-        Dry { next: AtomicU64::new(1 << 40) }
+    pub(super) fn new(hopper: bool, vendor: bool) -> Self {
+        Dry { next: AtomicU64::new(1 << 40), hopper, vendor, launched: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -58,12 +69,21 @@ impl Driver for Dry {
         Ok(())
     }
 
-    fn launch(&self, _kernel: &str, _launch: Launch, _args: &[Arg]) -> Result<()> {
+    fn launch(&self, kernel: &str, launch: Launch, _args: &[Arg]) -> Result<()> {
+        let mut launched = self.lock();
+        match launched.get_mut(kernel) {
+            Some(most) => *most = launch.shared.max(*most),
+            None => drop(launched.insert(kernel.to_string(), launch.shared)),
+        }
         Ok(())
     }
 
+    fn launched(&self) -> BTreeMap<String, usize> {
+        self.lock().clone()
+    }
+
     fn hopper(&self) -> bool {
-        true
+        self.hopper
     }
 
     fn tensor_map(&self, _map: &TensorMap) -> Result<Arg> {
@@ -71,7 +91,7 @@ impl Driver for Dry {
     }
 
     fn matmul(&self, _job: &Matmul) -> Result<bool> {
-        Ok(true)
+        Ok(self.vendor)
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -21,6 +21,7 @@ mod nvidia;
 mod resources;
 mod ring;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -55,6 +56,10 @@ trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     fn zero(&self, at: u64, bytes: usize) -> Result<()>;
     fn launch(&self, kernel: &str, launch: Launch, args: &[Arg]) -> Result<()>;
+    /// The kernels so far, with the most dynamic shared memory of each, where that is noted.
+    fn launched(&self) -> BTreeMap<String, usize> {
+        BTreeMap::new()
+    }
     /// Whether it runs wgmma and the like: compute capability 9.0, and MPA_NO_HOPPER=1 does not forbid it.
     fn hopper(&self) -> bool;
     /// The argument that tells a kernel for Hopper how to cut tiles out of a tensor.
@@ -154,7 +159,12 @@ impl Gpu {
 
     /// None at all: launches and copies do nothing, and only memory is counted.
     pub fn dry() -> Arc<Gpu> {
-        Gpu::with(Box::new(dry::Dry::new()))
+        Gpu::with(Box::new(dry::Dry::new(true, true)))
+    }
+
+    /// As `dry`, with no kernels but ours, those for Hopper or those for any GPU: `launched` names them.
+    pub fn dry_with_our_kernels(hopper: bool) -> Arc<Gpu> {
+        Gpu::with(Box::new(dry::Dry::new(hopper, false)))
     }
 
     /// As `host`, for kernels that any GPU runs, without Hopper's instructions.
@@ -193,6 +203,11 @@ impl Gpu {
             return Ok(());
         }
         self.driver.launch(kernel, launch, args)
+    }
+
+    /// On a dry device the kernels that were launched, with the most dynamic shared memory that a launch of each asked for; else nothing.
+    pub fn launched(&self) -> BTreeMap<String, usize> {
+        self.driver.launched()
     }
 
     /// Queues a matrix product of the vendor's; false if there is none that does it: then a kernel of ours has to.

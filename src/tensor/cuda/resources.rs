@@ -1,5 +1,6 @@
-//! What each kernel takes of a multiprocessor, from ptxas' report: kernels/resources.tsv is this table.
+//! What each kernel takes of a multiprocessor, from ptxas' report and what its launches ask for: kernels/resources.tsv is this table.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -15,34 +16,45 @@ pub struct KernelResources {
     pub threads: u32,
     /// Of a thread.
     pub registers: u32,
-    /// Bytes of a block that the kernel itself declares; what a launch asks for comes on top.
+    /// Bytes of a block that the kernel itself declares.
     pub static_shared: u32,
+    /// Bytes of a block that a launch asks for, at the most; none if that is not known.
+    pub dynamic_shared: Option<u32>,
     /// Bytes of a thread.
     pub stack: u32,
     pub spill_stores: u32,
     pub spill_loads: u32,
-    /// Warps that a multiprocessor can hold at a time, in percent of its most: as far as registers, threads and static shared memory go.
+    /// Warps that a multiprocessor can hold at a time, in percent of its most: as far as registers, threads and shared memory go.
     pub occupancy: Option<u32>,
 }
 
-/// All kernels of this binary on all architectures that it has machine code for; empty without kernels.
-pub fn kernel_resources() -> Vec<KernelResources> {
+/// All kernels of this binary on all architectures that it has machine code for; empty without kernels. `dynamic`: shared memory that launches
+/// ask for, by kernel.
+pub fn kernel_resources(dynamic: &BTreeMap<String, usize>) -> Vec<KernelResources> {
     let mut rows: Vec<_> = MODULES.iter().flat_map(|m| parse(m.report, m.symbols)).collect();
+    for row in &mut rows {
+        // Elsewhere kernels for Hopper are empty (MPA_HOPPER in kernels/hopper.cuh), and never launched.
+        let runs = !row.kernel.contains("_hopper_") || row.arch.starts_with("sm_90");
+        let asked = if runs { dynamic.get(&row.kernel) } else { Some(&0) };
+        row.dynamic_shared = asked.and_then(|&bytes| u32::try_from(bytes).ok());
+        let shared = row.static_shared + row.dynamic_shared.unwrap_or_default();
+        row.occupancy = occupancy(&row.arch, row.threads, row.registers, shared);
+    }
     rows.sort_by(|a, b| (&a.kernel, &a.arch).cmp(&(&b.kernel, &b.arch)));
     rows
 }
 
 /// The same as tab-separated text; its first line names the compiler.
-pub fn resources_table() -> String {
+pub fn resources_table(dynamic: &BTreeMap<String, usize>) -> String {
     let mut text = format!("# nvcc {NVCC}\n");
-    text +=
-        "kernel\tarch\tthreads\tregisters\tstatic_shared\tstack\tspill_stores\tspill_loads\toccupancy_%\n";
-    for row in kernel_resources() {
+    text += "kernel\tarch\tthreads\tregisters\tstatic_shared\tdynamic_shared\tstack\tspill_stores\tspill_loads\toccupancy_%\n";
+    let known = |n: Option<u32>| n.map_or("?".to_string(), |n| n.to_string());
+    for row in kernel_resources(dynamic) {
         let KernelResources { kernel, arch, threads, registers, static_shared, stack, .. } = &row;
-        let occupancy = row.occupancy.map_or("?".to_string(), |o| o.to_string());
+        let (dynamic_shared, occupancy) = (known(row.dynamic_shared), known(row.occupancy));
         let _ = writeln!(
             text,
-            "{kernel}\t{arch}\t{threads}\t{registers}\t{static_shared}\t{stack}\t{}\t{}\t{occupancy}",
+            "{kernel}\t{arch}\t{threads}\t{registers}\t{static_shared}\t{dynamic_shared}\t{stack}\t{}\t{}\t{occupancy}",
             row.spill_stores, row.spill_loads
         );
     }
@@ -64,6 +76,7 @@ fn parse(report: &str, symbols: &[(&str, u32)]) -> Vec<KernelResources> {
                 threads,
                 registers: 0,
                 static_shared: 0,
+                dynamic_shared: None,
                 stack: 0,
                 spill_stores: 0,
                 spill_loads: 0,
@@ -81,7 +94,6 @@ fn parse(report: &str, symbols: &[(&str, u32)]) -> Vec<KernelResources> {
         } else if line.contains(" registers") {
             row.registers = before(line, " registers").unwrap_or_default();
             row.static_shared = before(line, " bytes smem").unwrap_or_default();
-            row.occupancy = occupancy(&row.arch, row.threads, row.registers, row.static_shared);
         }
     }
     rows
@@ -155,13 +167,15 @@ ptxas info    : Used 32 registers, used 0 barriers
             .map(|r| [r.threads, r.registers, r.static_shared, r.stack, r.spill_stores, r.spill_loads])
             .collect();
         assert_eq!(numbers, [[128, 168, 49152, 8, 16, 24], [256, 32, 0, 0, 0, 0]]);
-        // a: 168 * 32 registers a warp, 3 warps a partition, 12 in all: 3 blocks of 4 warps; 164 KiB hold 3 of 49 KiB. 12 of 64 warps.
-        assert_eq!((rows[0].arch.as_str(), rows[0].occupancy), ("sm_80", Some(18)));
-        assert_eq!((rows[1].arch.as_str(), rows[1].occupancy), ("sm_90a", Some(100)));
+        assert_eq!((rows[0].arch.as_str(), rows[1].arch.as_str()), ("sm_80", "sm_90a"));
     }
 
     #[test]
     fn occupancy_follows_the_scarcest() {
+        // 168 * 32 registers a warp, 3 warps a partition, 12 in all: 3 blocks of 4 warps; 164 KiB hold 3 of 49 KiB. 12 of 64 warps.
+        assert_eq!(occupancy("sm_80", 128, 168, 48 << 10), Some(18));
+        assert_eq!(occupancy("sm_90a", 384, 168, 192 << 10), Some(18), "one block");
+        assert_eq!(occupancy("sm_80", 128, 32, 164 << 10), Some(0), "more than there is");
         assert_eq!(occupancy("sm_80", 32, 16, 0), Some(50), "32 blocks of a warp");
         assert_eq!(occupancy("sm_80", 128, 64, 0), Some(50), "registers");
         assert_eq!(occupancy("sm_89", 128, 32, 48 << 10), Some(16), "two blocks of shared memory");

@@ -1,0 +1,61 @@
+use serde_json::json;
+
+use crate::bench::perplexity::{self, Reading};
+use crate::error::{Error, Result};
+use crate::models::config::read_text;
+use crate::models::hub;
+use crate::models::int8::Parts;
+use crate::models::vlm::Vlm;
+use crate::mpa::engine::Native;
+use crate::mpa::progress::Progress;
+
+use super::{Output, args, compute};
+
+/// Bytes of the largest text that is read.
+const MAX_TEXT: u64 = 64 << 20;
+
+pub fn run(args: &args::Perplexity, compute: &args::Compute, progress: &Progress) -> Result<Output> {
+    let engine = compute::native(compute, progress)?;
+    let vlm = load(&engine, &args.model, args.int8.int8)?;
+    let mut ids = Vec::new();
+    for path in &args.text {
+        ids.extend(vlm.prompter.encode(&read_text(path, MAX_TEXT)?, true)?);
+    }
+    if let Some(tokens) = args.tokens {
+        if ids.len() < tokens {
+            return Err(Error::Usage(format!("--tokens {tokens}: the text has {}", ids.len())));
+        }
+        ids.truncate(tokens);
+    }
+    let reading = read(&vlm, &ids, args.window, "reading", progress)?;
+    let mut json =
+        json!({"tokens": reading.tokens, "predicted": reading.predicted, "perplexity": reading.perplexity});
+    let mut text = format!("perplexity {:.4} on {} tokens", reading.perplexity, reading.tokens);
+    if let Some(reference) = &args.reference {
+        drop(vlm);
+        let vlm = load(&engine, reference, None)?;
+        let other = read(&vlm, &ids, args.window, "reference", progress)?;
+        let (ratio, agreement) = (reading.perplexity / other.perplexity, reading.agreement(&other));
+        json["reference_perplexity"] = json!(other.perplexity);
+        json["ratio"] = json!(ratio);
+        json["agreement"] = json!(agreement);
+        text += &format!(
+            ", the reference's {:.4} (ratio {ratio:.5}), the same most likely token in {:.2} % of the places",
+            other.perplexity,
+            100.0 * agreement
+        );
+    }
+    Output::new(&json, text)
+}
+
+fn load(engine: &Native, model: &str, int8: Option<Parts>) -> Result<Vlm> {
+    let folder = hub::resolve(model)?;
+    engine.vlm(&folder, None, int8)
+}
+
+fn read(vlm: &Vlm, ids: &[u32], window: usize, name: &str, progress: &Progress) -> Result<Reading> {
+    let mut meter = progress.start(name, ids.len().div_ceil(window), 0);
+    let reading = perplexity::read(vlm, ids, window, &mut || meter.advance(1));
+    meter.finish();
+    reading
+}

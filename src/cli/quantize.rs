@@ -1,0 +1,71 @@
+use std::fs;
+use std::path::Path;
+
+use crate::data::images;
+use crate::error::{Error, Result};
+use crate::models::config::read_text;
+use crate::models::hub;
+use crate::models::int8::{self, Example};
+use crate::models::vlm::Vlm;
+use crate::mpa::progress::Progress;
+use crate::quant::Folds;
+use crate::tensor::Device;
+
+use super::{Output, args, compute};
+
+/// What is asked about the pictures of a calibration.
+const QUESTION: &str = "Describe what you see, and read out what is written.";
+/// Bytes of the largest text to calibrate with.
+const MAX_TEXT: u64 = 16 << 20;
+
+pub fn run(args: &args::Quantize, compute: &args::Compute, progress: &Progress) -> Result<Output> {
+    if fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Error::input(&args.out, "is not empty: take another --out"));
+    }
+    let folder = hub::resolve(&args.model)?;
+    let name = folder.to_str().ok_or_else(|| Error::input(&folder, "the path is not UTF-8"))?;
+    let mut vlm = Vlm::load(name, None)?;
+    if vlm.is_int8() {
+        return Err(Error::input(&folder, "is int8 already"));
+    }
+    let folds = match &args.calibration {
+        None => Folds::new(),
+        Some(path) => {
+            let (device, why) = Device::choose(compute.backend, compute.device)?;
+            progress.note(&format!("device: {device} ({why})"));
+            let mut model = Vlm::load(name, None)?.to_device(&device, compute::dtype(compute))?;
+            calibrate(&mut model, args, path, progress)?
+        }
+    };
+    let written = int8::write(&mut vlm, args.parts, &folds, &args.out)?;
+    let text = format!(
+        "{}: {} layers in int8, {:.1} MB of {:.1} MB",
+        args.out.display(),
+        written.layers,
+        written.bytes as f64 / 1e6,
+        written.bytes_before as f64 / 1e6
+    );
+    Output::new(&written, text)
+}
+
+/// Reads the pictures of a folder, or a text.
+fn calibrate(vlm: &mut Vlm, args: &args::Quantize, path: &Path, progress: &Progress) -> Result<Folds> {
+    if !path.is_dir() {
+        let text = read_text(path, MAX_TEXT)?;
+        return int8::calibrate(vlm, args.parts, std::iter::once(Ok(Example::Text(text))));
+    }
+    let mut pictures = images::list(path)?;
+    if pictures.is_empty() {
+        return Err(Error::input(path, "has no pictures (.png, .jpg, .jpeg, .webp)"));
+    }
+    pictures.truncate(args.pictures);
+    let mut meter = progress.start("calibrate", pictures.len(), 0);
+    let examples = pictures.iter().map(|path| {
+        let picture = images::read(path)?;
+        meter.advance(1);
+        Ok(Example::Picture(picture, QUESTION.to_string()))
+    });
+    let folds = int8::calibrate(vlm, args.parts, examples);
+    meter.finish();
+    folds
+}

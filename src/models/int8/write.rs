@@ -1,0 +1,183 @@
+//! Writes a model's int8 folder, tensor by tensor: what is held at a time is one tensor, and the pages of the file it comes from.
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{Parts, scheme};
+use crate::error::{Error, Result};
+use crate::models::config::read_json;
+use crate::models::family::Renames;
+use crate::models::hub;
+use crate::models::vlm::Vlm;
+use crate::models::weight::SCALE;
+use crate::models::weights::{self, Announced, INDEX, SINGLE, Weights};
+use crate::quant::{self, Fold, Folds};
+use crate::tensor::{DType, Tensor};
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Written {
+    pub layers: usize,
+    pub shards: usize,
+    pub bytes_before: u64,
+    pub bytes: u64,
+}
+
+/// How a tensor of the new folder comes of one of the old.
+enum Origin {
+    Copied,
+    Folded(Fold),
+    Matrix(Option<Fold>),
+    Scales(Option<Fold>),
+}
+
+/// Writes `vlm`, as its folder has it, into `out` with the layers of `parts` in int8.
+pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, out: &Path) -> Result<Written> {
+    let tied = vlm.text.is_tied();
+    let layers = vlm.int8_layers(parts)?;
+    let mut dense = Vec::new();
+    vlm.visit_linears(&mut |name, _| {
+        if !layers.contains(name) {
+            dense.push(name.to_string());
+        }
+    });
+    let mut names = Vec::new();
+    vlm.visit(&mut |name, _| names.push(name.to_string()));
+    let plan = Plan {
+        names,
+        renames: vlm.config.family.renames(),
+        layers: &layers,
+        folds,
+        embedding: tied.then(|| vlm.text.embedding_name()),
+    };
+    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    let from = vlm.folder.clone();
+    let sharded = !from.join(SINGLE).exists();
+    let shards: BTreeSet<String> = match sharded {
+        true => weights::read_index(&from)?.into_values().collect(),
+        false => BTreeSet::from([SINGLE.to_string()]),
+    };
+    let mut written = Written { layers: layers.len(), shards: shards.len(), bytes_before: 0, bytes: 0 };
+    let mut places = BTreeMap::new();
+    let size = |path: &Path| std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io(path, e));
+    for shard in &shards {
+        let (source, target) = (from.join(shard), out.join(shard));
+        for name in plan.shard(&source, &target)? {
+            places.insert(name, shard.clone());
+        }
+        written.bytes_before += size(&source)?;
+        written.bytes += size(&target)?;
+    }
+    if sharded {
+        let index = json!({"metadata": {"total_size": written.bytes}, "weight_map": places});
+        save_json(&out.join(INDEX), &index)?;
+    }
+    // The settings come last: without a config.json the folder is no model.
+    for name in hub::SETTINGS.iter().rev().filter(|name| from.join(name).exists()) {
+        let path = from.join(name);
+        if *name == "config.json" {
+            save_json(&out.join(name), &config(&path, &dense, tied && parts != Parts::Text)?)?;
+        } else {
+            std::fs::copy(&path, out.join(name)).map_err(|e| Error::io(&path, e))?;
+        }
+    }
+    Ok(written)
+}
+
+struct Plan<'a> {
+    /// Of all weights, as the modules have them.
+    names: Vec<String>,
+    renames: Renames,
+    layers: &'a BTreeSet<String>,
+    folds: &'a Folds,
+    /// The name of the embedding that is the head as well.
+    embedding: Option<String>,
+}
+
+impl Plan<'_> {
+    /// Writes one file; the names in it.
+    fn shard(&self, source: &Path, target: &Path) -> Result<Vec<String>> {
+        let mut file = Weights::open_file(source)?;
+        file.rename(self.renames);
+        let modules: BTreeMap<String, &str> =
+            self.names.iter().map(|name| (file.stored(name), name.as_str())).collect();
+        let (mut announced, mut origins) = (Vec::new(), BTreeMap::new());
+        for name in file.names() {
+            let tensor = file.view(&name)?;
+            let module = modules.get(&name).copied().unwrap_or(&name);
+            for (to, origin) in self.becomes(module) {
+                let to = file.stored(&to);
+                let (dtype, shape) = match &origin {
+                    Origin::Copied => (tensor.dtype(), tensor.shape().to_vec()),
+                    Origin::Folded(_) => (Fold::dtype(tensor.dtype()), tensor.shape().to_vec()),
+                    Origin::Matrix(_) => (DType::I8, tensor.shape().to_vec()),
+                    Origin::Scales(_) => (DType::F32, vec![tensor.rows(), 1]),
+                };
+                announced.push(Announced { name: to.clone(), dtype, shape });
+                origins.insert(to, (name.clone(), origin));
+            }
+        }
+        weights::stream(target, announced, |name| match origins.get(name) {
+            Some((from, origin)) => origin.make(&file.view(from)?),
+            None => Err(Error::Failure(format!("no tensor {name}"))),
+        })?;
+        Ok(origins.into_keys().collect())
+    }
+
+    /// The names of what comes of a tensor.
+    fn becomes(&self, name: &str) -> Vec<(String, Origin)> {
+        let head = self.layers.iter().find(|layer| layer.as_str() == crate::models::text::HEAD);
+        if self.embedding.is_some() && name == format!("{}.weight", crate::models::text::HEAD) {
+            // Stored although the embedding counts.
+            return Vec::new();
+        }
+        let mut all = match name.strip_suffix(".weight").filter(|layer| self.layers.contains(*layer)) {
+            Some(layer) => self.int8(layer),
+            None => {
+                vec![(name.to_string(), self.folds.get(name).cloned().map_or(Origin::Copied, Origin::Folded))]
+            }
+        };
+        if let Some(head) = head.filter(|_| self.embedding.as_deref() == Some(name)) {
+            all.extend(self.int8(head));
+        }
+        all
+    }
+
+    fn int8(&self, layer: &str) -> Vec<(String, Origin)> {
+        let fold = self.folds.get(&format!("{layer}.weight"));
+        vec![
+            (format!("{layer}.weight"), Origin::Matrix(fold.cloned())),
+            (format!("{layer}.{SCALE}"), Origin::Scales(fold.cloned())),
+        ]
+    }
+}
+
+impl Origin {
+    fn make(&self, tensor: &Tensor) -> Result<Tensor> {
+        match self {
+            Origin::Copied => Ok(tensor.clone()),
+            Origin::Folded(fold) => fold.apply(tensor),
+            Origin::Matrix(fold) => Ok(quant::matrix(tensor, fold.as_ref())?.0),
+            Origin::Scales(fold) => quant::scales(tensor, fold.as_ref())?.reshape(&[tensor.rows(), 1]),
+        }
+    }
+}
+
+/// The old config with the layers that are not int8; `untied`: its embedding is no longer the head.
+fn config(path: &Path, dense: &[String], untied: bool) -> Result<Value> {
+    let mut config = read_json(path)?;
+    config.insert("quantization_config".to_string(), scheme::section(dense));
+    if untied {
+        config.insert("tie_word_embeddings".to_string(), json!(false));
+        if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
+            text.insert("tie_word_embeddings".to_string(), json!(false));
+        }
+    }
+    Ok(Value::Object(config))
+}
+
+fn save_json(path: &Path, value: &Value) -> Result<()> {
+    std::fs::write(path, format!("{value:#}\n")).map_err(|e| Error::io(path, e))
+}

@@ -1,0 +1,130 @@
+//! The weight of a linear layer: dense in any float type, or int8 with a scale for each output channel.
+
+use crate::error::{Error, Result};
+use crate::models::param::{Param, VisitParam};
+use crate::models::weights::Weights;
+use crate::ops::gemm_int8::{self, Quantized};
+use crate::ops::{linear, quantize};
+use crate::quant::{self, Fold};
+use crate::tensor::{DType, Tensor};
+
+/// What stands behind a layer's name in a checkpoint, for the scales of its weight.
+pub(super) const SCALE: &str = "weight_scale";
+
+pub enum Weight {
+    Dense(Param),                    // [N, K]
+    Int8 { q: Param, scale: Param }, // i8 [N, K], f32 [N]
+}
+
+/// An input with each of its rows in int8: made once for all the layers that read it.
+pub struct QuantizedInput {
+    q: Tensor,     // i8 [M, K]
+    scale: Tensor, // f32 [M]
+}
+
+impl QuantizedInput {
+    pub fn new(x: &Tensor) -> Result<Self> {
+        let mut q = x.like_i8(x.shape())?;
+        let mut scale = x.like_f32(&[x.rows()])?;
+        quantize::forward(&mut q, &mut scale, x)?;
+        Ok(QuantizedInput { q, scale })
+    }
+
+    pub fn get(&self) -> Quantized<'_> {
+        Quantized { q: &self.q, scale: &self.scale }
+    }
+}
+
+/// What a layer makes of its input, without an adapter.
+pub(super) struct Product<'a> {
+    pub out: &'a mut Tensor, // [M, N]
+    pub weight: &'a Weight,
+    pub bias: Option<&'a Tensor>, // [N]
+}
+
+/// out = x W^T + b of each; x [M, K] is quantised once for all that are int8.
+pub(super) fn products(products: &mut [Product], x: &Tensor) -> Result<()> {
+    let (mut dense, mut int8) = (Vec::new(), Vec::new());
+    for Product { out, weight, bias } in products {
+        match weight {
+            Weight::Dense(weight) => dense.push(linear::Layer { out, weight: weight.get(), bias: *bias }),
+            Weight::Int8 { q, scale } => {
+                let weight = Quantized { q: q.get(), scale: scale.get() };
+                int8.push(gemm_int8::Layer { out, weight, bias: *bias, residual: None });
+            }
+        }
+    }
+    if !int8.is_empty() {
+        gemm_int8::forward_group(&mut int8, QuantizedInput::new(x)?.get())?;
+    }
+    if !dense.is_empty() {
+        linear::forward_group(&mut dense, x)?;
+    }
+    Ok(())
+}
+
+impl Weight {
+    /// `name.weight` [n, k], and `name.weight_scale` [n] where the checkpoint has this layer in int8.
+    pub fn take(weights: &mut Weights, name: &str, n: usize, k: usize) -> Self {
+        if !weights.is_int8(name) {
+            return Weight::Dense(Param::take(weights, &format!("{name}.weight"), &[n, k]));
+        }
+        let q = weights.take_i8(&format!("{name}.weight"), &[n, k]);
+        let scale = weights.take_scale(&format!("{name}.{SCALE}"), n);
+        Weight::Int8 { q: Param::exact(q), scale: Param::exact(scale) }
+    }
+
+    /// The matrix, whose elements count only together with the scales where it is int8.
+    pub fn matrix(&self) -> &Tensor {
+        match self {
+            Weight::Dense(weight) => weight.get(),
+            Weight::Int8 { q, .. } => q.get(),
+        }
+    }
+
+    pub fn is_int8(&self) -> bool {
+        matches!(self, Weight::Int8 { .. })
+    }
+
+    pub fn slot(&self) -> Option<usize> {
+        self.dense().and_then(|weight| weight.slot)
+    }
+
+    pub fn dense(&self) -> Option<&Param> {
+        match self {
+            Weight::Dense(weight) => Some(weight),
+            Weight::Int8 { .. } => None,
+        }
+    }
+
+    /// The dense weight for `what`, which int8 has no way to do.
+    pub fn need_dense(&self, what: &str) -> Result<&Param> {
+        let error = || {
+            Error::Usage(format!(
+                "{what} needs weights in floating point, and this model's are int8: take the one they were made from"
+            ))
+        };
+        self.dense().ok_or_else(error)
+    }
+
+    /// Makes it int8 after `fold` is multiplied into it.
+    pub fn quantize(&mut self, fold: Option<&Fold>) -> Result<()> {
+        let (q, scale) = quant::matrix(&self.need_dense("quantising")?.value, fold)?;
+        *self = Weight::Int8 { q: Param::exact(q), scale: Param::exact(scale) };
+        Ok(())
+    }
+
+    pub fn visit(&mut self, name: &str, f: VisitParam) {
+        match self {
+            Weight::Dense(weight) => f(&format!("{name}.weight"), weight),
+            Weight::Int8 { q, scale } => {
+                f(&format!("{name}.weight"), q);
+                f(&format!("{name}.{SCALE}"), scale);
+            }
+        }
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.matrix().dtype()
+    }
+}

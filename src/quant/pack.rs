@@ -1,0 +1,47 @@
+//! A matrix to int8, some rows at a time.
+use crate::error::Result;
+use crate::ops::quantize;
+use crate::quant::Fold;
+use crate::tensor::{Device, Tensor};
+
+/// Elements of the rows that are widened at a time.
+const PIECE: usize = 1 << 18;
+
+/// i8 [N, K] and f32 [N] of a weight [N, K], after `fold` is multiplied into it.
+pub fn matrix(weight: &Tensor, fold: Option<&Fold>) -> Result<(Tensor, Tensor)> {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let mut q = Vec::with_capacity(weight.len());
+    let mut scales = Vec::with_capacity(rows);
+    pieces(weight, fold, |piece, scale| {
+        q.extend_from_slice(piece);
+        scales.extend_from_slice(scale);
+    })?;
+    Ok((Tensor::from_i8(&[rows, cols], q)?, Tensor::from_vec(&[rows], scales)?))
+}
+
+/// The second of the two alone.
+pub fn scales(weight: &Tensor, fold: Option<&Fold>) -> Result<Tensor> {
+    let mut scales = Vec::with_capacity(weight.rows());
+    pieces(weight, fold, |_, scale| scales.extend_from_slice(scale))?;
+    Tensor::from_vec(&[weight.rows()], scales)
+}
+
+fn pieces(weight: &Tensor, fold: Option<&Fold>, mut made: impl FnMut(&[i8], &[f32])) -> Result<()> {
+    let here = weight.to_device(&Device::Cpu)?;
+    let (rows, cols, elements) = (weight.rows(), weight.cols(), here.elements()?);
+    let step = (PIECE / cols.max(1)).max(1);
+    for first in (0..rows).step_by(step) {
+        let count = step.min(rows - first);
+        let mut wide = vec![0.0; count * cols];
+        elements.widen(first * cols, &mut wide);
+        if let Some(fold) = fold {
+            fold.multiply(&mut wide, first, cols);
+        }
+        let x = Tensor::from_vec(&[count, cols], wide)?;
+        let mut q = x.like_i8(&[count, cols])?;
+        let mut scale = Tensor::zeros(&[count]);
+        quantize::forward(&mut q, &mut scale, &x)?;
+        made(q.i8s()?, scale.f32s()?);
+    }
+    Ok(())
+}
