@@ -175,7 +175,7 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn a_killed_run_goes_on_and_whole_checkpoints_keep_what_is_frozen() {
     let options = TrainOptions { steps: Some(5), checkpoint_every: 2, ..options() };
-    let place = Place { device: host(), dtype: DType::Bf16 };
+    let place = Place { device: host(), dtype: DType::Bf16, keep: false };
     let samples = samples();
     for trainable in [lora(0.1), Trainable::Full(vec![Tower::Connector])] {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -230,7 +230,7 @@ fn a_step_takes_the_memory_that_was_foretold() {
         let options = TrainOptions { steps: Some(3), batch: 2, recompute, ..options() };
         let foretold = plan(&model(), &samples, &trainable, &options, DType::Bf16).unwrap();
         let gpu = Gpu::host(1).unwrap();
-        let place = Place { device: Device::Cuda(Arc::clone(&gpu)), dtype: DType::Bf16 };
+        let place = Place { device: Device::Cuda(Arc::clone(&gpu)), dtype: DType::Bf16, keep: false };
         let out = tempfile::tempdir().unwrap();
         level(&model(), &samples, &trainable, &options, &place, out.path(), &mut |_, _, _, _| {}).unwrap();
         let usage = gpu.memory_use();

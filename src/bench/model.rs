@@ -12,10 +12,12 @@ use crate::error::{Error, Result};
 use crate::models::adapter::{self, LoraOptions};
 use crate::models::generate::Request;
 use crate::models::image::Rgb;
+use crate::models::int8::Parts;
 use crate::models::prompt::{Content, Message};
 use crate::models::vlm::Vlm;
 use crate::models::weights;
 use crate::ops::sample::Sampling;
+use crate::quant::Folds;
 use crate::random;
 use crate::tensor::{DType, Device, Place, Tensor};
 use crate::train::batch::Kept;
@@ -64,8 +66,18 @@ pub struct Training {
 }
 
 /// Settings go to `folder`.
-pub fn load(shape: &ModelShape, folder: &Path, load: &Load, place: &Place) -> Result<Vlm> {
-    shape.build(folder, load.tiles > 1, DType::Bf16, SEED)?.to_device(&place.device, place.dtype)
+pub fn load(
+    shape: &ModelShape,
+    folder: &Path,
+    load: &Load,
+    place: &Place,
+    int8: Option<Parts>,
+) -> Result<Vlm> {
+    let mut vlm = shape.build(folder, load.tiles > 1, DType::Bf16, SEED)?;
+    if let Some(parts) = int8 {
+        vlm.quantize(parts, &Folds::new())?;
+    }
+    vlm.to_place(place)
 }
 
 /// The `i`-th text of so many words.

@@ -41,9 +41,10 @@ pub struct Compute {
     /// Which GPU, from 0
     #[arg(long, global = true, value_name = "N", default_value_t = 0, display_order = 98)]
     pub device: usize,
-    /// What a GPU stores weights and activations as (a CPU computes in f32)
-    #[arg(long, global = true, value_enum, default_value_t = GpuType::Bf16, display_order = 99)]
-    pub dtype: GpuType,
+    /// What weights, and on a GPU activations, are stored as: bf16 on a GPU, on a CPU as the checkpoint has them, if not given. (A CPU adds up in f32,
+    /// and rounds what it multiplies by bf16 weights to bf16)
+    #[arg(long, global = true, value_enum, display_order = 99)]
+    pub dtype: Option<FloatType>,
 }
 
 /// Whether a model is made int8 when it is loaded.
@@ -56,7 +57,7 @@ pub struct Int8 {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum GpuType {
+pub enum FloatType {
     Bf16,
     F32,
 }

@@ -7,20 +7,20 @@ use crate::mpa::engine::Native;
 use crate::mpa::progress::Progress;
 use crate::tensor::{Backend, DType, Device, Place};
 
-use super::args::{Compute, GpuType};
+use super::args::{Compute, FloatType};
 
 /// As the arguments say; tells the user what that is and why.
 pub fn native(args: &Compute, progress: &Progress) -> Result<Native> {
     let (device, why) = Device::choose(args.backend, args.device)?;
     progress.note(&format!("device: {device} ({why})"));
-    Ok(Native(Place { device, dtype: dtype(args) }))
+    Ok(Native(Place { device, dtype: dtype(args), keep: args.dtype.is_none() }))
 }
 
-/// Of activations on a GPU.
+/// Of weights, and of activations on a GPU.
 pub fn dtype(args: &Compute) -> DType {
     match args.dtype {
-        GpuType::Bf16 => DType::Bf16,
-        GpuType::F32 => DType::F32,
+        None | Some(FloatType::Bf16) => DType::Bf16,
+        Some(FloatType::F32) => DType::F32,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::models::vision_side::VisionSide;
 use crate::models::weights::{self, Weights};
 use crate::ops::attention::{Span, Spans};
 use crate::ops::embedding;
-use crate::tensor::{DType, Device, Indices, Tensor};
+use crate::tensor::{DType, Device, Indices, Place, Tensor};
 
 pub struct Vlm {
     pub folder: PathBuf,
@@ -59,11 +59,20 @@ impl Vlm {
         Ok(Vlm { folder, config, prompter, vision, text })
     }
 
-    /// The model with all weights on `device`. On a GPU ops read them as `dtype`, in main memory they stay as they are.
-    pub fn to_device(mut self, device: &Device, dtype: DType) -> Result<Vlm> {
-        if *device == Device::Cpu {
+    /// The model with its weights where and as `place` says.
+    pub fn to_place(self, place: &Place) -> Result<Vlm> {
+        if place.device == Device::Cpu && place.keep {
             return Ok(self);
         }
+        self.placed(&place.device, place.dtype)
+    }
+
+    /// The model with all weights on `device`. On a GPU ops read them as `dtype`, in main memory they stay as they are.
+    pub fn to_device(self, device: &Device, dtype: DType) -> Result<Vlm> {
+        if *device == Device::Cpu { Ok(self) } else { self.placed(device, dtype) }
+    }
+
+    fn placed(mut self, device: &Device, dtype: DType) -> Result<Vlm> {
         let mut outcome = Ok(());
         let mut place = |param: &mut Param| {
             if outcome.is_ok() {

@@ -368,10 +368,11 @@ fn is_file_name(name: &str) -> bool {
 /// comes first, so that every tensor is aligned; within a type tensors are in the order of their names. Same tensors, same bytes.
 pub fn save(path: &Path, tensors: &[(String, &Tensor)]) -> Result<()> {
     let announced = tensors.iter().map(|(name, tensor)| Announced::of(name, tensor)).collect();
-    let made: BTreeMap<&str, &Tensor> =
-        tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)).collect();
-    if made.len() < tensors.len() {
-        return Err(Error::Failure(format!("{}: a tensor is given twice", path.display())));
+    let mut made = BTreeMap::new();
+    for (name, tensor) in tensors {
+        if made.insert(name.as_str(), *tensor).is_some() {
+            return Err(Error::Failure(format!("{}: tensor {name} is given twice", path.display())));
+        }
     }
     stream(path, announced, |name| match made.get(name) {
         Some(tensor) => tensor.to_device(&Device::Cpu),

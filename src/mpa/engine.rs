@@ -70,7 +70,7 @@ impl Native {
         if let Some(parts) = int8 {
             vlm.quantize(parts, &Folds::new())?;
         }
-        vlm.to_device(&self.0.device, self.0.dtype)
+        vlm.to_place(&self.0)
     }
 }
 

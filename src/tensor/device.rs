@@ -13,16 +13,18 @@ pub enum Device {
     Cuda(Arc<Gpu>),
 }
 
-/// Where a model is, and the type of its activations there; in main memory that is always f32.
+/// Where a model is, and the type of its activations there, weights included; in main memory activations are always f32.
 #[derive(Clone, Debug)]
 pub struct Place {
     pub device: Device,
     pub dtype: DType,
+    /// Weights in main memory stay of the type they have.
+    pub keep: bool,
 }
 
 impl Place {
     pub fn cpu() -> Place {
-        Place { device: Device::Cpu, dtype: DType::F32 }
+        Place { device: Device::Cpu, dtype: DType::F32, keep: true }
     }
 }
 

@@ -4,6 +4,7 @@
 mod cuda;
 mod device;
 mod dtype;
+mod recycled;
 mod rows;
 mod storage;
 mod uploaded;
@@ -21,6 +22,7 @@ pub use cuda::{
 pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
 pub use device::{Backend, Device, Place};
 pub use dtype::DType;
+use recycled::Floats;
 pub use storage::Elements;
 use storage::Storage;
 pub use uploaded::{Indices, Upload, Uploaded};
@@ -36,11 +38,11 @@ pub struct Tensor {
 impl Tensor {
     /// f32 zeros in main memory.
     pub fn zeros(shape: &[usize]) -> Self {
-        Tensor { shape: shape.to_vec(), storage: Storage::F32(vec![0.0; shape.iter().product()]) }
+        Tensor { shape: shape.to_vec(), storage: Storage::F32(vec![0.0; shape.iter().product()].into()) }
     }
 
-    /// A tensor of `shape` on the device that holds `self`: how model code makes its activations. In main memory these are f32 zeros; on a
-    /// GPU they have the type of `self` and hold anything.
+    /// A tensor of `shape` on the device that holds `self`, holding anything: how model code makes its activations. In main memory these are f32, on a
+    /// GPU they have the type of `self`.
     pub fn like(&self, shape: &[usize]) -> Result<Self> {
         self.like_as(shape, self.dtype())
     }
@@ -79,7 +81,10 @@ impl Tensor {
     fn like_as(&self, shape: &[usize], dtype: DType) -> Result<Self> {
         match &self.storage {
             Storage::Device { buffer, .. } => Tensor::on_gpu(buffer.gpu(), shape, dtype),
-            _ => Ok(Tensor::zeros(shape)),
+            _ => {
+                let storage = Storage::F32(Floats::stale(shape.iter().product()));
+                Ok(Tensor { shape: shape.to_vec(), storage })
+            }
         }
     }
 
@@ -91,7 +96,7 @@ impl Tensor {
 
     pub fn from_vec(shape: &[usize], data: Vec<f32>) -> Result<Self> {
         check_len(shape, data.len())?;
-        Ok(Tensor { shape: shape.to_vec(), storage: Storage::F32(data) })
+        Ok(Tensor { shape: shape.to_vec(), storage: Storage::F32(data.into()) })
     }
 
     /// Pixels.
@@ -281,7 +286,7 @@ impl Tensor {
         }
         let mut data = vec![0.0; self.len()];
         here.elements()?.widen(0, &mut data);
-        Ok(Tensor { shape: here.shape, storage: Storage::F32(data) })
+        Ok(Tensor { shape: here.shape, storage: Storage::F32(data.into()) })
     }
 
     /// A copy in main memory, rounded to `dtype` (to nearest, ties to even).
@@ -291,8 +296,8 @@ impl Tensor {
         }
         let wide = self.to_f32()?;
         let storage = match (dtype, wide.storage) {
-            (DType::Bf16, Storage::F32(v)) => Storage::Bf16(v.into_iter().map(bf16::from_f32).collect()),
-            (DType::F16, Storage::F32(v)) => Storage::F16(v.into_iter().map(f16::from_f32).collect()),
+            (DType::Bf16, Storage::F32(v)) => Storage::Bf16(v.iter().map(|&v| bf16::from_f32(v)).collect()),
+            (DType::F16, Storage::F32(v)) => Storage::F16(v.iter().map(|&v| f16::from_f32(v)).collect()),
             (DType::U8 | DType::I8, _) => {
                 return Err(Error::op("tensor", "f32, bf16 or f16 to round to", dtype.to_string()));
             }

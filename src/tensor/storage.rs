@@ -7,10 +7,11 @@ use memmap2::Mmap;
 
 use super::DType;
 use super::cuda::Buffer;
+use super::recycled::Floats;
 
 #[derive(Clone)]
 pub(super) enum Storage {
-    F32(Vec<f32>),
+    F32(Floats),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
     U8(Vec<u8>),
@@ -76,7 +77,7 @@ impl Storage {
     /// Copies raw bytes into memory of our own.
     pub(super) fn from_bytes(dtype: DType, raw: &[u8]) -> Storage {
         match dtype {
-            DType::F32 => Storage::F32(bytemuck::pod_collect_to_vec(raw)),
+            DType::F32 => Storage::F32(bytemuck::pod_collect_to_vec(raw).into()),
             DType::Bf16 => Storage::Bf16(bytemuck::pod_collect_to_vec(raw)),
             DType::F16 => Storage::F16(bytemuck::pod_collect_to_vec(raw)),
             DType::U8 => Storage::U8(raw.to_vec()),

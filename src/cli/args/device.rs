@@ -67,6 +67,8 @@ pub struct BenchModel {
     /// tiny, smolvlm-256m, smolvlm-500m or smolvlm-2.2b
     #[arg(long, value_name = "NAME")]
     pub shape: String,
+    #[command(flatten)]
+    pub int8: Int8,
     /// Prompts, or samples of a step
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub batch: usize,

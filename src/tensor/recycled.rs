@@ -1,0 +1,115 @@
+//! Memory of activations, used again: a pass makes and drops the same large tensors layer after layer, and clearing them, or having the system map and
+//! clear new pages, costs as much as some of the ops.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, PoisonError};
+
+/// Elements below which the allocator is quick enough.
+const SMALL: usize = 16 * 1024;
+/// Elements that are kept, all in all: of some layers of a small model.
+const KEPT: usize = 32 << 20;
+
+static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+
+/// Floats that go back to the pool, if they are many.
+#[derive(Clone)]
+pub(super) struct Floats(Vec<f32>);
+
+impl Floats {
+    /// So many, holding anything.
+    pub fn stale(len: usize) -> Floats {
+        Floats(if len < SMALL { vec![0.0; len] } else { take(len) })
+    }
+}
+
+/// The smallest that is large enough, but not twice as large.
+fn take(len: usize) -> Vec<f32> {
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    let fits =
+        |(i, kept): (usize, &Vec<f32>)| (len..2 * len).contains(&kept.len()).then_some((kept.len(), i));
+    match pool.iter().enumerate().filter_map(fits).min() {
+        Some((_, i)) => {
+            let mut taken = pool.swap_remove(i);
+            taken.truncate(len);
+            taken
+        }
+        None => {
+            drop(pool);
+            vec![0.0; len]
+        }
+    }
+}
+
+impl Drop for Floats {
+    fn drop(&mut self) {
+        if self.0.len() < SMALL || self.0.len() > KEPT {
+            return;
+        }
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.push(std::mem::take(&mut self.0));
+        // The oldest go: their sizes are no longer asked for.
+        let mut total: usize = pool.iter().map(Vec::len).sum();
+        let surplus = pool.iter().take_while(|kept| {
+            let too_many = total > KEPT;
+            total -= kept.len();
+            too_many
+        });
+        let surplus = surplus.count();
+        let freed: Vec<Vec<f32>> = pool.drain(..surplus).collect();
+        drop(pool);
+        drop(freed);
+    }
+}
+
+impl From<Vec<f32>> for Floats {
+    fn from(data: Vec<f32>) -> Floats {
+        Floats(data)
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Floats, KEPT, POOL, SMALL};
+
+    #[test]
+    fn what_is_dropped_comes_back_whatever_it_holds_and_no_more_is_kept_than_is_meant_to_be() {
+        // A length that nothing else in this process asks for.
+        let len = 3 * SMALL + 7;
+        let at = |floats: &Floats| floats.as_ptr();
+        let mut first = Floats::stale(len);
+        first.fill(5.0);
+        let place = at(&first);
+        drop(first);
+        let again = Floats::stale(len - 5);
+        assert_eq!((at(&again), again.len(), again[len - 6]), (place, len - 5, 5.0));
+        let other = Floats::stale(len - 5);
+        assert_ne!(at(&other), place);
+        for _ in 0..40 {
+            drop((
+                Floats::from(vec![1.0; KEPT / 16]),
+                Floats::from(vec![1.0; KEPT / 16]),
+                Floats::from(vec![0.0; KEPT + 1]),
+            ));
+        }
+        assert!(POOL.lock().unwrap().iter().map(Vec::len).sum::<usize>() <= KEPT);
+    }
+
+    #[test]
+    fn few_are_zeros() {
+        drop(Floats::from(vec![1.0; SMALL - 1]));
+        assert!(Floats::stale(SMALL - 1).iter().all(|&x| x == 0.0));
+    }
+}
