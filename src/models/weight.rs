@@ -47,7 +47,7 @@ pub(super) fn products(products: &mut [Product], x: &Tensor) -> Result<()> {
     let int8 = products.iter().any(|product| product.weight.is_int8());
     let quantized = int8.then(|| QuantizedInput::new(x)).transpose()?;
     for Product { out, weight, bias } in products {
-        match (weight, &quantized) {
+        match (&**weight, &quantized) {
             (Weight::Int8 { q, scale }, Some(x)) => {
                 let weight = Quantized { q: q.get(), scale: scale.get() };
                 gemm_int8::forward(out, x.get(), weight, *bias, None)?;
