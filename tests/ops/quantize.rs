@@ -74,5 +74,5 @@ fn other_shapes_and_types_are_refused() {
     let other = Tensor::from_i8(&[6], vec![0; 6]).unwrap();
     assert_op_error(forward(&mut other.clone(), &mut scale.clone(), &x), "quantize", "q [2, 3]");
     assert_op_error(forward(&mut q.clone(), &mut Tensor::zeros(&[3]), &x), "quantize", "scale [2]");
-    assert_op_error(forward(&mut x.clone(), &mut scale.clone(), &x), "tensor", "i8");
+    assert_op_error(forward(&mut x.clone(), &mut scale.clone(), &x), "quantize", "q in i8");
 }
