@@ -4,9 +4,8 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::models::hub;
-use crate::models::int8::Parts;
 use crate::mpa::annotate::{self, Options};
-use crate::mpa::engine::Lazy;
+use crate::mpa::engine::{Lazy, Loading};
 use crate::mpa::progress::Progress;
 use crate::mpa::prompts;
 
@@ -15,8 +14,8 @@ use super::{Output, args, compute, guard};
 #[derive(Serialize)]
 struct Settings<'a> {
     model: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    int8: Option<Parts>,
+    #[serde(flatten)]
+    loading: Loading,
     images: &'a Path,
     options: &'a Options,
 }
@@ -32,9 +31,9 @@ pub fn run(args: &args::Annotate, compute: &args::Compute, progress: &Progress) 
     };
     options.check().map_err(|bad| bad.usage())?;
     let engine = compute::native(compute, progress)?;
-    let model = Lazy::new(&engine, hub::resolve(&args.model)?, None, progress).int8(args.int8.int8);
+    let model = Lazy::new(&engine, hub::resolve(&args.model)?, None, progress).loading(args.loading.get());
     let settings =
-        Settings { model: &args.model, int8: args.int8.int8, images: &args.images, options: &options };
+        Settings { model: &args.model, loading: args.loading.get(), images: &args.images, options: &options };
     guard::file(&args.out, &args.images, &settings)?;
     let tally = annotate::run(&args.images, &options, &model, &args.out, args.batch, progress)?;
     let rejected: String = tally.rejected.iter().map(|(why, count)| format!(", {count} {why}")).collect();

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
-use crate::mpa::config;
 use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
+use crate::mpa::{config, engine};
 use crate::tensor::Backend;
 pub use device::{Bench, BenchModel, BenchOps, Perplexity, Selftest};
 
@@ -47,13 +48,38 @@ pub struct Compute {
     pub dtype: Option<FloatType>,
 }
 
-/// Whether a model is made int8 when it is loaded.
+/// How a model is loaded.
 #[derive(Args)]
-pub struct Int8 {
+pub struct Loading {
     /// Compute in int8, quantising the model while it is loaded: text (the blocks of the text tower), text+head, or all (the vision tower too). A
     /// folder of `mpa quantize` needs no such option
     #[arg(long, value_name = "PARTS", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text+head")]
     pub int8: Option<Parts>,
+    #[command(flatten)]
+    pub pixels: Pixels,
+}
+
+impl Loading {
+    pub fn get(&self) -> engine::Loading {
+        engine::Loading { int8: self.int8, pixels: self.pixels.bounds() }
+    }
+}
+
+/// How large pictures are made where the family leaves them whole (Qwen2-VL).
+#[derive(Args)]
+pub struct Pixels {
+    /// Make pictures have at least so many pixels (Qwen2-VL; as the checkpoint says, if not given)
+    #[arg(long, value_name = "N")]
+    pub min_pixels: Option<usize>,
+    /// Make pictures have at most so many pixels (Qwen2-VL; the paper: 401408, which is 512 tokens)
+    #[arg(long, value_name = "N")]
+    pub max_pixels: Option<usize>,
+}
+
+impl Pixels {
+    pub fn bounds(&self) -> PixelBounds {
+        PixelBounds { min_pixels: self.min_pixels, max_pixels: self.max_pixels }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -151,7 +177,7 @@ pub struct Annotate {
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     #[command(flatten)]
-    pub int8: Int8,
+    pub loading: Loading,
     /// A folder of pictures (.png, .jpg, .jpeg, .webp, also in folders within), or a JSONL file with `image`
     #[arg(long, value_name = "DIR|FILE")]
     pub images: PathBuf,
@@ -206,7 +232,7 @@ pub struct Predict {
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     #[command(flatten)]
-    pub int8: Int8,
+    pub loading: Loading,
     /// Folder of a LoRA adapter (PEFT layout)
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -269,6 +295,8 @@ pub struct Level {
     /// JSONL with `question`, `answer` and mostly `image`
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
+    #[command(flatten)]
+    pub pixels: Pixels,
     /// Samples that the student has right, for --rehearsal [default: beside --data, as `select` writes them]
     #[arg(long, value_name = "FILE")]
     pub rehearsal_data: Option<PathBuf>,
@@ -301,7 +329,7 @@ pub struct Evaluate {
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     #[command(flatten)]
-    pub int8: Int8,
+    pub loading: Loading,
     /// Folder of a LoRA adapter (PEFT layout)
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -325,7 +353,7 @@ pub struct Generate {
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     #[command(flatten)]
-    pub int8: Int8,
+    pub loading: Loading,
     /// Folder of a LoRA adapter (PEFT layout)
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,

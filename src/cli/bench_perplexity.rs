@@ -4,9 +4,8 @@ use crate::bench::perplexity::{self, Reading};
 use crate::error::{Error, Result};
 use crate::models::config::read_text;
 use crate::models::hub;
-use crate::models::int8::Parts;
 use crate::models::vlm::Vlm;
-use crate::mpa::engine::Native;
+use crate::mpa::engine::{Loading, Native};
 use crate::mpa::progress::Progress;
 
 use super::{Output, args, compute};
@@ -16,7 +15,7 @@ const MAX_TEXT: u64 = 64 << 20;
 
 pub fn run(args: &args::Perplexity, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let engine = compute::native(compute, progress)?;
-    let vlm = load(&engine, &args.model, args.int8.int8)?;
+    let vlm = load(&engine, &args.model, args.loading.get())?;
     let mut ids = Vec::new();
     for path in &args.text {
         ids.extend(vlm.prompter.encode(&read_text(path, MAX_TEXT)?, true)?);
@@ -33,7 +32,7 @@ pub fn run(args: &args::Perplexity, compute: &args::Compute, progress: &Progress
     let mut text = format!("perplexity {:.4} on {} tokens", reading.perplexity, reading.tokens);
     if let Some(reference) = &args.reference {
         drop(vlm);
-        let vlm = load(&engine, reference, None)?;
+        let vlm = load(&engine, reference, Loading::default())?;
         let other = read(&vlm, &ids, args.window, "reference", progress)?;
         let (ratio, agreement) = (reading.perplexity / other.perplexity, reading.agreement(&other));
         json["reference_perplexity"] = json!(other.perplexity);
@@ -48,9 +47,9 @@ pub fn run(args: &args::Perplexity, compute: &args::Compute, progress: &Progress
     Output::new(&json, text)
 }
 
-fn load(engine: &Native, model: &str, int8: Option<Parts>) -> Result<Vlm> {
+fn load(engine: &Native, model: &str, loading: Loading) -> Result<Vlm> {
     let folder = hub::resolve(model)?;
-    engine.vlm(&folder, None, int8)
+    engine.vlm(&folder, None, loading)
 }
 
 fn read(vlm: &Vlm, ids: &[u32], window: usize, name: &str, progress: &Progress) -> Result<Reading> {

@@ -8,12 +8,12 @@ pub fn run(args: &args::Evaluate, compute: &args::Compute, progress: &Progress) 
     let options = predict::options(&args.ask)?;
     let adapter = args.adapter.as_deref();
     let engine = compute::native(compute, progress)?;
-    let int8 = args.int8.int8;
-    let model = predict::model(&engine, &args.model, adapter, progress)?.int8(int8);
+    let loading = args.loading.get();
+    let model = predict::model(&engine, &args.model, adapter, progress)?.loading(loading);
     let questions = &args.questions;
     guard::folder(
         &args.out,
-        &predict::Settings { model: &args.model, adapter, int8, questions, options: &options },
+        &predict::Settings { model: &args.model, adapter, loading, questions, options: &options },
     )?;
     let batch = args.ask.batch;
     let scores = evaluate::run("evaluate", questions, &options, &model, &args.out, batch, progress)?;

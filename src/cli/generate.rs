@@ -22,7 +22,7 @@ pub fn run(args: &args::Generate, compute: &args::Compute, progress: &Progress) 
     let images = args.images.iter().map(|path: &std::path::PathBuf| read(Path::new(path)));
     let images = images.collect::<Result<Vec<_>>>()?;
     let engine = compute::native(compute, progress)?;
-    let model = engine.vlm(&hub::resolve(&args.model)?, args.adapter.as_deref(), args.int8.int8)?;
+    let model = engine.vlm(&hub::resolve(&args.model)?, args.adapter.as_deref(), args.loading.get())?;
     let request = Request {
         messages: answer::turn(images.len(), &args.prompt),
         images,

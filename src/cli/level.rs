@@ -10,6 +10,7 @@ use crate::mpa::level;
 use crate::mpa::predict;
 use crate::mpa::progress::Progress;
 use crate::tensor::{Device, MATMUL_WORKSPACE};
+use crate::train::fit::TrainOptions;
 use crate::train::plan;
 
 use super::{Output, args, compute, guard};
@@ -50,7 +51,8 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
         settings: &args.settings,
     };
     let samples = level::samples(&samples, &args.prompt);
-    let (trainable, options) = (args.settings.trainable(), args.settings.train(args.seed));
+    let trainable = args.settings.trainable();
+    let options = TrainOptions { pixels: args.pixels.bounds(), ..args.settings.train(args.seed) };
     if args.dry_run {
         let plan = plan::plan(&model, &samples, &trainable, &options, compute::dtype(compute))?;
         return Output::new(&plan, plan.to_string());

@@ -4,8 +4,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::models::hub;
-use crate::models::int8::Parts;
-use crate::mpa::engine::{Lazy, Native};
+use crate::mpa::engine::{Lazy, Loading, Native};
 use crate::mpa::predict::{self, Options};
 use crate::mpa::progress::Progress;
 
@@ -15,8 +14,8 @@ use super::{Output, args, compute, guard};
 pub struct Settings<'a> {
     pub model: &'a str,
     pub adapter: Option<&'a Path>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub int8: Option<Parts>,
+    #[serde(flatten)]
+    pub loading: Loading,
     pub questions: &'a Path,
     #[serde(flatten)]
     pub options: &'a Options,
@@ -25,11 +24,11 @@ pub struct Settings<'a> {
 pub fn run(args: &args::Predict, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let options = options(&args.ask)?;
     let engine = compute::native(compute, progress)?;
-    let int8 = args.int8.int8;
-    let model = model(&engine, &args.model, args.adapter.as_deref(), progress)?.int8(int8);
+    let loading = args.loading.get();
+    let model = model(&engine, &args.model, args.adapter.as_deref(), progress)?.loading(loading);
     let adapter = args.adapter.as_deref();
     let questions = &args.questions;
-    let settings = Settings { model: &args.model, adapter, int8, questions, options: &options };
+    let settings = Settings { model: &args.model, adapter, loading, questions, options: &options };
     guard::file(&args.out, &args.questions, &settings)?;
     let (out, batch) = (&args.out, args.ask.batch);
     let tally = predict::run("predict", questions, &options, &model, out, batch, progress)?;

@@ -150,6 +150,8 @@ fn config(seed: u64, plan: Plan) -> Config {
             teacher: "inputs/teacher".into(),
             teacher_int8: None,
             student: "inputs/student".into(),
+            min_pixels: None,
+            max_pixels: None,
         },
         annotate: Annotate {
             images: "inputs/images".into(),

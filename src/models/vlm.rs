@@ -7,7 +7,7 @@ use crate::models::adapter;
 use crate::models::config::Config;
 use crate::models::family::renamed;
 use crate::models::hub;
-use crate::models::image::Tiles;
+use crate::models::image::{PixelBounds, Tiles};
 use crate::models::int8::Scheme;
 use crate::models::linear::VisitLinear;
 use crate::models::param::{Param, VisitParam};
@@ -65,6 +65,18 @@ impl Vlm {
             return Ok(self);
         }
         self.placed(&place.device, place.dtype)
+    }
+
+    /// The model with other bounds on the pixels of a picture.
+    pub fn with_pixels(mut self, pixels: PixelBounds) -> Result<Vlm> {
+        if !pixels.is_none() {
+            self.vision()?;
+        }
+        if let Some(vision) = self.vision.take() {
+            let images = vision.images.with_pixels(pixels)?;
+            self.vision = Some(VisionSide { images, ..vision });
+        }
+        Ok(self)
     }
 
     /// The model with all weights on `device`. On a GPU ops read them as `dtype`, in main memory they stay as they are.

@@ -7,6 +7,7 @@ use toml::de::DeTable;
 
 use crate::error::{Error, Result};
 use crate::models::config::read_text;
+use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
 use crate::mpa::level::Settings;
 use crate::mpa::select::Rule;
@@ -47,6 +48,17 @@ pub struct Models {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_int8: Option<Int8>,
     pub student: String,
+    /// Of both: pixels that a picture is made to have at least and at most, where the family leaves pictures whole (Qwen2-VL).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_pixels: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pixels: Option<usize>,
+}
+
+impl Models {
+    pub fn pixels(&self) -> PixelBounds {
+        PixelBounds { min_pixels: self.min_pixels, max_pixels: self.max_pixels }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -2,8 +2,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use serde::Serialize;
+
 use crate::error::{Error, Result};
 use crate::models::generate::{Completion, Request};
+use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
 use crate::models::vlm::Vlm;
 use crate::mpa::progress::Progress;
@@ -24,15 +27,20 @@ pub trait Answerer: Send + Sync {
 
 /// Whatever loads and trains models.
 pub trait Engine: Sync {
-    fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>>;
-
-    /// The same with these layers made int8 while it is loaded.
-    fn load_int8(&self, model: &Path, _adapter: Option<&Path>, _parts: Parts) -> Result<Box<dyn Answerer>> {
-        Err(Error::Failure(format!("{}: nothing here makes models int8", model.display())))
-    }
+    fn load(&self, model: &Path, adapter: Option<&Path>, loading: Loading) -> Result<Box<dyn Answerer>>;
 
     /// See `train::fit::level`.
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport>;
+}
+
+/// How a model differs from what its folder says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Loading {
+    /// Layers that are made int8 while it is loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub int8: Option<Parts>,
+    #[serde(flatten)]
+    pub pixels: PixelBounds,
 }
 
 /// What a model is trained on, how, and where the adapter goes.
@@ -63,11 +71,11 @@ impl Native {
         Native(Place::cpu())
     }
 
-    /// A model where models are, with the layers of `int8` made int8.
-    pub fn vlm(&self, model: &Path, adapter: Option<&Path>, int8: Option<Parts>) -> Result<Vlm> {
+    /// A model where models are.
+    pub fn vlm(&self, model: &Path, adapter: Option<&Path>, loading: Loading) -> Result<Vlm> {
         let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
-        let mut vlm = Vlm::load(name, adapter)?;
-        if let Some(parts) = int8 {
+        let mut vlm = Vlm::load(name, adapter)?.with_pixels(loading.pixels)?;
+        if let Some(parts) = loading.int8 {
             vlm.quantize(parts, &Folds::new())?;
         }
         vlm.to_place(&self.0)
@@ -75,12 +83,8 @@ impl Native {
 }
 
 impl Engine for Native {
-    fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>> {
-        Ok(Box::new(self.vlm(model, adapter, None)?))
-    }
-
-    fn load_int8(&self, model: &Path, adapter: Option<&Path>, parts: Parts) -> Result<Box<dyn Answerer>> {
-        Ok(Box::new(self.vlm(model, adapter, Some(parts))?))
+    fn load(&self, model: &Path, adapter: Option<&Path>, loading: Loading) -> Result<Box<dyn Answerer>> {
+        Ok(Box::new(self.vlm(model, adapter, loading)?))
     }
 
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
@@ -93,7 +97,7 @@ pub struct Lazy<'a> {
     engine: &'a dyn Engine,
     model: PathBuf,
     adapter: Option<PathBuf>,
-    int8: Option<Parts>,
+    how: Loading,
     progress: &'a Progress,
     loaded: OnceLock<Box<dyn Answerer>>,
     loading: Mutex<()>,
@@ -107,12 +111,12 @@ impl<'a> Lazy<'a> {
         progress: &'a Progress,
     ) -> Self {
         let (loaded, loading) = (OnceLock::new(), Mutex::new(()));
-        Lazy { engine, model, adapter, int8: None, progress, loaded, loading }
+        Lazy { engine, model, adapter, how: Loading::default(), progress, loaded, loading }
     }
 
-    /// The same with these layers in int8.
-    pub fn int8(self, parts: Option<Parts>) -> Self {
-        Lazy { int8: parts, ..self }
+    /// The same, loaded in this way.
+    pub fn loading(self, how: Loading) -> Self {
+        Lazy { how, ..self }
     }
 }
 
@@ -122,10 +126,7 @@ impl Lazy<'_> {
         if self.loaded.get().is_none() {
             self.progress.note(&format!("loading {}", self.model.display()));
             let adapter = self.adapter.as_deref();
-            let model = match self.int8 {
-                None => self.engine.load(&self.model, adapter)?,
-                Some(parts) => self.engine.load_int8(&self.model, adapter, parts)?,
-            };
+            let model = self.engine.load(&self.model, adapter, self.how)?;
             // Empty, as just seen under the lock, so that nothing is lost.
             let _ = self.loaded.set(model);
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::images;
 use crate::data::records::{self, Record};
 use crate::error::Result;
+use crate::models::image::PixelBounds;
 use crate::mpa::config::Bad;
 use crate::mpa::engine::{Engine, Job};
 use crate::mpa::progress::Progress;
@@ -219,6 +220,7 @@ impl Settings {
             recompute: self.recompute,
             seed,
             checkpoint_every: self.checkpoint_every,
+            pixels: PixelBounds::default(),
         }
     }
 }

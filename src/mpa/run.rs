@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::mpa::annotate;
 use crate::mpa::answer::Tally;
 use crate::mpa::config::{self, Int8};
-use crate::mpa::engine::{Engine, Job, Lazy};
+use crate::mpa::engine::{Engine, Job, Lazy, Loading};
 use crate::mpa::evaluate::{self, Scores};
 use crate::mpa::folder::Folder;
 use crate::mpa::level::{self, Arm, Example};
@@ -84,7 +84,8 @@ impl<'a> Run<'a> {
     /// All that the teacher does, while it is in memory.
     fn teacher(&mut self) -> Result<()> {
         let int8 = self.folder.config.models.teacher_int8.and_then(Int8::parts);
-        let teacher = self.model("teacher", None).int8(int8);
+        let pixels = self.folder.config.models.pixels();
+        let teacher = self.model("teacher", None).loading(Loading { int8, pixels });
         let (images, options) =
             (self.file(&self.folder.config.annotate.images), self.folder.config.annotation());
         let (out, batch) = (self.file("annotate.jsonl"), self.folder.config.annotate.batch);
@@ -158,6 +159,7 @@ impl<'a> Run<'a> {
             self.progress.warn(&format!("level: only {there} rehearsal samples of {wanted} wanted"));
         }
         let (trainable, mut options) = (settings.trainable(), settings.train(self.folder.config.seed));
+        options.pixels = self.folder.config.models.pixels();
         self.summary.steps = options.step_count(leveled.len()).max(1);
         options.steps = Some(self.summary.steps);
         let (model, prompt) = (self.file("inputs/student"), self.folder.config.predict.prompt.clone());
@@ -210,7 +212,9 @@ impl<'a> Run<'a> {
     }
 
     fn model(&self, who: &str, adapter: Option<PathBuf>) -> Lazy<'a> {
+        let pixels = self.folder.config.models.pixels();
         Lazy::new(self.engine, self.file(&format!("inputs/{who}")), adapter, self.progress)
+            .loading(Loading { int8: None, pixels })
     }
 
     fn file(&self, name: &str) -> PathBuf {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::files;
 use crate::error::{Error, Result};
 pub use crate::models::adapter::LoraOptions;
+use crate::models::image::PixelBounds;
 use crate::models::vlm::Vlm;
 use crate::random;
 use crate::tensor::{Device, Place};
@@ -45,6 +46,9 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: usize,
+    /// How large pictures are made.
+    #[serde(skip_serializing_if = "PixelBounds::is_none")]
+    pub pixels: PixelBounds,
 }
 
 impl Default for TrainOptions {
@@ -65,6 +69,7 @@ impl Default for TrainOptions {
             recompute: false,
             seed: 0,
             checkpoint_every: 200,
+            pixels: PixelBounds::default(),
         }
     }
 }
@@ -154,7 +159,7 @@ pub fn level(
         remove_folder(&state)?;
         return report(&log);
     }
-    let vlm = Vlm::load(&model.to_string_lossy(), None)?;
+    let vlm = Vlm::load(&model.to_string_lossy(), None)?.with_pixels(options.pixels)?;
     let mut trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
     checkpoint::load(&mut trainer, &state)?;
     let mut trainer = trainer.to_device(&place.device, place.dtype)?;

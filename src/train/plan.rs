@@ -45,7 +45,7 @@ pub fn plan(
     if samples.is_empty() {
         return Err(Error::Usage("no training samples".into()));
     }
-    let vlm = Vlm::load(&model.to_string_lossy(), None)?;
+    let vlm = Vlm::load(&model.to_string_lossy(), None)?.with_pixels(options.pixels)?;
     let trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
     let length = |sample: &Sample| batch::length(trainer.model(), sample);
     let lengths: Vec<usize> = samples.par_iter().map(length).collect::<Result<_>>()?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use mpa::error::{Error, Result};
 use mpa::models::generate::{Completion, Request};
 use mpa::models::prompt::Content;
-use mpa::mpa::engine::{Answerer, Engine, Job};
+use mpa::mpa::engine::{Answerer, Engine, Job, Loading};
 use mpa::random::{hash, mix};
 use mpa::train::fit::{FitReport, OnStep};
 
@@ -35,7 +35,7 @@ struct Model {
 }
 
 impl Engine for Fake {
-    fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<Box<dyn Answerer>> {
+    fn load(&self, model: &Path, adapter: Option<&Path>, _: Loading) -> Result<Box<dyn Answerer>> {
         self.loads.fetch_add(1, SeqCst);
         let teacher = model.ends_with("teacher");
         let learned = match adapter {

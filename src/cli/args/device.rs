@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::Int8;
+use super::Loading;
 
 /// Compare every op on a GPU with the CPU, in f32 and bf16
 ///
@@ -68,7 +68,7 @@ pub struct BenchModel {
     #[arg(long, value_name = "NAME")]
     pub shape: String,
     #[command(flatten)]
-    pub int8: Int8,
+    pub loading: Loading,
     /// Prompts, or samples of a step
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub batch: usize,
@@ -109,7 +109,7 @@ pub struct Perplexity {
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     #[command(flatten)]
-    pub int8: Int8,
+    pub loading: Loading,
     /// A model to compare with, with the same tokenizer
     #[arg(long, value_name = "MODEL")]
     pub reference: Option<String>,

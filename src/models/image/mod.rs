@@ -7,6 +7,7 @@ mod tiles;
 mod whole;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 pub use resize::{Filter, resize};
 pub use tiles::Plan;
@@ -44,6 +45,22 @@ pub struct ImageProcessor {
     scale: Option<f64>,
     /// `image_mean` and `image_std`, by channel; none with `do_normalize` false.
     norm: Option<([f32; 3], [f32; 3])>,
+}
+
+/// Other bounds on the pixels of pictures that are left whole than the checkpoint's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PixelBounds {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_pixels: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pixels: Option<usize>,
+}
+
+impl PixelBounds {
+    pub fn is_none(&self) -> bool {
+        *self == PixelBounds::default()
+    }
 }
 
 /// What becomes of a picture's size.
@@ -128,17 +145,17 @@ impl ImageProcessor {
     }
 
     /// With other bounds on the pixels of a picture that is left whole.
-    pub fn with_pixels(self, min: Option<usize>, max: Option<usize>) -> Result<Self> {
+    pub fn with_pixels(self, pixels: PixelBounds) -> Result<Self> {
         match self.layout {
-            _ if min.is_none() && max.is_none() => Ok(self),
+            _ if pixels.is_none() => Ok(self),
             Layout::Tiles(_) => Err(Error::Usage(
-                "--min-pixels, --max-pixels: this model cuts pictures into tiles of one size".into(),
+                "min_pixels, max_pixels: this model cuts pictures into tiles of one size".into(),
             )),
             Layout::Whole(b) => {
-                let (min, max) = (min.unwrap_or(b.min_pixels), max.unwrap_or(b.max_pixels));
-                let bounds = Bounds::new(b.unit, min, max).map_err(|what| {
-                    Error::Usage(format!("--min-pixels {min}, --max-pixels {max}: {what}"))
-                })?;
+                let min = pixels.min_pixels.unwrap_or(b.min_pixels);
+                let max = pixels.max_pixels.unwrap_or(b.max_pixels);
+                let bounds = Bounds::new(b.unit, min, max)
+                    .map_err(|what| Error::Usage(format!("min_pixels {min}, max_pixels {max}: {what}")))?;
                 Ok(ImageProcessor { layout: Layout::Whole(bounds), ..self })
             }
         }
