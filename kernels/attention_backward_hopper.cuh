@@ -245,7 +245,7 @@ __device__ __forceinline__ void store(To* to, int64_t stride, const float (&sums
   for (int half = 0; half < 2; half++) {
     if (8 * half >= rows) break;
 #pragma unroll
-    for (int d = 0; d < HS / 8; d++) {
+    for (int d = 0; d < HS / 8; d++) {  // mutant: flip: a head has HS columns at the most.
       if (8 * d >= head_size) break;
       Pack<To, 2> pair;
       for (int e = 0; e < 2; e++) pair[e] = from_f32<To>(sums[4 * d + 2 * half + e] * scale);

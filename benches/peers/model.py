@@ -30,6 +30,23 @@ def arguments():
     return args
 
 
+def pictures(folder, pixels, ids):
+    """What the model takes for pixels [B, N, 3, H, W]: themselves, or, for Qwen2-VL, patches in squares of merge x merge and their grids."""
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    if config["model_type"] != "qwen2_vl":
+        return {"pixel_values": pixels}
+    vision = config["vision_config"]
+    side, merge, frames = vision["patch_size"], vision["spatial_merge_size"], vision["temporal_patch_size"]
+    pixels = pixels.flatten(0, 1)
+    count, _, height, width = pixels.shape
+    rows, cols = height // side, width // side
+    cut = pixels.reshape(count, 3, rows // merge, merge, side, cols // merge, merge, side).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    cut = cut.unsqueeze(6).expand(*[-1] * 6, frames, -1, -1).reshape(count * rows * cols, -1)
+    grid = torch.tensor([[1, rows, cols]] * count, device=pixels.device)
+    return {"pixel_values": cut, "image_grid_thw": grid, "mm_token_type_ids": (ids == config["image_token_id"]).int()}
+
+
 def load(args, device):
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText
@@ -39,7 +56,7 @@ def load(args, device):
     batch = load_file(os.path.join(args.folder, "batch.safetensors"))
     inputs = {"input_ids": batch["ids"].long().to(device), "attention_mask": torch.ones_like(batch["ids"]).long().to(device)}
     if "pixels" in batch:
-        inputs["pixel_values"] = batch["pixels"].to(device, args.torch_dtype)
+        inputs |= pictures(args.folder, batch["pixels"].to(device, args.torch_dtype), inputs["input_ids"])
     model = AutoModelForImageTextToText.from_pretrained(args.folder, dtype=args.torch_dtype, attn_implementation="sdpa").to(device)
     return facts, model, inputs, batch["labels"].long().to(device)
 
@@ -63,7 +80,7 @@ def decode(bench, timer, args):
     facts, model, inputs, labels = load(args, bench.device)
     prompt = int((labels[0] != -100).nonzero()[0])
     new = facts["load"]["new"]
-    inputs = {key: value[:, :prompt] if key in ("input_ids", "attention_mask") else value for key, value in inputs.items()}
+    inputs = {key: value[:, :prompt] if key in ("input_ids", "attention_mask", "mm_token_type_ids") else value for key, value in inputs.items()}
     settings = dict(do_sample=False, pad_token_id=1, eos_token_id=None)
 
     def run(tokens):

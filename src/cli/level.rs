@@ -27,7 +27,7 @@ struct Settings<'a> {
 
 pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     args.settings.check().map_err(|bad| bad.usage())?;
-    let ask = predict::Options { prompt: args.prompt.clone(), max_new_tokens: 1 };
+    let ask = predict::Options { prompt: args.prompt.clone(), max_new_tokens: 1, drafts: false };
     ask.check().map_err(|bad| bad.usage())?;
     let all = level::examples(&args.data)?;
     let count = all.len();

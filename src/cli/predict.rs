@@ -39,7 +39,7 @@ pub fn run(args: &args::Predict, compute: &args::Compute, progress: &Progress) -
 
 /// How questions are put, checked.
 pub fn options(ask: &args::Ask) -> Result<Options> {
-    let options = Options { prompt: ask.prompt.clone(), max_new_tokens: ask.max_new_tokens };
+    let options = Options { prompt: ask.prompt.clone(), max_new_tokens: ask.max_new_tokens, drafts: true };
     options.check().map_err(|bad| bad.usage())?;
     Ok(options)
 }

@@ -4,9 +4,9 @@ use std::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::models::param::{Grads, Param, VisitParam};
-use crate::models::weight::{self, Product, Weight};
+use crate::models::weight::{self, Product, QuantizedInput, Weight};
 use crate::models::weights::Weights;
-use crate::ops::{add, dropout, linear, lora};
+use crate::ops::{add, dropout, gemm_int8, linear, lora};
 use crate::quant;
 use crate::random;
 use crate::tensor::Tensor;
@@ -54,6 +54,7 @@ pub(super) enum Kept<T> {
 }
 
 /// What the backward pass of a `Linear` needs besides its input.
+#[derive(Default)]
 pub struct LinearSaved {
     xa: Option<Tensor>,
     mask_seed: Option<u64>,
@@ -139,6 +140,25 @@ impl Linear {
         }
         lora::forward_group(&mut adapters, x)?;
         Ok(outputs)
+    }
+
+    /// Whether int8 is all that these layers read.
+    pub(super) fn read_int8(layers: &[&Linear]) -> bool {
+        layers.iter().all(|l| l.weight.is_int8() && l.lora.is_none() && l.seen.is_none())
+    }
+
+    /// What `forward_group` gives for layers of which that is so. `beside` is any tensor of the pass.
+    pub(super) fn forward_int8<const N: usize>(
+        layers: [&Linear; N],
+        x: &QuantizedInput,
+        beside: &Tensor,
+    ) -> Result<[Tensor; N]> {
+        all(layers.map(|layer| {
+            let mut out = beside.like(&[x.get().q.rows(), layer.outputs()])?;
+            let bias = layer.bias.as_ref().map(Param::get);
+            gemm_int8::forward(&mut out, x.get(), layer.weight.need_int8()?, bias, None)?;
+            Ok(out)
+        }))
     }
 
     /// Adds to the gradients of what is trained here; `dx` [M, K] is overwritten, or added to with `accumulate`.

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::models::param::{Grads, Param, VisitParam};
+use crate::models::weight::QuantizedInput;
 use crate::models::weights::Weights;
 use crate::ops::{layer_norm, rms_norm};
 use crate::tensor::Tensor;
@@ -87,6 +88,14 @@ impl RmsNorm {
     pub fn forward_residual(&self, x: &mut Tensor, residual: &Tensor) -> Result<Tensor> {
         let mut out = x.like(x.shape())?;
         rms_norm::forward_residual(&mut out, x, residual, self.weight.get(), self.eps)?;
+        Ok(out)
+    }
+
+    /// x += residual where there is one, then the norm of x in int8.
+    pub fn forward_quantized(&self, x: &mut Tensor, residual: Option<&Tensor>) -> Result<QuantizedInput> {
+        let mut out = QuantizedInput::room(x, x.shape())?;
+        let (q, scale) = out.parts();
+        rms_norm::forward_quantized(q, scale, None, x, residual, self.weight.get(), self.eps)?;
         Ok(out)
     }
 

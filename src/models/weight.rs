@@ -24,10 +24,27 @@ pub struct QuantizedInput {
 
 impl QuantizedInput {
     pub fn new(x: &Tensor) -> Result<Self> {
-        let mut q = x.like_i8(x.shape())?;
-        let mut scale = x.like_f32(&[x.rows()])?;
-        quantize::forward(&mut q, &mut scale, x)?;
-        Ok(QuantizedInput { q, scale })
+        let mut made = QuantizedInput::room(x, x.shape())?;
+        quantize::forward(&mut made.q, &mut made.scale, x)?;
+        Ok(made)
+    }
+
+    /// Room for rows of this shape beside x.
+    pub(super) fn room(x: &Tensor, shape: &[usize]) -> Result<Self> {
+        let rows = shape.iter().rev().skip(1).product();
+        Ok(QuantizedInput { q: x.like_i8(shape)?, scale: x.like_f32(&[rows])? })
+    }
+
+    /// Where an op puts them.
+    pub(super) fn parts(&mut self) -> (&mut Tensor, &mut Tensor) {
+        (&mut self.q, &mut self.scale)
+    }
+
+    /// silu(x G^T) * (x U^T): what `down` reads. `beside` is any tensor of the pass.
+    pub(super) fn swiglu(x: &QuantizedInput, gate: &Weight, up: &Weight, beside: &Tensor) -> Result<Self> {
+        let mut act = QuantizedInput::room(beside, &[x.q.rows(), gate.matrix().rows()])?;
+        gemm_int8::forward_swiglu(&mut act.q, &mut act.scale, x.get(), gate.need_int8()?, up.need_int8()?)?;
+        Ok(act)
     }
 
     pub fn get(&self) -> Quantized<'_> {
@@ -46,10 +63,10 @@ pub(super) struct Product<'a> {
 pub(super) fn products(products: &mut [Product], x: &Tensor) -> Result<()> {
     let (mut dense, mut int8) = (Vec::new(), Vec::new());
     for Product { out, weight, bias } in products {
-        match weight {
+        match &**weight {
             Weight::Dense(weight) => dense.push(linear::Layer { out, weight: weight.get(), bias: *bias }),
-            Weight::Int8 { q, scale } => {
-                let weight = Quantized { q: q.get(), scale: scale.get() };
+            int8_weight => {
+                let weight = int8_weight.need_int8()?;
                 int8.push(gemm_int8::Layer { out, weight, bias: *bias, residual: None });
             }
         }
@@ -105,6 +122,13 @@ impl Weight {
             ))
         };
         self.dense().ok_or_else(error)
+    }
+
+    pub(super) fn need_int8(&self) -> Result<Quantized<'_>> {
+        match self {
+            Weight::Int8 { q, scale } => Ok(Quantized { q: q.get(), scale: scale.get() }),
+            Weight::Dense(_) => Err(Error::Failure("a dense weight where an int8 one is expected".into())),
+        }
     }
 
     /// Makes it int8 after `fold` is multiplied into it.

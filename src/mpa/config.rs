@@ -258,7 +258,8 @@ impl Config {
 
     /// How teacher and student are asked about the pseudo questions.
     pub fn prediction(&self) -> predict::Options {
-        predict::Options { prompt: self.predict.prompt.clone(), max_new_tokens: self.predict.max_new_tokens }
+        let Ask { prompt, max_new_tokens, .. } = self.predict.clone();
+        predict::Options { prompt, max_new_tokens, drafts: true }
     }
 
     /// How all are asked at the end.
@@ -268,6 +269,7 @@ impl Config {
         Some(predict::Options {
             prompt: evaluate.prompt.clone().unwrap_or(base.prompt),
             max_new_tokens: evaluate.max_new_tokens.unwrap_or(base.max_new_tokens),
+            drafts: false,
         })
     }
 

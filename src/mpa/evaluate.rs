@@ -34,6 +34,8 @@ pub fn run(
 ) -> Result<Scores> {
     records::check(questions, &["question", "answer"])?;
     let predictions = out.join("predictions.jsonl");
+    // What is wanted is not what is said: no drafts.
+    let options = &Options { drafts: false, ..options.clone() };
     predict::run(name, questions, options, answerer, &predictions, batch, progress)?;
     let scores = score(&predictions)?;
     files::write_json(&out.join("scores.json"), &scores)?;

@@ -25,6 +25,13 @@ pub struct Options {
     /// The text that the model is given; `{question}` is replaced.
     pub prompt: String,
     pub max_new_tokens: usize,
+    /// Whether a record's `answer` goes along as a draft, which says how likely it is and saves steps where it is the prediction.
+    #[serde(skip, default = "yes")]
+    pub drafts: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Answers each record of `questions` that is not rejected into `out`; goes on where `out` ends. `name`: shown with the progress.
@@ -77,7 +84,7 @@ impl Stage for Predict<'_> {
             sampling: Sampling { temperature: 0.0, top_p: 1.0 },
             samples: 1,
             seed: 0,
-            draft: record.answer.clone(),
+            draft: record.answer.clone().filter(|_| self.options.drafts),
         })
     }
 

@@ -344,19 +344,12 @@ pub fn bits(results: &[Vec<f32>; 3]) -> Vec<u32> {
 
 /// The case of one of its spans.
 pub fn alone(all: &Case, s: Span) -> Case {
-    let b = &all.b;
-    Case {
-        out: rows(&all.out, s.q_start, s.q_len),
-        lse: rows(&all.lse, s.q_start, s.q_len),
-        dout: rows(&all.dout, s.q_start, s.q_len),
-        b: Batch {
-            q: rows(&b.q, s.q_start, s.q_len),
-            k: rows(&b.k, s.k_start, s.k_len),
-            v: rows(&b.v, s.k_start, s.k_len),
-            spans: vec![Span { q_start: 0, k_start: 0, ..s }],
-            config: b.config,
-        },
-    }
+    let queries = |t: &Tensor| rows(t, s.q_start, s.q_len);
+    let keys = |t: &Tensor| rows(t, s.k_start, s.k_len);
+    let Case { b, out, lse, dout } = all;
+    let spans = vec![Span { q_start: 0, k_start: 0, ..s }];
+    let b = Batch { q: queries(&b.q), k: keys(&b.k), v: keys(&b.v), spans, config: b.config };
+    Case { b, out: queries(out), lse: queries(lse), dout: queries(dout) }
 }
 
 #[test]

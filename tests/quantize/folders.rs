@@ -352,7 +352,9 @@ fn types_are_kept() {
     let mut vlm = load(write(&golden("smolvlm"), Parts::Text).path());
     let mut before = load(&golden("smolvlm"));
     let mut types = BTreeMap::new();
-    before.visit(&mut |name, param| drop(types.insert(name.to_string(), param.value.dtype())));
+    before.visit(&mut |name, param| {
+        types.insert(name.to_string(), param.value.dtype());
+    });
     vlm.visit(&mut |name, param| {
         let dtype = param.value.dtype();
         let expected = if name.ends_with("weight_scale") { DType::F32 } else { types[name] };

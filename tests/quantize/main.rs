@@ -155,11 +155,11 @@ fn request(text: &str) -> Request {
         messages: vec![Message::new("user", vec![Content::Image, Content::Text(text.to_string())])],
         images: vec![Arc::new(picture())],
         tiles: vec![],
+        draft: None,
         max_new_tokens: 7,
         sampling: Sampling { temperature: 0.0, top_p: 1.0 },
         samples: 1,
         seed: 0,
-        draft: None,
     }
 }
 

@@ -6,6 +6,7 @@ use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
 use crate::models::norm::RmsNorm;
 use crate::models::param::{Grads, VisitParam};
 use crate::models::rope::Rope;
+use crate::models::weight::QuantizedInput;
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
 use crate::ops::{attention, embedding, rope, swiglu};
@@ -93,24 +94,16 @@ impl Block {
         pass: Pass,
         cache: Option<CacheTarget>,
     ) -> Result<(Tensor, BlockSaved)> {
+        if matches!(pass, Pass::Infer) && self.reads_int8() {
+            return self.forward_int8(x, residual, rope, spans, cache);
+        }
         let h1 = match residual {
             Some(residual) => self.norm1.forward_residual(&mut x, residual)?,
             None => self.norm1.forward(&x)?,
         };
         let [(mut q, q_saved), (mut k, k_saved), (v, v_saved)] =
             Linear::forward_group([&self.q, &self.k, &self.v], &h1, pass)?;
-        let heads = [self.attention.heads, self.attention.kv_heads];
-        rope::forward_pair(&mut q, &mut k, &rope.cos, &rope.sin, heads)?;
-        let mut attn = x.like(q.shape())?;
-        let mut lse = x.like_f32(&[x.rows(), self.attention.heads])?;
-        match cache {
-            None => attention::forward(&mut attn, Some(&mut lse), &q, &k, &v, spans, self.attention)?,
-            Some(target) => {
-                embedding::splice(target.k, &k, target.rows, target.tokens)?;
-                embedding::splice(target.v, &v, target.rows, target.tokens)?;
-                attention::forward(&mut attn, None, &q, target.k, target.v, spans, self.attention)?;
-            }
-        }
+        let (attn, lse) = self.attend(&mut q, &mut k, &v, rope, spans, cache)?;
         let (mut x2, o_saved) = self.o.forward(&attn, pass)?;
         let h2 = self.norm2.forward_residual(&mut x2, &x)?;
 
@@ -119,6 +112,56 @@ impl Block {
         swiglu::forward(&mut act, &gate, &up)?;
         let (y, down_saved) = self.down.forward(&act, pass)?;
         let linears = [q_saved, k_saved, v_saved, o_saved, gate_saved, up_saved, down_saved];
+        Ok((y, BlockSaved { x, h1, q, k, v, attn, lse, x2, h2, gate, up, act, linears }))
+    }
+
+    /// Rotates queries and keys; attention, and its log-sum-exps, which are not made where keys come from a cache.
+    fn attend(
+        &self,
+        q: &mut Tensor,
+        k: &mut Tensor,
+        v: &Tensor,
+        rope: &Rope,
+        spans: &Spans,
+        cache: Option<CacheTarget>,
+    ) -> Result<(Tensor, Tensor)> {
+        let heads = [self.attention.heads, self.attention.kv_heads];
+        rope::forward_pair(q, k, &rope.cos, &rope.sin, heads)?;
+        let mut attn = q.like(q.shape())?;
+        let mut lse = q.like_f32(&[q.rows(), self.attention.heads])?;
+        match cache {
+            None => attention::forward(&mut attn, Some(&mut lse), q, k, v, spans, self.attention)?,
+            Some(target) => {
+                embedding::splice(target.k, k, target.rows, target.tokens)?;
+                embedding::splice(target.v, v, target.rows, target.tokens)?;
+                attention::forward(&mut attn, None, q, target.k, target.v, spans, self.attention)?;
+            }
+        }
+        Ok((attn, lse))
+    }
+
+    fn reads_int8(&self) -> bool {
+        Linear::read_int8(&[&self.q, &self.k, &self.v, &self.gate, &self.up, &self.down])
+    }
+
+    /// `forward` for inference in int8: norms and the activation quantise what they make. The activations that the backward would need are empty.
+    fn forward_int8(
+        &self,
+        mut x: Tensor,
+        residual: Option<&Tensor>,
+        rope: &Rope,
+        spans: &Spans,
+        cache: Option<CacheTarget>,
+    ) -> Result<(Tensor, BlockSaved)> {
+        let h1 = self.norm1.forward_quantized(&mut x, residual)?;
+        let [mut q, mut k, v] = Linear::forward_int8([&self.q, &self.k, &self.v], &h1, &x)?;
+        let (attn, lse) = self.attend(&mut q, &mut k, &v, rope, spans, cache)?;
+        let (mut x2, _) = self.o.forward(&attn, Pass::Infer)?;
+        let h2 = self.norm2.forward_quantized(&mut x2, Some(&x))?;
+        let act = QuantizedInput::swiglu(&h2, &self.gate.weight, &self.up.weight, &x)?;
+        let [y] = Linear::forward_int8([&self.down], &act, &x)?;
+        let [h1, h2, gate, up, act] = [(); 5].map(|()| Tensor::zeros(&[0]));
+        let linears = [(); 7].map(|()| LinearSaved::default());
         Ok((y, BlockSaved { x, h1, q, k, v, attn, lse, x2, h2, gate, up, act, linears }))
     }
 
