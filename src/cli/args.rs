@@ -53,7 +53,7 @@ pub struct Compute {
 pub struct Loading {
     /// Compute in int8, quantising the model while it is loaded: text (the blocks of the text tower), text+head, or all (the vision tower too). A
     /// folder of `mpa quantize` needs no such option
-    #[arg(long, value_name = "PARTS", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text+head")]
+    #[arg(long, value_name = "PARTS", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub int8: Option<Parts>,
     #[command(flatten)]
     pub pixels: Pixels,
@@ -403,7 +403,7 @@ pub struct Merge {
 Examples:
   mpa quantize --model Qwen/Qwen2-VL-7B-Instruct --out qwen2-vl-7b-int8
   mpa quantize --model teacher --calibration pictures --out teacher-int8
-  mpa quantize --model smollm2 --calibration book.txt --parts text --out smollm2-int8")]
+  mpa quantize --model smollm2 --calibration book.txt --parts text+head --out smollm2-int8")]
 pub struct Quantize {
     /// Checkpoint folder or hub id
     #[arg(long, value_name = "MODEL")]
@@ -415,7 +415,7 @@ pub struct Quantize {
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
     pub pictures: usize,
     /// Which linear layers become int8: text (the blocks of the text tower), text+head, or all (the vision tower too)
-    #[arg(long, value_name = "PARTS", value_enum, default_value = "text+head")]
+    #[arg(long, value_name = "PARTS", value_enum, default_value = "text")]
     pub parts: Parts,
     /// Where the checkpoint goes; a new or empty folder
     #[arg(long, value_name = "DIR")]

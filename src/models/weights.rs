@@ -392,7 +392,7 @@ impl Announced {
         Announced { name: name.to_string(), dtype: tensor.dtype(), shape: tensor.shape().to_vec() }
     }
 
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.size()
     }
 }

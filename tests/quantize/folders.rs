@@ -330,7 +330,7 @@ fn the_command_writes_what_the_option_computes() {
     let int8 = int8.to_str().unwrap();
     let (code, said, errors) = mpa(&["quantize", "--model", model, "--out", int8, "--json"]);
     assert_eq!(code, 0, "{errors}");
-    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["layers"], 22);
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["layers"], 21);
     let ask = ["--prompt", "What is it?", "--max-new-tokens", "9", "--json"];
     let ask = |more: &[&str]| mpa(&[&["generate"], more, &ask].concat());
     let (stored, loaded) = (ask(&["--model", int8]), ask(&["--model", model, "--int8"]));

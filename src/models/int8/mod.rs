@@ -21,11 +21,11 @@ use crate::quant::Folds;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Parts {
     /// Those of the text tower's blocks.
+    #[default]
     #[value(name = "text")]
     #[serde(rename = "text")]
     Text,
     /// These and the head. An embedding that is the head as well stays beside it, for the lookup.
-    #[default]
     #[value(name = "text+head")]
     #[serde(rename = "text+head")]
     TextHead,

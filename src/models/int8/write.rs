@@ -60,18 +60,19 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, out: &Path) -> Result<W
         false => BTreeSet::from([SINGLE.to_string()]),
     };
     let mut written = Written { layers: layers.len(), shards: shards.len(), bytes_before: 0, bytes: 0 };
-    let mut places = BTreeMap::new();
+    let (mut places, mut total) = (BTreeMap::new(), 0);
     let size = |path: &Path| std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io(path, e));
     for shard in &shards {
         let (source, target) = (from.join(shard), out.join(shard));
-        for name in plan.shard(&source, &target)? {
+        for (name, bytes) in plan.shard(&source, &target)? {
             places.insert(name, shard.clone());
+            total += bytes;
         }
         written.bytes_before += size(&source)?;
         written.bytes += size(&target)?;
     }
     if sharded {
-        let index = json!({"metadata": {"total_size": written.bytes}, "weight_map": places});
+        let index = json!({"metadata": {"total_size": total}, "weight_map": places});
         save_json(&out.join(INDEX), &index)?;
     }
     // The settings come last: without a config.json the folder is no model.
@@ -97,8 +98,8 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Writes one file; the names in it.
-    fn shard(&self, source: &Path, target: &Path) -> Result<Vec<String>> {
+    /// Writes one file; the tensors in it and their bytes.
+    fn shard(&self, source: &Path, target: &Path) -> Result<BTreeMap<String, usize>> {
         let mut file = Weights::open_file(source)?;
         file.rename(self.renames);
         let modules: BTreeMap<String, &str> =
@@ -119,11 +120,12 @@ impl Plan<'_> {
                 origins.insert(to, (name.clone(), origin));
             }
         }
+        let sizes = announced.iter().map(|t| (t.name.clone(), t.bytes())).collect();
         weights::stream(target, announced, |name| match origins.get(name) {
             Some((from, origin)) => origin.make(&file.view(from)?),
             None => Err(Error::Failure(format!("no tensor {name}"))),
         })?;
-        Ok(origins.into_keys().collect())
+        Ok(sizes)
     }
 
     /// The names of what comes of a tensor.
