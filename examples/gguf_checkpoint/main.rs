@@ -139,7 +139,7 @@ fn control(gguf: &Gguf) -> Result<Vec<usize>> {
 
 fn texts(list: &[Value]) -> Result<Vec<&str>> {
     let text = |value| match value {
-        &Value::Text(ref text) => Ok(text.as_str()),
+        Value::Text(text) => Ok(text.as_str()),
         _ => anyhow::bail!("a list of texts has something else in it"),
     };
     list.iter().map(text).collect()

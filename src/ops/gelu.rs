@@ -148,7 +148,7 @@ fn normal(x: f32) -> (f32, f32) {
         0.998_683_9,
         -1.265_450_5,
     ];
-    const DENSITY: f32 = 0.398_942_28; // 1 / sqrt(2 pi)
+    const DENSITY: f32 = 0.398_942_3; // 1 / sqrt(2 pi)
     let a = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / a.mul_add(0.5, 1.0);
     let mut p = P[0];

@@ -20,11 +20,13 @@ pub struct Connector {
     merge: usize,
 }
 
+#[allow(clippy::large_enum_variant)] // There is one in a model.
 enum Kind {
     PixelShuffle(PixelShuffle),
     Merger(Merger),
 }
 
+#[allow(clippy::large_enum_variant)] // There is one in a pass.
 pub enum ConnectorSaved {
     PixelShuffle(PixelShuffleSaved),
     Merger(MergerSaved),

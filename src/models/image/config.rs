@@ -19,7 +19,7 @@ const MAX_TILE: usize = 4096;
 
 /// Of the pictures that CLIP was trained on (OPENAI_CLIP_MEAN and _STD).
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 impl ImageProcessor {
     /// Reads the picture settings of a checkpoint folder. A missing key has the default of its processor.
