@@ -94,8 +94,9 @@ impl<'a> Gguf<'a> {
     pub fn decode(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let info = self.tensors.get(name).with_context(|| format!("no tensor {name}"))?;
         let len: usize = info.shape.iter().product();
-        let (block, bytes, unpack) = match info.kind {
-            0 => (1, 4, f32_block as fn(&[u8], &mut [f32])),
+        type Unpack = fn(&[u8], &mut [f32]);
+        let (block, bytes, unpack): (usize, usize, Unpack) = match info.kind {
+            0 => (1, 4, f32_block),
             1 => (1, 2, f16_block),
             3 => (BLOCK, 20, q4_1_block),
             8 => (BLOCK, 34, q8_0_block),

@@ -138,11 +138,12 @@ fn control(gguf: &Gguf) -> Result<Vec<usize>> {
 }
 
 fn texts(list: &[Value]) -> Result<Vec<&str>> {
-    let text = |value| match value {
-        Value::Text(text) => Ok(text.as_str()),
-        _ => anyhow::bail!("a list of texts has something else in it"),
-    };
-    list.iter().map(text).collect()
+    let mut texts = Vec::with_capacity(list.len());
+    for value in list {
+        let Value::Text(text) = value else { anyhow::bail!("a list of texts has something else in it") };
+        texts.push(text.as_str());
+    }
+    Ok(texts)
 }
 
 fn tensors(gguf: &Gguf) -> Result<Vec<(String, Tensor)>> {
