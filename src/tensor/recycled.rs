@@ -11,14 +11,18 @@ const KEPT: usize = 32 << 20;
 
 static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
-/// Floats that go back to the pool, if they are many.
+/// Floats. Those of activations go back to the pool, if they are many; what came from elsewhere, weights above all, is freed.
 #[derive(Clone)]
-pub(super) struct Floats(Vec<f32>);
+pub(super) struct Floats {
+    data: Vec<f32>,
+    recycled: bool,
+}
 
 impl Floats {
     /// So many, holding anything.
     pub fn stale(len: usize) -> Floats {
-        Floats(if len < SMALL { vec![0.0; len] } else { take(len) })
+        let recycled = len >= SMALL;
+        Floats { data: if recycled { take(len) } else { vec![0.0; len] }, recycled }
     }
 }
 
@@ -42,11 +46,11 @@ fn take(len: usize) -> Vec<f32> {
 
 impl Drop for Floats {
     fn drop(&mut self) {
-        if self.0.len() < SMALL || self.0.len() > KEPT {
+        if !self.recycled || self.data.len() > KEPT {
             return;
         }
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.push(std::mem::take(&mut self.0));
+        pool.push(std::mem::take(&mut self.data));
         // The oldest go: their sizes are no longer asked for.
         let mut total: usize = pool.iter().map(Vec::len).sum();
         let surplus = pool.iter().take_while(|kept| {
@@ -63,20 +67,20 @@ impl Drop for Floats {
 
 impl From<Vec<f32>> for Floats {
     fn from(data: Vec<f32>) -> Floats {
-        Floats(data)
+        Floats { data, recycled: false }
     }
 }
 
 impl Deref for Floats {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.0
+        &self.data
     }
 }
 
 impl DerefMut for Floats {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
+        &mut self.data
     }
 }
 
@@ -98,12 +102,12 @@ mod tests {
         let other = Floats::stale(len - 5);
         assert_ne!(at(&other), place);
         for _ in 0..40 {
-            drop((
-                Floats::from(vec![1.0; KEPT / 16]),
-                Floats::from(vec![1.0; KEPT / 16]),
-                Floats::from(vec![0.0; KEPT + 1]),
-            ));
+            drop((Floats::stale(KEPT / 16), Floats::stale(KEPT / 16), Floats::stale(KEPT + 1)));
         }
+        let kept = || POOL.lock().unwrap().iter().map(Vec::len).max();
+        let most = kept();
+        drop(Floats::from(vec![0.0; KEPT]));
+        assert_eq!(kept(), most, "what was not taken from the pool does not go there");
         assert!(POOL.lock().unwrap().iter().map(Vec::len).sum::<usize>() <= KEPT);
     }
 
