@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# All that a machine with a GPU is needed for, in two goes of at most ten minutes each:
+# All that a machine with a GPU is needed for, in three goes of at most ten minutes each:
 #   ops     facts, self-test, compute-sanitizer, benchmarks of ops, peers, one table
 #   models  whole models with random weights: decoding and steps of LoRA, beside transformers and peft on the same weights, one table
-# Usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models]
+#   qwen    the same of Qwen2-VL-2B's shape, and answers of the 7B's in int8
+# Usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models|qwen]
 #   BINDIR has the binary mpa (scripts/gpu-pack.sh makes .gpu); OUTDIR gets the CSV files and logs. To be committed: table.csv and ops.csv, or
-#   models.csv and models.txt.
+#   models.csv and models.txt, or qwen.csv and qwen.txt.
 # Nothing else of the project is needed than this repository's scripts/ and benches/peers/; of the machine python3 with torch (and transformers)
 # for the peers and compute-sanitizer. What is missing is said, and its part is skipped.
 # A part that fails or runs out of its time does not keep the others from running. Exit code: 1 if a part failed, else 3 if one was skipped, else 0.
 # Environment: MPA_CHECK_BACKEND=host|cuda (cuda). host: kernels on the CPU, small shapes: tries this script out where there is no GPU.
 set -uo pipefail
 go=${3:-ops}
-[[ ($# -eq 2 || $# -eq 3) && $go =~ ^(ops|models)$ ]] || { echo "usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models]" >&2; exit 2; }
+[[ ($# -eq 2 || $# -eq 3) && $go =~ ^(ops|models|qwen)$ ]] || { echo "usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models|qwen]" >&2; exit 2; }
 cd "$(dirname "$0")/.." || exit 2
 mpa=$(realpath "$1")/mpa
 [ -x "$mpa" ] || chmod +x "$mpa" 2>/dev/null || { echo "gpu-check: there is no $mpa (scripts/gpu-pack.sh builds it)" >&2; exit 2; }
@@ -58,7 +59,7 @@ facts() {
 
 sanitize() { # tool; its log is the end of what it prints
     if command -v compute-sanitizer >/dev/null; then
-        part "$1" 85 "$out/$1.txt" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+        part "$1" 60 "$out/$1.txt" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
             env MPA_CUBLASLT=0 "$mpa" selftest --quick --backend "$backend"
     else
         skip "$1" "there is no compute-sanitizer"
@@ -87,7 +88,7 @@ command -v nvidia-smi >/dev/null || skipped+=("nvidia-smi (there is none)")
 # The limits of each go add up to less than ten minutes.
 check_ops() {
     rm -f "$out"/{mpa.txt,memcheck.txt,racecheck.txt,ops.csv,peers.csv,peers.txt,table.csv}
-    part selftest 90 "$out/mpa.txt" "$mpa" selftest --backend "$backend" "${quick[@]}"
+    part selftest 70 "$out/mpa.txt" "$mpa" selftest --backend "$backend" "${quick[@]}"
     # Without cuBLASLt our own kernel has all of linear's and lora's work.
     for op in linear lora; do
         part "selftest $op, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter "$op"
@@ -97,7 +98,7 @@ check_ops() {
     part "selftest gemm_int8, no Hopper" 20 "$out/mpa.txt" env MPA_NO_HOPPER=1 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter gemm_int8
     sanitize memcheck
     sanitize racecheck
-    part bench 80 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
+    part bench 70 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
     part "bench linear, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" bench ops --backend "$backend" "${quick[@]}" --filter linear
     "$mpa" bench ops --shapes --json >"$shapes"
     commit=$(sed -n '2s/.*,"\([^"]*\)",[^,]*$/\1/p' "$out/ops.csv" 2>/dev/null)
@@ -117,7 +118,7 @@ check_ops() {
 model() { # name, seconds, shape, options of `bench model`: mpa, then the peer on the checkpoint that mpa writes
     local name=$1 seconds=$2 shape=$3 options=("${@:4}") csv
     csv=$scratch/$((++models)).csv rows+=("$csv")
-    part "mpa $name" "$seconds" "$out/models.txt" "$mpa" bench model --backend "$backend" --shape "$shape" "${options[@]}" --csv "$csv"
+    part "mpa $name" "$seconds" "$out/$go.txt" "$mpa" bench model --backend "$backend" --shape "$shape" "${options[@]}" --csv "$csv"
 }
 
 model_peer() { # name, seconds, shape, what the peer does, options of `bench model`
@@ -128,13 +129,25 @@ model_peer() { # name, seconds, shape, what the peer does, options of `bench mod
         return
     fi
     "$mpa" bench model --shape "$shape" "${options[@]}" --write "$scratch/peer" >/dev/null 2>&1 || { failed+=("peer $name (nothing written)"); return; }
-    part "peer $name" "$seconds" "$out/models.txt" python3 benches/peers/model.py "$scratch/peer" --csv "$scratch/peers.csv" --what "$what" "${torch[@]:0:2}"
+    part "peer $name" "$seconds" "$out/$go.txt" python3 benches/peers/model.py "$scratch/peer" --csv "$scratch/peers.csv" --what "$what" "${torch[@]:0:2}"
     rm -rf "$scratch/peer"
 }
 
-check_models() {
-    rm -f "$out"/models.{txt,csv}
+begin_models() {
+    rm -f "$out/$go".{txt,csv}
     models=0 rows=()
+}
+
+models_table() {
+    if command -v python3 >/dev/null; then
+        part table 5 "$out/$go.txt" python3 benches/peers/table.py "$out/$go.csv" "${rows[@]}" "$scratch/peers.csv"
+    else
+        skip table "there is no python3"
+    fi
+}
+
+check_models() {
+    begin_models
     local size step answers=(--tiles 1 --words 90)
     for step in "smolvlm-500m 90" "smolvlm-2.2b 120"; do
         read -r size seconds <<<"$step"
@@ -150,11 +163,26 @@ check_models() {
     model "$size, answers, batch 1" 30 "$size" --batch 1 "${answers[@]}"
     [ "$backend" = host ] || model "$size, answers, batch 32" 40 "$size" --batch 32 "${answers[@]}"
     model_peer "$size, answers, batch 1" 60 "$size" decode --batch 1 "${answers[@]}"
-    if command -v python3 >/dev/null; then
-        part table 5 "$out/models.txt" python3 benches/peers/table.py "$out/models.csv" "${rows[@]}" "$scratch/peers.csv"
-    else
-        skip table "there is no python3"
+    models_table
+}
+
+check_qwen() {
+    begin_models
+    local size=qwen2-vl-2b large=qwen2-vl-7b batch
+    local train=(--batch 4 --tiles 1 --words 90 --new 8) answers=(--tiles 1 --words 90)
+    if [ "$backend" = host ]; then
+        size=qwen2-vl-tiny large=qwen2-vl-tiny
+        train=(--batch 1 --tiles 1 --words 4 --new 3 --runs 1) answers=(--tiles 1 --words 4 --new 3 --runs 1)
     fi
+    model "$size, LoRA" 45 "$size" --train "${train[@]}"
+    model "$size, LoRA, recompute" 45 "$size" --train --recompute "${train[@]}"
+    model_peer "$size, LoRA" 150 "$size" step "${train[@]}"
+    model "$size, answers, batch 1" 40 "$size" --batch 1 "${answers[@]}"
+    for batch in 8 32; do
+        if [ "$backend" = host ] && [ "$batch" = 32 ]; then break; fi
+        model "$large, int8 answers, batch $batch" 120 "$large" --int8=text --batch "$batch" "${answers[@]}"
+    done
+    models_table
 }
 
 "check_$go"

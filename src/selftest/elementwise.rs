@@ -39,6 +39,11 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
         let shape = format!("{}, {} tokens, {:?} heads of {}", r.name, r.tokens, r.heads, r.head_size);
         Case::new("rope", shape, move |on| turned(on, r))
     }));
+    let vision = ropes(size).into_iter().filter(|r| r.heads[0] == r.heads[1]);
+    cases.extend(vision.map(|r| {
+        let shape = format!("{}, {} tokens, {:?} heads of {}", r.name, r.tokens, r.heads, r.head_size);
+        Case::new("rope split", shape, move |on| split(on, r))
+    }));
     cases
 }
 
@@ -85,6 +90,28 @@ fn turned(on: &mut On, r: Rope) -> Result<Vec<Output>> {
     rope::forward_pair(&mut q, &mut k, &cos, &sin, [heads, kv_heads])?;
     let tolerance = || Tolerance::stored(on.dtype, 1.0);
     Ok(vec![Output::new("(q)", q, tolerance()), Output::new("(k)", k, tolerance())])
+}
+
+/// Out of one product's rows, and gradients into them.
+fn split(on: &mut On, r: Rope) -> Result<Vec<Output>> {
+    let Rope { tokens, heads, head_size, kind, .. } = r;
+    let qkv = on.random(&[tokens, 3 * heads[0] * head_size], 1.0)?;
+    let part = |on: &mut On| on.output(&[tokens, heads[0] * head_size]);
+    let (mut q, mut k, mut v) = (part(on)?, part(on)?, part(on)?);
+    let (cos, sin) = table(kind, tokens as u32, head_size)?;
+    let (cos, sin) = (on.moved(cos)?, on.moved(sin)?);
+    rope::forward_split([&mut q, &mut k, &mut v], &qkv, &cos, &sin, heads)?;
+    let mut gradients = Vec::new();
+    for _ in 0..3 {
+        gradients.push(on.random(q.shape(), 1.0)?);
+    }
+    let mut dqkv = on.output(qkv.shape())?;
+    if let [dq, dk, dv] = &mut gradients[..] {
+        rope::backward_split(&mut dqkv, [dq, dk, dv], &cos, &sin, heads)?;
+    }
+    let tolerance = || Tolerance::stored(on.dtype, 1.0);
+    let named = [("(q)", q), ("(k)", k), ("(v)", v), ("(dqkv)", dqkv)];
+    Ok(named.map(|(name, tensor)| Output::new(name, tensor, tolerance())).into())
 }
 
 fn table(kind: Kind, tokens: u32, head_size: usize) -> Result<(Tensor, Tensor)> {
