@@ -1,18 +1,18 @@
 //! What the command line accepts.
 mod device;
+mod loading;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
-use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
+use crate::mpa::config;
 use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
-use crate::mpa::{config, engine};
-use crate::tensor::Backend;
 pub use device::{Bench, BenchModel, BenchOps, Perplexity, Selftest};
+pub use loading::{Compute, FloatType, Loading, Pixels};
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
 #[derive(Parser)]
@@ -31,61 +31,6 @@ pub struct Cli {
     /// Show no progress on stderr
     #[arg(short, long, global = true, display_order = 102, conflicts_with = "verbose")]
     pub quiet: bool,
-}
-
-/// Where models run.
-#[derive(Args)]
-pub struct Compute {
-    /// Where models answer; training is done on the CPU
-    #[arg(long, global = true, value_enum, default_value_t = Backend::Auto, display_order = 97)]
-    pub backend: Backend,
-    /// Which GPU, from 0
-    #[arg(long, global = true, value_name = "N", default_value_t = 0, display_order = 98)]
-    pub device: usize,
-    /// What weights, and on a GPU activations, are stored as: bf16 on a GPU, on a CPU as the checkpoint has them, if not given. (A CPU adds up in f32,
-    /// and rounds what it multiplies by bf16 weights to bf16)
-    #[arg(long, global = true, value_enum, display_order = 99)]
-    pub dtype: Option<FloatType>,
-}
-
-/// How a model is loaded.
-#[derive(Args)]
-pub struct Loading {
-    /// Compute in int8, quantising the model while it is loaded: text (the blocks of the text tower), text+head, or all (the vision tower too). A
-    /// folder of `mpa quantize` needs no such option
-    #[arg(long, value_name = "PARTS", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text")]
-    pub int8: Option<Parts>,
-    #[command(flatten)]
-    pub pixels: Pixels,
-}
-
-impl Loading {
-    pub fn get(&self) -> engine::Loading {
-        engine::Loading { int8: self.int8, pixels: self.pixels.bounds() }
-    }
-}
-
-/// How large pictures are made where the family leaves them whole (Qwen2-VL).
-#[derive(Args)]
-pub struct Pixels {
-    /// Make pictures have at least so many pixels (Qwen2-VL; as the checkpoint says, if not given)
-    #[arg(long, value_name = "N")]
-    pub min_pixels: Option<usize>,
-    /// Make pictures have at most so many pixels (Qwen2-VL; the paper: 401408, which is 512 tokens)
-    #[arg(long, value_name = "N")]
-    pub max_pixels: Option<usize>,
-}
-
-impl Pixels {
-    pub fn bounds(&self) -> PixelBounds {
-        PixelBounds { min_pixels: self.min_pixels, max_pixels: self.max_pixels }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum FloatType {
-    Bf16,
-    F32,
 }
 
 #[derive(Subcommand)]
