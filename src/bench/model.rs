@@ -126,19 +126,20 @@ pub fn answering(vlm: &Vlm, load: &Load, runs: usize) -> Result<Answering> {
     let (short, long) = (prepared(1)?, prepared(load.new)?);
     let timed = |requests: &[Request]| {
         let began = Instant::now();
-        let tokens: usize = vlm.generate(requests)?.iter().flatten().map(|c| c.ids.len()).sum();
-        Ok::<_, Error>((began.elapsed().as_secs_f64(), tokens))
+        let (completions, decoding) = vlm.generate_timed(requests)?;
+        let tokens: usize = completions.iter().flatten().map(|c| c.ids.len()).sum();
+        Ok::<_, Error>((began.elapsed(), decoding, tokens))
     };
     timed(&long)?;
     let (mut first_token, mut decode_step) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..runs.max(1) {
-        let (first, _) = timed(&short)?;
-        let (all, tokens) = timed(&long)?;
+        let (first, ..) = timed(&short)?;
+        let (_, decoding, tokens) = timed(&long)?;
         if tokens != load.batch * load.new {
             return Err(Error::Failure(format!("a random model ended its answer: {tokens} tokens")));
         }
-        first_token = first_token.min(first);
-        decode_step = decode_step.min((all - first) / (load.new - 1) as f64);
+        first_token = first_token.min(first.as_secs_f64());
+        decode_step = decode_step.min(decoding.as_secs_f64() / (load.new - 1) as f64);
     }
     let grids: Vec<_> = short[0].tiles.iter().map(|t| (t.rows, t.cols)).collect();
     let prompt = vlm.encode(&short[0].messages, &grids, true)?.len();

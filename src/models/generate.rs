@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -81,6 +82,11 @@ impl Vlm {
 
     /// Completions of a batch, `samples` of them a request, in the order of the requests.
     pub fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
+        self.generate_timed(requests).map(|(completions, _)| completions)
+    }
+
+    /// The same, and how long the steps took that followed the first tokens.
+    pub fn generate_timed(&self, requests: &[Request]) -> Result<(Vec<Vec<Completion>>, Duration)> {
         match self.text.gpu() {
             Some(_) => self.answer(requests),
             // On a thread of the pool: a loop that begins elsewhere waits for two threads to wake, and a token has hundreds of them.
@@ -88,7 +94,7 @@ impl Vlm {
         }
     }
 
-    fn answer(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
+    fn answer(&self, requests: &[Request]) -> Result<(Vec<Vec<Completion>>, Duration)> {
         if requests.iter().any(|r| r.samples == 0) {
             return Err(Error::Usage("a request for 0 samples, expected 1 or more".into()));
         }
@@ -100,15 +106,17 @@ impl Vlm {
             let features = pictures.iter().map(|&i| &features[i]).collect();
             prepared.push(self.prepared(request, &grids, features)?);
         }
-        let mut done = Vec::with_capacity(requests.len());
+        let (mut done, mut decoding) = (Vec::with_capacity(requests.len()), Duration::ZERO);
         let mut start = 0;
         while start < requests.len() {
             let count = self.group(&requests[start..], &prepared[start..])?;
             let end = start + count;
-            done.extend(self.decode_group(&requests[start..end], &prepared[start..end])?);
+            let (completions, took) = self.decode_group(&requests[start..end], &prepared[start..end])?;
+            done.extend(completions);
+            decoding += took;
             start = end;
         }
-        Ok(done)
+        Ok((done, decoding))
     }
 
     fn prepared<'a>(
@@ -178,7 +186,11 @@ impl Vlm {
         Ok(fits.count().max(1))
     }
 
-    fn decode_group(&self, requests: &[Request], prepared: &[Prepared]) -> Result<Vec<Vec<Completion>>> {
+    fn decode_group(
+        &self,
+        requests: &[Request],
+        prepared: &[Prepared],
+    ) -> Result<(Vec<Vec<Completion>>, Duration)> {
         let copies: Vec<usize> = requests.iter().map(|r| r.samples).collect();
         let mut session = Session::new(self, prepared, &copies)?;
         let mut prefilled = session.prefill(prepared)?;
@@ -202,8 +214,10 @@ impl Vlm {
         let mut active: Vec<usize> = (0..drafts.len()).filter(|&d| unfinished(&drafts[d])).collect();
         rows = active.iter().map(|&d| rows[d]).collect();
         let logits = &mut prefilled.logits;
+        let mut began = None;
         while !active.is_empty() {
             self.extend(&mut drafts, &active, requests, logits, &rows.into())?;
+            began.get_or_insert_with(Instant::now);
             active.retain(|&d| unfinished(&drafts[d]));
             if active.is_empty() {
                 break;
@@ -214,7 +228,8 @@ impl Vlm {
             *logits = session.step(&sequences, &tokens)?;
             rows = (0..active.len() as u32).collect();
         }
-        self.finish(requests, drafts, &verdicts)
+        let decoding = began.map_or(Duration::ZERO, |began| began.elapsed());
+        Ok((self.finish(requests, drafts, &verdicts)?, decoding))
     }
 
     /// Chooses the next token of each draft named by `active`, the i-th from row `rows[i]` of the logits.
