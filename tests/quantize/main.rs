@@ -2,6 +2,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod folders;
+#[path = "../common/memory.rs"]
 mod memory;
 mod smoothing;
 

@@ -1,4 +1,4 @@
-//! An allocator that knows how much a thread holds, to show what a folder of any size takes to quantise.
+//! An allocator that knows how much a thread holds: to show that a wrong file cannot ask for all memory, or what a folder of any size takes to quantise.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
