@@ -115,7 +115,7 @@ fn requests(load: &Load, max_new_tokens: usize) -> Vec<Request> {
 }
 
 /// Generates `load.new` tokens for each prompt, `runs` times, and once before.
-pub fn answering(vlm: &Vlm, load: &Load, runs: usize) -> Result<Answering> {
+pub fn answering(vlm: &mut Vlm, load: &Load, runs: usize) -> Result<Answering> {
     if load.batch == 0 || load.new < 2 {
         return Err(Error::Usage("bench model: expected at least one prompt and two new tokens".into()));
     }
@@ -156,14 +156,18 @@ pub fn answering(vlm: &Vlm, load: &Load, runs: usize) -> Result<Answering> {
 }
 
 /// What a decode step reads at least, with so many tokens behind it: the text tower without the embedding table, keys and values.
-fn step_bytes(vlm: &Vlm, batch: usize, tokens: usize) -> usize {
+fn step_bytes(vlm: &mut Vlm, batch: usize, tokens: usize) -> usize {
     let t = &vlm.config.text;
-    let (heads, kv) = (t.heads * t.head_size, t.kv_heads * t.head_size);
-    let block = 2 * t.hidden_size * (heads + kv) + 3 * t.hidden_size * t.intermediate_size;
-    let weights = t.layers * block + t.vocab_size * t.hidden_size;
-    // In main memory weights are bf16 as they were made, and activations f32.
+    let kv = t.kv_heads * t.head_size;
+    let tied = if vlm.text.is_tied() { t.vocab_size * t.hidden_size * vlm.text.dtype().size() } else { 0 };
+    let mut weights = tied;
+    vlm.text.visit_linears(&mut |_, linear| {
+        let matrix = linear.weight.matrix();
+        weights += matrix.len() * matrix.dtype().size();
+    });
+    // In main memory activations are f32.
     let cached = if vlm.text.gpu().is_some() { vlm.text.dtype().size() } else { size_of::<f32>() };
-    weights * vlm.text.dtype().size() + batch * tokens * t.layers * 2 * kv * cached
+    weights + batch * tokens * t.layers * 2 * kv * cached
 }
 
 fn samples(load: &Load) -> Vec<Sample> {

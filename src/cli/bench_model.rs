@@ -36,8 +36,8 @@ pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress
         let done = model::training(trainer, &load, &place, args.runs)?;
         (vec![trained(&done, name, args.recompute, &place)], json!({"training": done}), told_training(&done))
     } else {
-        let vlm = model::load(&shape, temporary.path(), &load, &place, args.loading.int8)?;
-        let done = model::answering(&vlm, &load, args.runs)?;
+        let mut vlm = model::load(&shape, temporary.path(), &load, &place, args.loading.int8)?;
+        let done = model::answering(&mut vlm, &load, args.runs)?;
         (answered(&done, &name, &place), json!({"answering": done}), told_answering(&done))
     };
     if let Some(path) = &args.csv {
