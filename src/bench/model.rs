@@ -126,9 +126,9 @@ pub fn answering(vlm: &mut Vlm, load: &Load, runs: usize) -> Result<Answering> {
     let (short, long) = (prepared(1)?, prepared(load.new)?);
     let timed = |requests: &[Request]| {
         let began = Instant::now();
-        let (completions, decoding) = vlm.generate_timed(requests)?;
+        let (completions, spent) = vlm.generate_timed(requests)?;
         let tokens: usize = completions.iter().flatten().map(|c| c.ids.len()).sum();
-        Ok::<_, Error>((began.elapsed(), decoding, tokens))
+        Ok::<_, Error>((began.elapsed(), spent.decode, tokens))
     };
     timed(&long)?;
     let (mut first_token, mut decode_step) = (f64::INFINITY, f64::INFINITY);

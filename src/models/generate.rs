@@ -1,24 +1,17 @@
-//! Autoregressive decoding of a ragged batch. What a request yields does not depend on what else is in the batch.
+//! Requests to a model, and what it makes of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::models::engine::{Exchange, Next, Prepared, Spent};
 use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::Message;
 use crate::models::rope;
-use crate::models::session::{Prefilled, Prepared, Session};
 use crate::models::vlm::Vlm;
-use crate::ops::sample::{self, Draw, Sampling};
-use crate::random;
-use crate::tensor::{Indices, Tensor};
-
-/// Main memory for keys and values; requests that do not fit together are decoded one group after the other.
-const CACHE_BYTES: usize = 2 << 30;
+use crate::ops::sample::Sampling;
 
 #[derive(Clone)]
 pub struct Request {
@@ -49,28 +42,11 @@ pub struct Completion {
     pub draft_logprob: Option<f64>,
 }
 
-/// What the model makes of a draft.
-#[derive(Clone, Copy, Default)]
-struct Verdict {
-    /// Tokens that it would have written itself.
-    accepted: usize,
-    logprob: Option<f64>,
-}
-
-/// One completion under way.
-struct Draft {
-    request: usize,
-    sequence: usize,
-    ids: Vec<u32>,
-    ended: bool,
-    rng: ChaCha8Rng,
-}
-
 /// Tiles of each different picture of a batch, and which of them each request has.
 type Unique = (Vec<Arc<Tiles>>, Vec<Vec<usize>>);
 
 impl Vlm {
-    /// Cuts the pictures of a batch into tiles ahead of `generate`, which does it otherwise: on another thread, while an earlier batch is
+    /// Cuts the pictures of some requests into tiles ahead of `answer`, which does it otherwise: on another thread, while earlier ones are
     /// being answered.
     pub fn prepare(&self, requests: &mut [Request]) -> Result<()> {
         let (tiles, index) = self.unique_tiles(requests)?;
@@ -85,67 +61,45 @@ impl Vlm {
         self.generate_timed(requests).map(|(completions, _)| completions)
     }
 
-    /// The same, and how long the steps took that followed the first tokens.
-    pub fn generate_timed(&self, requests: &[Request]) -> Result<(Vec<Vec<Completion>>, Duration)> {
-        match self.text.gpu() {
-            Some(_) => self.answer(requests),
-            // On a thread of the pool: a loop that begins elsewhere waits for two threads to wake, and a token has hundreds of them.
-            None => rayon::scope(|_| self.answer(requests)),
-        }
+    /// The same, and where the time went.
+    pub fn generate_timed(&self, requests: &[Request]) -> Result<(Vec<Vec<Completion>>, Spent)> {
+        let mut requests = requests.to_vec();
+        self.prepare(&mut requests)?;
+        // One more than there are, so that their end is seen before the first of them is let in.
+        let most = requests.iter().map(|r| r.samples).sum::<usize>() + 1;
+        let answers = vec![Vec::new(); requests.len()];
+        let mut batch = Batch { requests: requests.into_iter(), answers };
+        let spent = self.answer(most, &mut batch)?;
+        Ok((batch.answers, spent))
     }
 
-    fn answer(&self, requests: &[Request]) -> Result<(Vec<Vec<Completion>>, Duration)> {
-        if requests.iter().any(|r| r.samples == 0) {
+    /// The request as the model takes it; its pictures are cut into tiles if they are not yet.
+    pub(super) fn prepared(&self, request: &mut Request) -> Result<Prepared> {
+        if request.samples == 0 {
             return Err(Error::Usage("a request for 0 samples, expected 1 or more".into()));
         }
-        let (tiles, index) = self.unique_tiles(requests)?;
-        let features = self.features(&tiles.iter().map(Arc::as_ref).collect::<Vec<_>>())?;
-        let mut prepared = Vec::with_capacity(requests.len());
-        for (request, pictures) in requests.iter().zip(&index) {
-            let grids: Vec<_> = pictures.iter().map(|&i| (tiles[i].rows, tiles[i].cols)).collect();
-            let features = pictures.iter().map(|&i| &features[i]).collect();
-            prepared.push(self.prepared(request, &grids, features)?);
+        if request.tiles.len() < request.images.len() {
+            self.prepare(std::slice::from_mut(request))?;
         }
-        let (mut done, mut decoding) = (Vec::with_capacity(requests.len()), Duration::ZERO);
-        let mut start = 0;
-        while start < requests.len() {
-            let count = self.group(&requests[start..], &prepared[start..])?;
-            let end = start + count;
-            let (completions, took) = self.decode_group(&requests[start..end], &prepared[start..end])?;
-            done.extend(completions);
-            decoding += took;
-            start = end;
-        }
-        Ok((done, decoding))
-    }
-
-    fn prepared<'a>(
-        &self,
-        request: &Request,
-        grids: &[(usize, usize)],
-        features: Vec<&'a Tensor>,
-    ) -> Result<Prepared<'a>> {
-        let mut ids = self.encode(&request.messages, grids, true)?;
+        let grids: Vec<_> = request.tiles.iter().map(|tiles| (tiles.rows, tiles.cols)).collect();
+        let mut ids = self.encode(&request.messages, &grids, true)?;
         let (prompt, most) = (ids.len(), self.config.text.max_positions);
         let room = most.saturating_sub(prompt);
         if ids.is_empty() || (room == 0 && request.max_new_tokens > 0) {
-            return Err(Error::Usage(format!(
-                "a prompt of {prompt} tokens, expected 1 to {} (max_position_embeddings less one)",
-                most.saturating_sub(1)
-            )));
+            return Err(Error::TooLong { tokens: prompt, most: most.saturating_sub(1) });
         }
         if let Some(draft) = &request.draft {
-            let (whole, start) = self.encode_answered(&request.messages, grids, draft)?;
+            let (whole, start) = self.encode_answered(&request.messages, &grids, draft)?;
             // Where the tokenizer merges across the seam the prompt is another one.
             if start == prompt && whole.len() <= most {
                 ids = whole;
             }
         }
-        let (mut positions, next) = self.positions(&ids[..prompt], grids)?;
+        let (mut positions, next) = self.positions(&ids[..prompt], &grids)?;
         positions.extend(rope::line(next, ids.len() - prompt));
         let max_new_tokens = request.max_new_tokens.min(room);
         let pictures = self.picture_tokens(&ids[..prompt]).last().map_or(0, |&last| last as usize + 1);
-        Ok(Prepared { ids, prompt, pictures, positions, next, features, max_new_tokens })
+        Ok(Prepared { ids, prompt, pictures, positions, next, max_new_tokens })
     }
 
     fn unique_tiles(&self, requests: &[Request]) -> Result<Unique> {
@@ -168,131 +122,21 @@ impl Vlm {
         let tiles = seen.into_par_iter().map(cut).collect::<Result<_>>()?;
         Ok((tiles, index))
     }
-
-    /// How many of the first requests fit into the cache together; at least one.
-    fn group(&self, requests: &[Request], prepared: &[Prepared]) -> Result<usize> {
-        let t = &self.config.text;
-        let (element, room) = match self.text.gpu() {
-            None => (size_of::<f32>(), CACHE_BYTES),
-            // The other half is for activations.
-            Some(gpu) => (self.text.dtype().size(), gpu.free_memory()? / 2),
-        };
-        let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * element;
-        let mut bytes = 0;
-        let fits = requests.iter().zip(prepared).take_while(|(r, p)| {
-            bytes += r.samples * p.rows() * row_bytes;
-            bytes <= room
-        });
-        Ok(fits.count().max(1))
-    }
-
-    fn decode_group(
-        &self,
-        requests: &[Request],
-        prepared: &[Prepared],
-    ) -> Result<(Vec<Vec<Completion>>, Duration)> {
-        let copies: Vec<usize> = requests.iter().map(|r| r.samples).collect();
-        let mut session = Session::new(self, prepared, &copies)?;
-        let mut prefilled = session.prefill(prepared)?;
-        let verdicts = verify(&prefilled, prepared)?;
-        // Rows of `logits` belong to drafts[active[row]]; at first all samples of a request read one of its own.
-        let (mut drafts, mut rows) = (Vec::new(), Vec::new());
-        for (i, request) in requests.iter().enumerate() {
-            let greedy = request.sampling.temperature == 0.0;
-            let accepted = if greedy { verdicts[i].accepted.min(prepared[i].max_new_tokens) } else { 0 };
-            for s in 0..request.samples {
-                let rng = random::stream(request.seed, &[s as u64]);
-                let mut ids = prepared[i].draft()[..accepted].to_vec();
-                let end = ids.iter().position(|id| self.config.eos_token_ids.contains(id));
-                ids.truncate(end.unwrap_or(accepted));
-                session.take(drafts.len(), accepted);
-                drafts.push(Draft { request: i, sequence: drafts.len(), ids, ended: end.is_some(), rng });
-                rows.push((prefilled.first[i] + accepted) as u32);
-            }
-        }
-        let unfinished = |d: &Draft| !d.ended && d.ids.len() < prepared[d.request].max_new_tokens;
-        let mut active: Vec<usize> = (0..drafts.len()).filter(|&d| unfinished(&drafts[d])).collect();
-        rows = active.iter().map(|&d| rows[d]).collect();
-        let logits = &mut prefilled.logits;
-        let mut began = None;
-        while !active.is_empty() {
-            self.extend(&mut drafts, &active, requests, logits, &rows.into())?;
-            began.get_or_insert_with(Instant::now);
-            active.retain(|&d| unfinished(&drafts[d]));
-            if active.is_empty() {
-                break;
-            }
-            let last = |d: &usize| drafts[*d].ids.last().copied().unwrap_or_default();
-            let tokens: Vec<u32> = active.iter().map(last).collect();
-            let sequences: Vec<usize> = active.iter().map(|&d| drafts[d].sequence).collect();
-            *logits = session.step(&sequences, &tokens)?;
-            rows = (0..active.len() as u32).collect();
-        }
-        let decoding = began.map_or(Duration::ZERO, |began| began.elapsed());
-        Ok((self.finish(requests, drafts, &verdicts)?, decoding))
-    }
-
-    /// Chooses the next token of each draft named by `active`, the i-th from row `rows[i]` of the logits.
-    fn extend(
-        &self,
-        drafts: &mut [Draft],
-        active: &[usize],
-        requests: &[Request],
-        logits: &Tensor,
-        rows: &Indices,
-    ) -> Result<()> {
-        let draw = |&d: &usize| {
-            let draft = &mut drafts[d];
-            Draw { sampling: requests[draft.request].sampling, uniform: random::uniform(&mut draft.rng) }
-        };
-        let draws: Vec<Draw> = active.iter().map(draw).collect();
-        let tokens = sample::draw_rows(logits, rows, &draws)?;
-        for (&d, token) in active.iter().zip(tokens) {
-            let draft = &mut drafts[d];
-            draft.ended = self.config.eos_token_ids.contains(&token);
-            if !draft.ended {
-                draft.ids.push(token);
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(
-        &self,
-        requests: &[Request],
-        drafts: Vec<Draft>,
-        verdicts: &[Verdict],
-    ) -> Result<Vec<Vec<Completion>>> {
-        let mut out: Vec<Vec<Completion>> = requests.iter().map(|_| Vec::new()).collect();
-        for draft in drafts {
-            let text = self.prompter.decode(&draft.ids, false)?;
-            let draft_logprob = verdicts[draft.request].logprob;
-            out[draft.request].push(Completion { ids: draft.ids, text, ended: draft.ended, draft_logprob });
-        }
-        Ok(out)
-    }
 }
 
-/// One for each prompt: how far its draft is what greedy decoding writes, and how likely the whole of it is.
-fn verify(prefilled: &Prefilled, prepared: &[Prepared]) -> Result<Vec<Verdict>> {
-    let mut verdicts = vec![Verdict::default(); prepared.len()];
-    if prepared.iter().all(|p| p.draft().is_empty()) {
-        return Ok(verdicts);
+/// All requests at hand from the start; the first error ends it all.
+struct Batch {
+    requests: std::vec::IntoIter<Request>,
+    answers: Vec<Vec<Completion>>,
+}
+
+impl Exchange for Batch {
+    fn next(&mut self, _: bool) -> Result<Next> {
+        Ok(self.requests.next().map_or(Next::End, Next::Request))
     }
-    // Row by row the token that the draft has next; behind it, any.
-    let mut next = vec![0; prefilled.logits.rows()];
-    for (p, &first) in prepared.iter().zip(&prefilled.first) {
-        next[first..first + p.draft().len()].copy_from_slice(p.draft());
+
+    fn done(&mut self, index: usize, answer: Result<Vec<Completion>>) -> Result<()> {
+        self.answers[index] = answer?;
+        Ok(())
     }
-    let greedy = Draw { sampling: Sampling { temperature: 0.0, top_p: 1.0 }, uniform: 0.0 };
-    let all: Indices = (0..next.len() as u32).collect();
-    let best = sample::draw_rows(&prefilled.logits, &all, &vec![greedy; next.len()])?;
-    let logprobs = sample::log_probability_rows(&prefilled.logits, &next.into())?;
-    for ((p, &first), verdict) in prepared.iter().zip(&prefilled.first).zip(&mut verdicts) {
-        let draft = p.draft();
-        verdict.accepted = draft.iter().zip(&best[first..]).take_while(|(a, b)| a == b).count();
-        let sum: f64 = logprobs[first..first + draft.len()].iter().sum();
-        verdict.logprob = (!draft.is_empty()).then(|| sum / draft.len() as f64);
-    }
-    Ok(verdicts)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! image.rs -> vision.rs -> connector.rs -+
-//! prompt.rs -----------------------------+-> text.rs -> session.rs -> generate.rs
+//! prompt.rs -----------------------------+-> text.rs -> engine/ (generate.rs: requests)
 //! ```
 //!
 //! `vlm.rs` puts the parts together; `config.rs`, `weights.rs`, `adapter.rs` and `hub.rs` read a checkpoint folder;
@@ -12,7 +12,7 @@
 pub mod adapter;
 pub mod config;
 pub mod connector;
-mod decode;
+pub mod engine;
 pub mod family;
 pub mod generate;
 pub mod hub;
@@ -23,7 +23,6 @@ pub mod norm;
 pub mod param;
 pub mod prompt;
 pub mod rope;
-mod session;
 pub mod text;
 pub mod vision;
 pub mod vision_side;

@@ -1,0 +1,307 @@
+//! Answers requests as they come, many at a time: a completion that is done makes room for the next request at once (continuous batching). What a
+//! request yields does not depend on what else is under way.
+//!
+//! ```text
+//! Exchange::next -> admit: cache rows for all it may take -> prefill.rs: a pass over prompts -> decode.rs: steps -> Exchange::done
+//! ```
+//!
+//! `entry.rs` is a request under way, `rows.rs` says which cache rows are taken, `memory.rs` holds the cache.
+
+mod decode;
+mod entry;
+mod memory;
+mod prefill;
+mod rows;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::decode::{Decoder, Step};
+use self::entry::Entry;
+pub(super) use self::entry::Prepared;
+use self::memory::Memory;
+use crate::error::{Error, Result};
+use crate::models::generate::{Completion, Request};
+use crate::models::image::Tiles;
+use crate::models::vlm::Vlm;
+use crate::ops::attention::Span;
+use crate::ops::sample::{self, Draw};
+use crate::random;
+use crate::tensor::{Indices, Tensor};
+
+/// Where requests come from and answers go.
+pub trait Exchange {
+    /// `wait`: nothing is under way, so there is time for one to come.
+    fn next(&mut self, wait: bool) -> Result<Next>;
+
+    /// The answer to the `index`-th request, in whatever order: its completions, or why it has none. An error ends it all.
+    fn done(&mut self, index: usize, answer: Result<Vec<Completion>>) -> Result<()>;
+}
+
+pub enum Next {
+    Request(Request),
+    /// None at hand.
+    Later,
+    /// None any more.
+    End,
+}
+
+/// Where the time went, and what for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Spent {
+    /// The vision side, over so many pictures.
+    pub vision: Duration,
+    pub pictures: usize,
+    /// Passes over prompts, with the first new tokens; tokens that went through the model, of drafts as well, and those that did not have to.
+    pub prefill: Duration,
+    pub prompt_tokens: usize,
+    pub shared_tokens: usize,
+    /// Decode steps, and tokens that they gave.
+    pub decode: Duration,
+    pub steps: usize,
+    pub new_tokens: usize,
+}
+
+pub(super) struct Engine<'a> {
+    vlm: &'a Vlm,
+    cache: Memory,
+    decoder: Decoder,
+    /// Under way, in the order in which they were let in.
+    entries: Vec<Entry>,
+    /// Taken from the exchange, and not yet let in.
+    waiting: VecDeque<(usize, Request)>,
+    /// Completions under way at a time, unless a single request wants more.
+    most: usize,
+    /// Requests taken from the exchange.
+    taken: usize,
+    ended: bool,
+    features: Vec<(Arc<Tiles>, Arc<Tensor>)>,
+    spent: Spent,
+}
+
+impl Vlm {
+    /// Answers what comes, with at most so many completions under way; a single request may want more.
+    pub fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<Spent> {
+        let mut engine = Engine {
+            vlm: self,
+            cache: Memory::new(self)?,
+            decoder: Decoder::default(),
+            entries: Vec::new(),
+            waiting: VecDeque::new(),
+            most: most.max(1),
+            taken: 0,
+            ended: false,
+            features: Vec::new(),
+            spent: Spent::default(),
+        };
+        while engine.turn(exchange)? {}
+        Ok(engine.spent)
+    }
+}
+
+impl Engine<'_> {
+    /// Lets requests in and takes all that are under way one step further. False when nothing is left to do.
+    fn turn(&mut self, exchange: &mut dyn Exchange) -> Result<bool> {
+        self.fetch(exchange)?;
+        self.admit(exchange)?;
+        let outcome = match self.vlm.text.gpu() {
+            Some(_) => self.advance(),
+            // On a thread of the pool: a loop that begins elsewhere waits for two threads to wake, and a token has hundreds of them.
+            None => rayon::scope(|_| self.advance()),
+        };
+        match outcome {
+            Ok(()) => self.deliver(exchange)?,
+            Err(Error::OutOfMemory { wanted, in_use }) => {
+                self.retreat(exchange, Error::OutOfMemory { wanted, in_use })?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(!(self.ended && self.entries.is_empty() && self.waiting.is_empty()))
+    }
+
+    /// Takes requests from the exchange while there is room for their completions.
+    fn fetch(&mut self, exchange: &mut dyn Exchange) -> Result<()> {
+        let samples = |request: &Request| request.samples;
+        let mut under_way: usize = self.entries.iter().map(|e| samples(&e.request)).sum();
+        under_way += self.waiting.iter().map(|(_, request)| samples(request)).sum::<usize>();
+        // A pass over prompts reads all weights, and decoding waits for it: worth while for several.
+        if !self.entries.is_empty() && under_way + self.most.div_ceil(4) > self.most {
+            return Ok(());
+        }
+        while !self.ended && under_way < self.most {
+            match exchange.next(under_way == 0)? {
+                Next::Request(request) => {
+                    under_way += samples(&request);
+                    self.waiting.push_back((self.taken, request));
+                    self.taken += 1;
+                }
+                Next::Later => break,
+                Next::End => self.ended = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets waiting requests in, in their order, as far as the cache has room for all that they may take.
+    fn admit(&mut self, exchange: &mut dyn Exchange) -> Result<()> {
+        let mut under_way: usize = self.entries.iter().map(|e| e.request.samples).sum();
+        while let Some((index, mut request)) = self.waiting.pop_front() {
+            if !self.entries.is_empty() && under_way + request.samples > self.most {
+                self.waiting.push_front((index, request));
+                break;
+            }
+            let prompt = match self.vlm.prepared(&mut request) {
+                Ok(prompt) => prompt,
+                Err(error) => {
+                    exchange.done(index, Err(error))?;
+                    continue;
+                }
+            };
+            let wanted = request.samples * prompt.rows();
+            let others =
+                if self.ended { self.waiting.len() } else { self.most.saturating_sub(1) / request.samples };
+            match self.cache.take(self.vlm, wanted, others, self.entries.is_empty()) {
+                Ok(Some(rows)) => {
+                    under_way += request.samples;
+                    self.entries.push(Entry::new(index, request, prompt, rows));
+                    self.relate();
+                }
+                Ok(None) => {
+                    self.waiting.push_front((index, request));
+                    break;
+                }
+                Err(error) => exchange.done(index, Err(error))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        let began = Instant::now();
+        self.see()?;
+        let seen = Instant::now();
+        self.spent.vision += seen - began;
+        if self.prefill()? {
+            self.spent.prefill += seen.elapsed();
+        }
+        let began = Instant::now();
+        if self.decode()? {
+            self.spent.decode += began.elapsed();
+        }
+        Ok(())
+    }
+
+    /// Features of the pictures of new entries; those of a picture that several have are computed once.
+    fn see(&mut self) -> Result<()> {
+        let known = |features: &[(Arc<Tiles>, Arc<Tensor>)], tiles: &Arc<Tiles>| {
+            features.iter().find(|(known, _)| Arc::ptr_eq(known, tiles)).map(|(_, f)| Arc::clone(f))
+        };
+        // A picture that no request has any more will not come again.
+        self.features.retain(|(tiles, _)| Arc::strong_count(tiles) > 1);
+        let mut new: Vec<Arc<Tiles>> = Vec::new();
+        for tiles in self.entries.iter().filter(|e| e.done == 0).flat_map(|e| &e.request.tiles) {
+            if known(&self.features, tiles).is_none() && !new.iter().any(|n| Arc::ptr_eq(n, tiles)) {
+                new.push(Arc::clone(tiles));
+            }
+        }
+        if !new.is_empty() {
+            let features = self.vlm.features(&new.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+            self.vlm.text.gpu().map_or(Ok(()), |gpu| gpu.synchronize())?;
+            self.spent.pictures += new.len();
+            self.features.extend(new.into_iter().zip(features.into_iter().map(Arc::new)));
+        }
+        for entry in self.entries.iter_mut().filter(|e| e.done == 0 && e.features.is_empty()) {
+            entry.features = entry.request.tiles.iter().filter_map(|t| known(&self.features, t)).collect();
+        }
+        Ok(())
+    }
+
+    /// One token more for each completion under way. Returns whether there was one.
+    fn decode(&mut self) -> Result<bool> {
+        let (mut step, mut drafts) = (Step::default(), Vec::new());
+        for (e, entry) in self.entries.iter_mut().enumerate() {
+            for c in 0..entry.completions.len() {
+                if entry.is_complete(c) {
+                    continue;
+                }
+                let draft = &mut entry.completions[c];
+                let q_start = drafts.len();
+                drafts.push((e, c));
+                step.ids.push(draft.ids.last().copied().unwrap_or_default());
+                step.positions.push([draft.next; 3]);
+                step.rows.push((draft.start + draft.len) as u32);
+                draft.next += 1;
+                draft.len += 1;
+                step.spans.push(Span { q_start, q_len: 1, k_start: draft.start, k_len: draft.len });
+            }
+        }
+        if drafts.is_empty() {
+            return Ok(false);
+        }
+        let logits = self.decoder.step(&self.vlm.text, step, self.cache.get()?)?;
+        self.spent.steps += 1;
+        self.spent.new_tokens += drafts.len();
+        self.extend(&drafts, &logits, &(0..drafts.len() as u32).collect())?;
+        Ok(true)
+    }
+
+    /// Chooses the next token of each of these completions (entry, completion), the i-th from row `rows[i]` of the logits.
+    fn extend(&mut self, drafts: &[(usize, usize)], logits: &Tensor, rows: &Indices) -> Result<()> {
+        let draw = |&(e, c): &(usize, usize)| {
+            let entry = &mut self.entries[e];
+            let uniform = random::uniform(&mut entry.completions[c].rng);
+            Draw { sampling: entry.request.sampling, uniform }
+        };
+        let draws: Vec<Draw> = drafts.iter().map(draw).collect();
+        let tokens = sample::draw_rows(logits, rows, &draws)?;
+        for (&(e, c), token) in drafts.iter().zip(tokens) {
+            let draft = &mut self.entries[e].completions[c];
+            draft.ended = self.vlm.config.eos_token_ids.contains(&token);
+            if !draft.ended {
+                draft.ids.push(token);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers that are whole go out, and their rows are free again.
+    fn deliver(&mut self, exchange: &mut dyn Exchange) -> Result<()> {
+        let mut i = 0;
+        while i < self.entries.len() {
+            if !self.entries[i].is_finished() {
+                i += 1;
+                continue;
+            }
+            let entry = self.entries.remove(i);
+            self.cache.give_back(entry.rows);
+            let mut completions = Vec::with_capacity(entry.completions.len());
+            for draft in entry.completions {
+                let text = self.vlm.prompter.decode(&draft.ids, false)?;
+                let (ids, ended, draft_logprob) = (draft.ids, draft.ended, entry.logprob);
+                completions.push(Completion { ids, text, ended, draft_logprob });
+            }
+            exchange.done(entry.index, Ok(completions))?;
+        }
+        Ok(())
+    }
+
+    /// The device's memory did not do: all that is under way begins again, half as many at a time; a single one is given up.
+    fn retreat(&mut self, exchange: &mut dyn Exchange, error: Error) -> Result<()> {
+        let entries = std::mem::take(&mut self.entries);
+        self.decoder = Decoder::default();
+        self.features.clear();
+        for entry in &entries {
+            self.cache.give_back(entry.rows.clone());
+        }
+        if let [only] = &entries[..] {
+            return exchange.done(only.index, Err(error));
+        }
+        let under_way: usize = entries.iter().map(|e| e.request.samples).sum();
+        self.most = (under_way / 2).max(1);
+        for entry in entries.into_iter().rev() {
+            self.waiting.push_front((entry.index, entry.request));
+        }
+        Ok(())
+    }
+}

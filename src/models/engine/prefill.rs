@@ -1,0 +1,237 @@
+//! Prompts through the text tower: many in a pass, a long one over several passes. What two of them begin with, a picture mostly, is computed once.
+
+use std::ops::Range;
+
+use super::Engine;
+use crate::error::Result;
+use crate::models::generate::Request;
+use crate::models::linear::Pass;
+use crate::models::vlm::{Prompt, Vlm};
+use crate::ops::attention::Span;
+use crate::ops::embedding;
+use crate::ops::sample::{self, Draw, Sampling};
+use crate::tensor::{Indices, Tensor};
+
+use super::entry::{Entry, Prepared};
+
+/// Tokens of prompts in a pass: bounds the memory of its activations.
+pub(super) const TOKENS_PER_PASS: usize = 8 * 1024;
+
+/// Tokens of an entry's prompt and draft that a pass takes.
+struct Piece {
+    entry: usize,
+    tokens: Range<usize>,
+}
+
+/// What the model makes of a draft.
+#[derive(Clone, Copy, Default)]
+struct Verdict {
+    /// Tokens that it would have written itself.
+    accepted: usize,
+    logprob: Option<f64>,
+}
+
+impl Engine<'_> {
+    /// Finds for a new entry, the last one, the entry that it has the most in common with.
+    pub(super) fn relate(&mut self) {
+        let Some((new, others)) = self.entries.split_last_mut() else { return };
+        let shared = others.iter().map(|other| (new.shared(other), other.index));
+        // Of equals the first.
+        let best = shared.reduce(|best, next| if next.0 > best.0 { next } else { best });
+        new.from = best.filter(|&(tokens, _)| tokens > 0).map(|(tokens, index)| (index, tokens));
+    }
+
+    /// One pass over what is left of the prompts. Returns whether there was anything to do.
+    pub(super) fn prefill(&mut self) -> Result<bool> {
+        self.inherit()?;
+        let pieces = self.pieces();
+        if pieces.is_empty() {
+            return Ok(false);
+        }
+        let (mut positions, mut rows, mut spans, mut last) = (vec![], vec![], vec![], vec![]);
+        let (mut parts, mut first) = (Vec::new(), Vec::new());
+        for piece in &pieces {
+            let entry = &mut self.entries[piece.entry];
+            let Range { start: from, end } = piece.tokens;
+            let (start, len, before) = (entry.rows.start, end - from, rows.len());
+            spans.push(Span { q_start: before, q_len: len, k_start: start, k_len: end });
+            positions.extend_from_slice(&entry.prompt.positions[piece.tokens.clone()]);
+            rows.extend((start + from..start + end).map(|r| r as u32));
+            if end == entry.prompt.ids.len() {
+                first.push((piece.entry, last.len()));
+                last.extend((before + len - 1 - entry.prompt.draft().len()..before + len).map(|r| r as u32));
+            }
+            parts.push(embed(self.vlm, entry, piece.tokens.clone())?);
+        }
+        let x = match &parts[..] {
+            [only] => only.clone(),
+            many => Tensor::concat(&many.iter().collect::<Vec<_>>())?,
+        };
+        let text = &self.vlm.text;
+        let x = text.forward_cached(x, &positions, &rows.into(), &spans.into(), self.cache.get()?)?;
+        for piece in &pieces {
+            self.entries[piece.entry].done = piece.tokens.end;
+            self.spent.prompt_tokens += piece.tokens.len();
+        }
+        // Before an entry that others go on from can be finished.
+        self.inherit()?;
+        if !first.is_empty() {
+            let last = Indices::from(last);
+            let mut picked = x.like(&[last.len(), x.cols()])?;
+            embedding::forward(&mut picked, &last, &x)?;
+            let (logits, _) = text.logits(picked, Pass::Infer)?;
+            self.begin(&logits, &first)?;
+        }
+        Ok(true)
+    }
+
+    /// Copies keys and values to the entries that wait for them.
+    fn inherit(&mut self) -> Result<()> {
+        for i in 0..self.entries.len() {
+            let Some((index, tokens)) = self.entries[i].from else { continue };
+            let owner = self.entries.iter().find(|e| e.index == index);
+            // One that is gone before it could give anything: all is computed.
+            let Some(owner) = owner else {
+                self.entries[i].from = None;
+                continue;
+            };
+            if owner.done >= tokens {
+                let (from, to) = (owner.rows.start, self.entries[i].rows.start);
+                self.cache.get()?.copy_rows(from, to, tokens)?;
+                self.entries[i].from = None;
+                self.entries[i].done = tokens;
+                self.spent.shared_tokens += tokens;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the next pass takes, in the order of the entries.
+    fn pieces(&self) -> Vec<Piece> {
+        let (mut pieces, mut tokens) = (Vec::new(), 0);
+        for (i, entry) in self.entries.iter().enumerate().filter(|(_, e)| e.is_new() && e.from.is_none()) {
+            let end = piece_end(&entry.prompt, entry.done, TOKENS_PER_PASS);
+            tokens += end - entry.done;
+            if tokens > TOKENS_PER_PASS && !pieces.is_empty() {
+                break;
+            }
+            pieces.push(Piece { entry: i, tokens: entry.done..end });
+        }
+        pieces
+    }
+
+    /// Starts the completions of the entries of `first`, whose logits begin at the row beside them.
+    fn begin(&mut self, logits: &Tensor, first: &[(usize, usize)]) -> Result<()> {
+        let prompts: Vec<_> = first.iter().map(|&(e, row)| (&self.entries[e].prompt, row)).collect();
+        let verdicts = verify(logits, &prompts)?;
+        let (mut drafts, mut rows) = (Vec::new(), Vec::new());
+        let ends = &self.vlm.config.eos_token_ids;
+        for (&(e, row), verdict) in first.iter().zip(verdicts) {
+            let entry = &mut self.entries[e];
+            let accepted = match is_greedy(&entry.request) {
+                true => verdict.accepted.min(entry.prompt.max_new_tokens),
+                false => 0,
+            };
+            entry.logprob = verdict.logprob;
+            entry.begin(accepted, |id| ends.contains(id));
+            entry.embedded = None;
+            let (from, len) = (entry.rows.start, entry.prompt.ids.len());
+            for c in 0..entry.completions.len() {
+                if c > 0 {
+                    self.cache.get()?.copy_rows(from, entry.completions[c].start, len)?;
+                }
+                if !entry.is_complete(c) {
+                    drafts.push((e, c));
+                    rows.push((row + accepted) as u32);
+                }
+            }
+        }
+        self.extend(&drafts, logits, &rows.into())
+    }
+}
+
+fn is_greedy(request: &Request) -> bool {
+    request.sampling.temperature == 0.0
+}
+
+/// Where a piece from token `done` on ends: with the prompt and its draft, or at the next multiple of `most`, whatever else is in the pass; but not
+/// among the tokens after which logits are wanted, which go through the model together.
+fn piece_end(prompt: &Prepared, done: usize, most: usize) -> usize {
+    let (len, tail, next) = (prompt.ids.len(), prompt.prompt - 1, (done / most + 1) * most);
+    if len <= next || done >= tail { len } else { tail.min(next) }
+}
+
+/// Embeddings of some tokens of a prompt, [T, C]. They begin where its pictures end, or with the prompt.
+fn embed(vlm: &Vlm, entry: &mut Entry, tokens: Range<usize>) -> Result<Tensor> {
+    let ids = &entry.prompt.ids;
+    if let Some(all) = &entry.embedded {
+        return all.slice(tokens);
+    }
+    let pictures = tokens.start < entry.prompt.pictures;
+    let features = if pictures { entry.features.iter().map(AsRef::as_ref).collect() } else { Vec::new() };
+    if tokens.end == ids.len() {
+        return vlm.embed(&[Prompt { ids: &ids[tokens], features }]);
+    }
+    let features = entry.features.iter().map(AsRef::as_ref).collect();
+    let all = vlm.embed(&[Prompt { ids, features }])?;
+    let part = all.slice(tokens);
+    entry.embedded = Some(all);
+    part
+}
+
+/// One for each prompt: how far its draft is what greedy decoding writes, and how likely the whole of it is. A prompt's logits begin at the row
+/// beside it.
+fn verify(logits: &Tensor, prompts: &[(&Prepared, usize)]) -> Result<Vec<Verdict>> {
+    let mut verdicts = vec![Verdict::default(); prompts.len()];
+    if prompts.iter().all(|(p, _)| p.draft().is_empty()) {
+        return Ok(verdicts);
+    }
+    // Row by row the token that the draft has next; behind it, any.
+    let mut next = vec![0; logits.rows()];
+    for (p, first) in prompts {
+        next[*first..first + p.draft().len()].copy_from_slice(p.draft());
+    }
+    let greedy = Draw { sampling: Sampling { temperature: 0.0, top_p: 1.0 }, uniform: 0.0 };
+    let all: Indices = (0..next.len() as u32).collect();
+    let best = sample::draw_rows(logits, &all, &vec![greedy; next.len()])?;
+    let logprobs = sample::log_probability_rows(logits, &next.into())?;
+    for ((p, first), verdict) in prompts.iter().zip(&mut verdicts) {
+        let draft = p.draft();
+        verdict.accepted = draft.iter().zip(&best[*first..]).take_while(|(a, b)| a == b).count();
+        let sum: f64 = logprobs[*first..first + draft.len()].iter().sum();
+        verdict.logprob = (!draft.is_empty()).then(|| sum / draft.len() as f64);
+    }
+    Ok(verdicts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_prompt_is_cut_before_the_tokens_whose_logits_are_wanted() {
+        let prompt = |len, prompt| Prepared {
+            ids: vec![0; len],
+            prompt,
+            pictures: 0,
+            positions: Vec::new(),
+            next: 0,
+            max_new_tokens: 1,
+        };
+        let cut = |p: &Prepared, from: usize, most| {
+            let mut ends = vec![from];
+            while ends[ends.len() - 1] < p.ids.len() {
+                ends.push(piece_end(p, ends[ends.len() - 1], most));
+            }
+            ends
+        };
+        assert_eq!(cut(&prompt(10, 10), 0, 10), [0, 10]);
+        assert_eq!(cut(&prompt(10, 10), 0, 4), [0, 4, 8, 10]);
+        // From a shared beginning on, at the same places.
+        assert_eq!(cut(&prompt(10, 10), 3, 4), [3, 4, 8, 10]);
+        // A draft of three: its tokens and the one before them stay together, more than a pass has room for or not.
+        assert_eq!(cut(&prompt(10, 7), 0, 4), [0, 4, 6, 10]);
+        assert_eq!(cut(&prompt(10, 7), 0, 3), [0, 3, 6, 10]);
+        assert_eq!(cut(&prompt(2, 1), 0, 1), [0, 2]);
+    }
+}
