@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::models::engine::{Exchange, Next, Prepared, Spent};
+use crate::models::engine::{Exchange, Limits, Next, Prepared, Spent};
 use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::Message;
 use crate::models::rope;
@@ -69,7 +69,7 @@ impl Vlm {
         let most = requests.iter().map(|r| r.samples).sum::<usize>() + 1;
         let answers = vec![Vec::new(); requests.len()];
         let mut batch = Batch { requests: requests.into_iter(), answers };
-        let spent = self.answer(most, &mut batch)?;
+        let spent = self.answer(Limits::completions(most), &mut batch)?;
         Ok((batch.answers, spent))
     }
 

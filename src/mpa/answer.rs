@@ -10,10 +10,14 @@ use crate::data::images;
 use crate::data::records::{Reader, Record};
 use crate::error::{Error, Result};
 use crate::models::generate::{Completion, Request};
-use crate::models::image::Rgb;
+use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::{Content, Message};
 use crate::mpa::engine::Answerer;
-use crate::mpa::progress::{Meter, Progress};
+use crate::mpa::progress::Progress;
+
+mod flow;
+
+use flow::Flow;
 
 /// What a stage asks about a record, and what it makes of the completions.
 pub trait Stage: Sync {
@@ -42,9 +46,9 @@ pub fn turn(images: usize, text: &str) -> Vec<Message> {
     vec![Message::new("user", content)]
 }
 
-/// Asks about each of `total` `records` that `out` does not have yet, `batch` at a time, and appends what comes of it in their order.
+/// Asks about each of `total` `records` that `out` does not have yet, about `batch` at a time, and appends what comes of it in their order.
 /// Pictures are read and cut up ahead, while the model answers. A picture that cannot be read gives one record with `rejected`, and so does
-/// a record that does not fit into the device's memory. Started again after any interruption, it ends with the same bytes.
+/// a record that does not fit into the device's memory or the model's context. Started again after any interruption, it ends with the same bytes.
 pub fn run(
     stage: &dyn Stage,
     records: impl Iterator<Item = Result<Record>> + Send,
@@ -55,26 +59,23 @@ pub fn run(
     progress: &Progress,
 ) -> Result<()> {
     let (done, path) = (out.done().to_vec(), out.path().to_path_buf());
+    let batch = batch.max(1);
     std::thread::scope(|scope| {
-        // One batch waits while one is answered; the reader stops when the answering side has gone.
+        // Some wait while others are answered; the reader stops when the answering side has gone.
         let (send, batches) = mpsc::sync_channel(1);
         scope.spawn(move || {
             let resume = Resume { done: &done, at: 0 };
-            let mut reader = Ahead { stage, answerer, resume, out: &path, batch: batch.max(1), send };
+            let mut reader = Ahead { stage, answerer, resume, out: &path, batch, send, last: Vec::new() };
             if let Err(error) = reader.read(records) {
                 let _ = reader.send.send(Err(error));
             }
         });
-        let mut meter = None;
-        for ready in batches {
-            let ready: Ready = ready?;
-            let meter = meter.get_or_insert_with(|| progress.start(stage.name(), total, ready.seen));
-            work(stage, ready, answerer, out, meter, progress)?;
+        let mut flow = Flow::new(stage, batches, total, out, progress);
+        // A model is loaded when something is asked of it.
+        if flow.has_requests()? {
+            answerer.answer(batch, &mut flow)?;
         }
-        if let Some(meter) = meter {
-            meter.finish();
-        }
-        Ok(())
+        flow.finish()
     })
 }
 
@@ -103,6 +104,8 @@ struct Ahead<'a> {
     out: &'a Path,
     batch: usize,
     send: mpsc::SyncSender<Result<Ready>>,
+    /// The pictures of the last batch: the next one often goes on with one of them.
+    last: Vec<(PathBuf, Arc<Rgb>, Option<Arc<Tiles>>)>,
 }
 
 impl Ahead<'_> {
@@ -139,7 +142,7 @@ impl Ahead<'_> {
     }
 
     /// False if nobody waits for it any more.
-    fn pass_on(&self, jobs: Vec<Job>, seen: usize) -> Result<bool> {
+    fn pass_on(&mut self, jobs: Vec<Job>, seen: usize) -> Result<bool> {
         if jobs.is_empty() {
             return Ok(true);
         }
@@ -147,10 +150,18 @@ impl Ahead<'_> {
         Ok(self.send.send(Ok(ready)).is_ok())
     }
 
-    fn ready(&self, jobs: Vec<Job>, seen: usize) -> Result<Ready> {
+    fn ready(&mut self, jobs: Vec<Job>, seen: usize) -> Result<Ready> {
         let paths: Vec<Option<PathBuf>> = jobs.iter().map(|job| self.stage.picture(&job.record)).collect();
         let different: BTreeSet<&PathBuf> = paths.iter().flatten().collect();
-        let read = |path: &PathBuf| (path.clone(), images::try_read(path).map(Arc::new));
+        let last = std::mem::take(&mut self.last);
+        let kept = |path: &PathBuf| last.iter().find(|(known, ..)| known == path);
+        let read = |path: &PathBuf| {
+            let picture = match kept(path) {
+                Some((_, picture, _)) => Ok(Arc::clone(picture)),
+                None => images::try_read(path).map(Arc::new),
+            };
+            (path.clone(), picture)
+        };
         let pictures: HashMap<PathBuf, _> =
             different.into_iter().collect::<Vec<_>>().into_par_iter().map(read).collect();
         let (mut requests, mut asked) = (Vec::new(), Vec::new());
@@ -158,83 +169,23 @@ impl Ahead<'_> {
             let picture = path.as_ref().and_then(|path| pictures.get(path)).cloned();
             match picture.transpose() {
                 Ok(picture) => {
-                    requests.push(self.stage.request(&job.record, picture.into_iter().collect())?);
+                    let mut request = self.stage.request(&job.record, picture.into_iter().collect())?;
+                    request.tiles.extend(path.as_ref().and_then(kept).and_then(|(.., tiles)| tiles.clone()));
+                    requests.push(request);
                     asked.push(Ok(()));
                 }
                 Err(reason) => asked.push(Err(reason)),
             }
         }
         self.answerer.prepare(&mut requests)?;
+        let tiles = |picture: &Arc<Rgb>| {
+            let same = |r: &&Request| r.images.first().is_some_and(|image| Arc::ptr_eq(image, picture));
+            requests.iter().find(same).and_then(|request| request.tiles.first().cloned())
+        };
+        let good = pictures.into_iter().filter_map(|(path, picture)| Some((path, picture.ok()?)));
+        self.last = good.map(|(path, picture)| (path, Arc::clone(&picture), tiles(&picture))).collect();
         Ok(Ready { jobs, asked, requests, seen })
     }
-}
-
-fn work(
-    stage: &dyn Stage,
-    ready: Ready,
-    answerer: &dyn Answerer,
-    out: &mut Appender,
-    meter: &mut Meter,
-    progress: &Progress,
-) -> Result<()> {
-    let mut answers = answers(answerer, &ready.requests)?.into_iter();
-    for (job, asked) in ready.jobs.into_iter().zip(ready.asked) {
-        let answer = match asked {
-            Ok(()) => answers.next().unwrap_or(Ok(Vec::new())),
-            Err(reason) => Err(("unreadable", reason)),
-        };
-        match answer {
-            Ok(completions) => {
-                let records = stage.yields(&job.record, completions);
-                for (mut record, id) in records.into_iter().zip(job.ids).skip(job.skip) {
-                    record.id = id;
-                    out.append(&record)?;
-                }
-            }
-            Err((kind, reason)) => {
-                progress.warn(&format!("skipped {:?}: {reason}", job.record.id));
-                out.append(&rejected(stage.base(&job.record), kind, reason))?;
-            }
-        }
-        meter.advance(1);
-    }
-    Ok(())
-}
-
-/// Completions, or the kind of and the reason for a rejection.
-type Answer = Result<Vec<Completion>, (&'static str, String)>;
-
-/// One a request. Where a batch does not fit into the device's memory, its halves are tried; a request that does not fit alone is rejected.
-fn answers(answerer: &dyn Answerer, requests: &[Request]) -> Result<Vec<Answer>> {
-    if requests.is_empty() {
-        return Ok(Vec::new());
-    }
-    match answerer.generate(requests) {
-        Ok(answers) => {
-            check(requests, &answers)?;
-            Ok(answers.into_iter().map(Ok).collect())
-        }
-        Err(Error::OutOfMemory { .. }) if requests.len() == 1 => {
-            Ok(vec![Err(("out of memory", "it does not fit into the device's memory, even alone".into()))])
-        }
-        Err(Error::OutOfMemory { .. }) => {
-            let (one, other) = requests.split_at(requests.len() / 2);
-            let mut all = answers(answerer, one)?;
-            all.extend(answers(answerer, other)?);
-            Ok(all)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// The model kept its side of the contract.
-fn check(requests: &[Request], answers: &[Vec<Completion>]) -> Result<()> {
-    let wanted: Vec<usize> = requests.iter().map(|r| r.samples).collect();
-    let got: Vec<usize> = answers.iter().map(Vec::len).collect();
-    if wanted != got {
-        return Err(Error::op("generate", format!("{wanted:?} completions"), format!("{got:?}")));
-    }
-    Ok(())
 }
 
 fn rejected(base: Record, kind: &str, reason: String) -> Record {

@@ -5,6 +5,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::models::engine::{Exchange, Limits, Next};
 use crate::models::generate::{Completion, Request};
 use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
@@ -23,6 +24,45 @@ pub trait Answerer: Send + Sync {
 
     /// `samples` completions a request, in the order of the requests.
     fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>>;
+
+    /// Answers what comes, about `most` completions at a time; here in batches, one after the other.
+    fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<()> {
+        let mut answered = 0;
+        loop {
+            let mut requests = Vec::new();
+            while requests.len() < most {
+                match exchange.next(true)? {
+                    Next::Request(request) => requests.push(request),
+                    Next::Later => {}
+                    Next::End => break,
+                }
+            }
+            if requests.is_empty() {
+                return Ok(());
+            }
+            halves(&|requests| self.generate(requests), &requests, answered, exchange)?;
+            answered += requests.len();
+        }
+    }
+}
+
+/// Answers to the requests from the `first` on. Where they do not fit into memory together, one half is tried after the other.
+fn halves(
+    generate: &dyn Fn(&[Request]) -> Result<Vec<Vec<Completion>>>,
+    requests: &[Request],
+    first: usize,
+    exchange: &mut dyn Exchange,
+) -> Result<()> {
+    match generate(requests) {
+        Ok(answers) => answers.into_iter().zip(first..).try_for_each(|(a, i)| exchange.done(i, Ok(a))),
+        Err(Error::OutOfMemory { .. }) if requests.len() > 1 => {
+            let half = requests.len() / 2;
+            halves(generate, &requests[..half], first, exchange)?;
+            halves(generate, &requests[half..], first + half, exchange)
+        }
+        Err(error) if requests.len() == 1 => exchange.done(first, Err(error)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whatever loads and trains models.
@@ -60,6 +100,10 @@ impl Answerer for Vlm {
 
     fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
         Vlm::generate(self, requests)
+    }
+
+    fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<()> {
+        Vlm::answer(self, Limits::completions(most), exchange).map(|_| ())
     }
 }
 
@@ -144,5 +188,9 @@ impl Answerer for Lazy<'_> {
 
     fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
         self.model()?.generate(requests)
+    }
+
+    fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<()> {
+        self.model()?.answer(most, exchange)
     }
 }

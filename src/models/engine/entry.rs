@@ -35,10 +35,10 @@ impl Prepared {
         self.prompt + self.max_new_tokens.max(self.draft().len())
     }
 
-    /// How many tokens it has in common with the beginning of `other`, whose pictures are the same: all of the pictures, or none. At least one token
-    /// of the prompt is left, for what comes next to be known.
+    /// How many tokens it has in common with the beginning of `other`, whose pictures are the same: all of the pictures, or none. Two tokens
+    /// of the prompt are left, for what comes next to be known, and not as a decode step knows it (see `piece_end`).
     fn shared(&self, other: &Prepared) -> usize {
-        let ours = &self.ids[..self.prompt - 1];
+        let ours = &self.ids[..self.prompt.saturating_sub(2)];
         let common = ours.iter().zip(&other.ids[..other.prompt]).take_while(|(a, b)| a == b).count();
         if common < self.pictures { 0 } else { common }
     }

@@ -22,13 +22,14 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub fn new(vlm: &Vlm) -> Result<Memory> {
+    pub fn new(vlm: &Vlm, bytes: Option<usize>) -> Result<Memory> {
         let t = &vlm.config.text;
         let (element, room) = match vlm.text.gpu() {
             None => (size_of::<f32>(), CACHE_BYTES),
             // The other half is for activations.
             Some(gpu) => (vlm.text.dtype().size(), gpu.free_memory()? / 2),
         };
+        let room = bytes.unwrap_or(room);
         let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * element;
         Ok(Memory { cache: None, rows: Rows::default(), total: 0, most: room / row_bytes.max(1), row_bytes })
     }

@@ -47,6 +47,23 @@ pub enum Next {
     End,
 }
 
+/// How much at a time. Nothing of it changes an answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Completions under way; a single request may want more.
+    pub completions: usize,
+    /// Tokens of prompts in a pass: bounds the memory of its activations. A longer prompt takes several passes, with decode steps of others between.
+    pub pass_tokens: usize,
+    /// Of the cache of keys and values; none: 2 GiB of main memory, or half of a GPU's that is free.
+    pub cache_bytes: Option<usize>,
+}
+
+impl Limits {
+    pub fn completions(completions: usize) -> Limits {
+        Limits { completions, pass_tokens: 8 * 1024, cache_bytes: None }
+    }
+}
+
 /// Where the time went, and what for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Spent {
@@ -71,8 +88,7 @@ pub(super) struct Engine<'a> {
     entries: Vec<Entry>,
     /// Taken from the exchange, and not yet let in.
     waiting: VecDeque<(usize, Request)>,
-    /// Completions under way at a time, unless a single request wants more.
-    most: usize,
+    limits: Limits,
     /// Requests taken from the exchange.
     taken: usize,
     ended: bool,
@@ -81,15 +97,21 @@ pub(super) struct Engine<'a> {
 }
 
 impl Vlm {
-    /// Answers what comes, with at most so many completions under way; a single request may want more.
-    pub fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<Spent> {
+    /// Answers what comes.
+    pub fn answer(&self, limits: Limits, exchange: &mut dyn Exchange) -> Result<Spent> {
+        let at_least_one = |n: usize| n.max(1);
+        let limits = Limits {
+            completions: at_least_one(limits.completions),
+            pass_tokens: at_least_one(limits.pass_tokens),
+            ..limits
+        };
         let mut engine = Engine {
             vlm: self,
-            cache: Memory::new(self)?,
+            cache: Memory::new(self, limits.cache_bytes)?,
             decoder: Decoder::default(),
             entries: Vec::new(),
             waiting: VecDeque::new(),
-            most: most.max(1),
+            limits,
             taken: 0,
             ended: false,
             features: Vec::new(),
@@ -126,10 +148,12 @@ impl Engine<'_> {
         let mut under_way: usize = self.entries.iter().map(|e| samples(&e.request)).sum();
         under_way += self.waiting.iter().map(|(_, request)| samples(request)).sum::<usize>();
         // A pass over prompts reads all weights, and decoding waits for it: worth while for several.
-        if !self.entries.is_empty() && under_way + self.most.div_ceil(4) > self.most {
+        if !self.entries.is_empty()
+            && under_way + self.limits.completions.div_ceil(4) > self.limits.completions
+        {
             return Ok(());
         }
-        while !self.ended && under_way < self.most {
+        while !self.ended && under_way < self.limits.completions {
             match exchange.next(under_way == 0)? {
                 Next::Request(request) => {
                     under_way += samples(&request);
@@ -147,7 +171,7 @@ impl Engine<'_> {
     fn admit(&mut self, exchange: &mut dyn Exchange) -> Result<()> {
         let mut under_way: usize = self.entries.iter().map(|e| e.request.samples).sum();
         while let Some((index, mut request)) = self.waiting.pop_front() {
-            if !self.entries.is_empty() && under_way + request.samples > self.most {
+            if !self.entries.is_empty() && under_way + request.samples > self.limits.completions {
                 self.waiting.push_front((index, request));
                 break;
             }
@@ -159,8 +183,11 @@ impl Engine<'_> {
                 }
             };
             let wanted = request.samples * prompt.rows();
-            let others =
-                if self.ended { self.waiting.len() } else { self.most.saturating_sub(1) / request.samples };
+            let others = if self.ended {
+                self.waiting.len()
+            } else {
+                self.limits.completions.saturating_sub(1) / request.samples
+            };
             match self.cache.take(self.vlm, wanted, others, self.entries.is_empty()) {
                 Ok(Some(rows)) => {
                     under_way += request.samples;
@@ -298,7 +325,7 @@ impl Engine<'_> {
             return exchange.done(only.index, Err(error));
         }
         let under_way: usize = entries.iter().map(|e| e.request.samples).sum();
-        self.most = (under_way / 2).max(1);
+        self.limits.completions = (under_way / 2).max(1);
         for entry in entries.into_iter().rev() {
             self.waiting.push_front((entry.index, entry.request));
         }

@@ -14,9 +14,6 @@ use crate::tensor::{Indices, Tensor};
 
 use super::entry::{Entry, Prepared};
 
-/// Tokens of prompts in a pass: bounds the memory of its activations.
-pub(super) const TOKENS_PER_PASS: usize = 8 * 1024;
-
 /// Tokens of an entry's prompt and draft that a pass takes.
 struct Piece {
     entry: usize,
@@ -108,11 +105,11 @@ impl Engine<'_> {
 
     /// What the next pass takes, in the order of the entries.
     fn pieces(&self) -> Vec<Piece> {
-        let (mut pieces, mut tokens) = (Vec::new(), 0);
+        let (mut pieces, mut tokens, most) = (Vec::new(), 0, self.limits.pass_tokens);
         for (i, entry) in self.entries.iter().enumerate().filter(|(_, e)| e.is_new() && e.from.is_none()) {
-            let end = piece_end(&entry.prompt, entry.done, TOKENS_PER_PASS);
+            let end = piece_end(&entry.prompt, entry.done, most);
             tokens += end - entry.done;
-            if tokens > TOKENS_PER_PASS && !pieces.is_empty() {
+            if tokens > most && !pieces.is_empty() {
                 break;
             }
             pieces.push(Piece { entry: i, tokens: entry.done..end });
@@ -154,11 +151,13 @@ fn is_greedy(request: &Request) -> bool {
     request.sampling.temperature == 0.0
 }
 
-/// Where a piece from token `done` on ends: with the prompt and its draft, or at the next multiple of `most`, whatever else is in the pass; but not
-/// among the tokens after which logits are wanted, which go through the model together.
+/// Where a piece from token `done` on ends: with the prompt and its draft, or at a multiple of `most`, whatever else is in the pass; but not among the
+/// tokens after which logits are wanted, which go through the model together. It has two tokens at least: attention takes one alone for a decode
+/// step, whose sums have another order.
 fn piece_end(prompt: &Prepared, done: usize, most: usize) -> usize {
-    let (len, tail, next) = (prompt.ids.len(), prompt.prompt - 1, (done / most + 1) * most);
-    if len <= next || done >= tail { len } else { tail.min(next) }
+    let (len, tail, next) =
+        (prompt.ids.len(), prompt.prompt.saturating_sub(2), ((done + 1) / most + 1) * most);
+    if len <= next || done + 2 > tail { len } else { tail.min(next) }
 }
 
 /// Embeddings of some tokens of a prompt, [T, C]. They begin where its pictures end, or with the prompt.
@@ -227,11 +226,14 @@ mod tests {
         };
         assert_eq!(cut(&prompt(10, 10), 0, 10), [0, 10]);
         assert_eq!(cut(&prompt(10, 10), 0, 4), [0, 4, 8, 10]);
-        // From a shared beginning on, at the same places.
-        assert_eq!(cut(&prompt(10, 10), 3, 4), [3, 4, 8, 10]);
-        // A draft of three: its tokens and the one before them stay together, more than a pass has room for or not.
-        assert_eq!(cut(&prompt(10, 7), 0, 4), [0, 4, 6, 10]);
-        assert_eq!(cut(&prompt(10, 7), 0, 3), [0, 3, 6, 10]);
+        // From a shared beginning on, at the same places, but never one token alone.
+        assert_eq!(cut(&prompt(10, 10), 2, 4), [2, 4, 8, 10]);
+        assert_eq!(cut(&prompt(10, 10), 3, 4), [3, 8, 10]);
+        assert_eq!(cut(&prompt(9, 9), 0, 4), [0, 4, 7, 9]);
+        assert_eq!(cut(&prompt(5, 5), 0, 1), [0, 2, 5]);
+        // A draft of three: its tokens and those before it stay together, more than a pass has room for or not.
+        assert_eq!(cut(&prompt(10, 7), 0, 4), [0, 4, 10]);
+        assert_eq!(cut(&prompt(10, 7), 0, 3), [0, 3, 5, 10]);
         assert_eq!(cut(&prompt(2, 1), 0, 1), [0, 2]);
     }
 }

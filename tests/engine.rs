@@ -1,0 +1,171 @@
+//! Requests that come and go: what each yields is what it yields alone.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+use mpa::error::{Error, Result};
+use mpa::models::engine::{Exchange, Limits, Next, Spent};
+use mpa::models::generate::{Completion, Request};
+use mpa::models::image::Rgb;
+use mpa::models::prompt::{Content, Message};
+use mpa::models::vlm::Vlm;
+use mpa::ops::sample::Sampling;
+
+fn models() -> [Vlm; 2] {
+    ["smolvlm", "qwen2vl"].map(|name| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        Vlm::load(folder.to_str().unwrap(), None).unwrap()
+    })
+}
+
+fn picture(i: usize) -> Arc<Rgb> {
+    let (width, height) = (31 + 5 * i, 47 - 3 * i);
+    let data = (0..width * height * 3).map(|p| (p * (7 + i) % 251) as u8).collect();
+    Arc::new(Rgb { width, height, data })
+}
+
+fn request(i: usize, pictures: &[Arc<Rgb>]) -> Request {
+    let images: Vec<Arc<Rgb>> =
+        if i % 4 == 3 { vec![] } else { vec![Arc::clone(&pictures[i % pictures.len()])] };
+    let mut content: Vec<Content> = images.iter().map(|_| Content::Image).collect();
+    content.push(Content::Text(
+        ["What is on it?", "Why is that so, in a few words?", "Colours."][i % 3].repeat(1 + i % 2),
+    ));
+    let temperature = if i % 5 == 0 { 1.0 } else { 0.0 };
+    Request {
+        messages: vec![Message::new("user", content)],
+        images,
+        tiles: vec![],
+        max_new_tokens: [1, 12, 0, 5, 7][i % 5],
+        sampling: Sampling { temperature, top_p: 0.9 },
+        samples: 1 + i % 3 / 2,
+        seed: i as u64,
+        draft: (i % 2 == 1).then(|| "a red 7".to_string()),
+    }
+}
+
+/// Hands out `requests`, and now and then none although there are more.
+struct Desk {
+    requests: VecDeque<Request>,
+    asked: usize,
+    answers: Vec<Option<Result<Vec<Completion>>>>,
+    order: Vec<usize>,
+    /// Requests given out and not answered, at most.
+    under_way: usize,
+    most: usize,
+}
+
+impl Desk {
+    fn new(requests: Vec<Request>) -> Desk {
+        let answers = requests.iter().map(|_| None).collect();
+        Desk { requests: requests.into(), asked: 0, answers, order: Vec::new(), under_way: 0, most: 0 }
+    }
+
+    fn go(mut self, vlm: &Vlm, limits: Limits) -> (Desk, Spent) {
+        let spent = vlm.answer(limits, &mut self).unwrap();
+        assert!(self.requests.is_empty() && self.answers.iter().all(Option::is_some));
+        (self, spent)
+    }
+}
+
+impl Exchange for Desk {
+    fn next(&mut self, wait: bool) -> Result<Next> {
+        self.asked += 1;
+        if !wait && self.asked.is_multiple_of(3) {
+            return Ok(Next::Later);
+        }
+        let next = self.requests.pop_front();
+        self.under_way += usize::from(next.is_some());
+        self.most = self.most.max(self.under_way);
+        Ok(next.map_or(Next::End, Next::Request))
+    }
+
+    fn done(&mut self, index: usize, answer: Result<Vec<Completion>>) -> Result<()> {
+        assert!(self.answers[index].is_none(), "request {index} is answered twice");
+        self.answers[index] = Some(answer);
+        self.order.push(index);
+        self.under_way -= 1;
+        Ok(())
+    }
+}
+
+#[test]
+fn limits_and_neighbours_change_no_answer() {
+    let pictures: Vec<_> = (0..3).map(picture).collect();
+    for vlm in models() {
+        let mut requests: Vec<Request> = (0..30).map(|i| request(i, &pictures)).collect();
+        vlm.prepare(&mut requests).unwrap();
+        let alone = |r: &Request| vlm.generate(std::slice::from_ref(r)).unwrap().remove(0);
+        let want: Vec<Vec<Completion>> = requests.iter().map(alone).collect();
+        let row = {
+            let t = &vlm.config.text;
+            t.layers * 2 * t.kv_heads * t.head_size * size_of::<f32>()
+        };
+        let some = Limits::completions(4);
+        let limits = [
+            Limits::completions(1),
+            some,
+            Limits::completions(100),
+            // Prompts in pieces, and a cache with room for one or two of them.
+            Limits { pass_tokens: 16, ..some },
+            Limits { cache_bytes: Some(400 * row), ..some },
+        ];
+        for limits in limits {
+            let (desk, spent) = Desk::new(requests.clone()).go(&vlm, limits);
+            for (i, (got, want)) in desk.answers.iter().zip(&want).enumerate() {
+                // Log-probabilities to the bit.
+                assert_eq!(got.as_ref().unwrap().as_ref().unwrap(), want, "request {i}, {limits:?}");
+            }
+            assert!(desk.most <= limits.completions, "{} under way, {limits:?}", desk.most);
+            let new: usize = want.iter().flatten().map(|c| c.ids.len()).sum();
+            assert!(spent.new_tokens > 0 && spent.new_tokens <= new, "{spent:?}");
+            if limits == some {
+                // What is short goes out before what is long; the same pictures are seen and begun with once.
+                assert!(!desk.order.is_sorted(), "{:?}", desk.order);
+                assert!(spent.shared_tokens > 0, "{spent:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_can_never_fit_is_told_and_the_rest_answered() {
+    let [vlm, _] = models();
+    let mut requests: Vec<Request> = (0..6).map(|i| request(i, &[picture(0)])).collect();
+    requests[2].messages = vec![Message::new("user", vec![Content::Text("long ".repeat(3000))])];
+    requests[2].images.clear();
+    requests[2].max_new_tokens = 1;
+    requests[4].samples = 0;
+    requests[5].max_new_tokens = 1500;
+    let row = {
+        let t = &vlm.config.text;
+        t.layers * 2 * t.kv_heads * t.head_size * size_of::<f32>()
+    };
+    let limits = Limits { cache_bytes: Some(1000 * row), ..Limits::completions(3) };
+    let (desk, _) = Desk::new(requests.clone()).go(&vlm, limits);
+    for (i, answer) in desk.answers.iter().enumerate() {
+        match (i, answer.as_ref().unwrap()) {
+            (2, Err(Error::TooLong { most: 2047, .. })) | (4, Err(Error::Usage(_))) => {}
+            (5, Err(Error::OutOfMemory { wanted, .. })) => assert!(*wanted > 1500 * row),
+            (0 | 1 | 3, Ok(got)) => assert_eq!(*got, vlm.generate(&requests[i..=i]).unwrap()[0]),
+            (i, other) => panic!("request {i}: {other:?}"),
+        }
+    }
+}
+
+/// A picture about which two ask one after the other is seen once, though the first is answered before the second comes.
+#[test]
+fn a_picture_that_is_still_held_is_seen_once() {
+    let [vlm, _] = models();
+    let mut requests: Vec<Request> = [0, 1, 2].map(|i| request(i, &[picture(0)])).to_vec();
+    let images = requests[0].images.clone();
+    for r in &mut requests {
+        r.images.clone_from(&images);
+    }
+    vlm.prepare(&mut requests).unwrap();
+    let held = requests.clone();
+    let (_, spent) = Desk::new(requests).go(&vlm, Limits::completions(1));
+    assert_eq!(spent.pictures, 1, "{spent:?}");
+    drop(held);
+}
