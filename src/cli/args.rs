@@ -1,4 +1,5 @@
 //! What the command line accepts.
+mod benchmark;
 mod device;
 mod loading;
 
@@ -11,6 +12,7 @@ use crate::mpa::config;
 use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
+pub use benchmark::{Data, DataCheck, Official, Score};
 pub use device::{Bench, BenchModel, BenchOps, Perplexity, Selftest};
 pub use loading::{Compute, FloatType, Loading, Pixels};
 
@@ -42,6 +44,9 @@ pub enum Command {
     Select(Select),
     Level(Box<Level>),
     Evaluate(Evaluate),
+    Score(Score),
+    #[command(subcommand)]
+    Data(Data),
     Generate(Generate),
     Merge(Merge),
     Quantize(Quantize),
