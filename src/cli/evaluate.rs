@@ -67,6 +67,7 @@ fn on_benchmark(
     if !images.is_dir() {
         return Err(Error::input(images, "no such folder, expected the benchmark's pictures"));
     }
+    evaluate::check(files)?;
     let adapter = args.adapter.as_deref();
     let engine = compute::native(compute, progress)?;
     let loading = args.loading.get();

@@ -92,6 +92,20 @@ pub fn on_benchmark(
     Ok(scores)
 }
 
+/// Reads a benchmark through before anything is written or a model is loaded.
+pub fn check(files: &Files<'_>) -> Result<()> {
+    for record in score::questions(files)? {
+        let record = record?;
+        for (key, there) in [("question", record.question.is_some()), ("picture", record.image.is_some())] {
+            if !there {
+                let what = format!("question_id {} has no {key}", record.id);
+                return Err(Error::line(files.questions.unwrap_or(files.annotations), record.line, what));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Writes the benchmark's records one by one, with paths of pictures from `to`'s folder.
 fn list(files: &Files<'_>, images: &Path, to: &Path) -> Result<()> {
     files::make_parent(to)?;
@@ -99,7 +113,7 @@ fn list(files: &Files<'_>, images: &Path, to: &Path) -> Result<()> {
     let hidden = to.with_file_name(".questions.jsonl.tmp");
     let io = |e| Error::io(to, e);
     let mut file = BufWriter::new(File::create(&hidden).map_err(io)?);
-    for record in files.open()? {
+    for record in score::questions(files)? {
         let mut record = record?;
         let image = record.image.take().ok_or_else(|| {
             let what = format!("question_id {} names no picture", record.id);

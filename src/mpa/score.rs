@@ -47,18 +47,10 @@ pub struct Scored {
 pub fn run(files: &Files<'_>, metric: Metric, predictions: &Path) -> Result<Scores> {
     let mut said = Predictions::read(predictions)?;
     let norm = Norm::new()?;
-    let mut seen: HashMap<String, usize> = HashMap::new();
     let (mut per_question, mut missing) = (Vec::new(), Vec::new());
-    for record in files.open()? {
+    for record in questions(files)? {
         let record = record?;
-        if let Some(first) = seen.insert(record.id.clone(), record.line) {
-            let what = format!("question_id {} was there before, on line {first}", record.id);
-            return Err(Error::line(files.annotations, record.line, what));
-        }
         let answers: Vec<&str> = record.answers.iter().flatten().map(String::as_str).collect();
-        if answers.is_empty() {
-            return Err(unanswered(files, &record));
-        }
         let score = match said.by_id.get_mut(&record.id) {
             Some(prediction) => {
                 prediction.asked = true;
@@ -100,14 +92,29 @@ pub fn run(files: &Files<'_>, metric: Metric, predictions: &Path) -> Result<Scor
     })
 }
 
+/// The records of a benchmark, each with answers and an id of its own; anything else is an error.
+pub fn questions<'a>(files: &'a Files<'_>) -> Result<impl Iterator<Item = Result<Record>> + use<'a>> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    Ok(files.open()?.map(move |record| {
+        let record = record?;
+        if let Some(first) = seen.insert(record.id.clone(), record.line) {
+            let what = format!("question_id {} was there before, on line {first}", record.id);
+            return Err(Error::line(files.questions.unwrap_or(files.annotations), record.line, what));
+        }
+        match record.answers.as_ref().is_none_or(Vec::is_empty) {
+            true => Err(unanswered(files, &record)),
+            false => Ok(record),
+        }
+    }))
+}
+
 fn unanswered(files: &Files<'_>, record: &Record) -> Error {
-    let split = "a split without answers cannot be scored here";
     let what = match files.questions {
-        None => format!("question_id {} has no answers: {split}", record.id),
-        Some(questions) => format!("question_id {} of {} has no annotation", record.id, questions.display()),
+        None => "has no answers: a split without answers cannot be scored here".to_string(),
+        Some(_) => format!("has no answers in {}", files.annotations.display()),
     };
-    let line = if files.questions.is_none() { record.line } else { 1 };
-    Error::line(files.annotations, line, what)
+    let file = files.questions.unwrap_or(files.annotations);
+    Error::line(file, record.line, format!("question_id {} {what}", record.id))
 }
 
 struct Prediction {
