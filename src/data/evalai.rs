@@ -27,8 +27,10 @@ const ARTICLES: [&str; 3] = ["a", "an", "the"];
 /// Full stops that are removed at most: the evaluator hands a flag of value 32 to the place of a count.
 const STOPS: usize = 32;
 
-/// Contractions and what they become; without those that no text has after the first steps (with capitals, or with `'s` in them).
-const CONTRACTIONS: [(&str, &str); 112] = [
+/// Contractions and what they become; without those that become themselves, and those with capitals, which no lowered text has.
+const CONTRACTIONS: [(&str, &str); 114] = [
+    ("ow's'at", "'ow's'at"),
+    ("'ow'sat", "'ow's'at"),
     ("aint", "ain't"),
     ("arent", "aren't"),
     ("cant", "can't"),

@@ -29,6 +29,8 @@ fn answers_are_normalised_as_evalai_does() {
         ("let's", "let 's"),
         ("somebody'd", "somebodyd"),
         ("'ows'at", "'ow's'at"),
+        // The `-` that goes leaves `'s`, which is split off only before.
+        ("ow'-s'at - x", "'ow's'at x"),
         ("y'allll oclock", "y'all'll o'clock"),
         // Lower case first, so that the table's `Im` never matches.
         ("Im", "im"),

@@ -1,8 +1,9 @@
-//! Commands on benchmarks.
+//! Commands on benchmarks, and scores.
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::{Ask, Loading};
 use crate::data::benchmarks::{Benchmark, Files};
 
 /// The files of one split of a benchmark.
@@ -79,4 +80,44 @@ pub struct DataCheck {
     /// Where its pictures are; without it they are not looked for
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
+}
+
+/// Score a model on questions with known answers, or on a benchmark
+///
+/// Writes predictions.jsonl and scores.json. `accuracy`: the prediction equals one of the answers, in lower case, without punctuation
+/// around it. `contains`: one of the answers is found inside it (as in `select`). With --benchmark, the score is the official one (see `mpa score`),
+/// and per_question.jsonl and submission.json, in the benchmark's format, are written too.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa evaluate --model student --adapter leveled --questions val.jsonl --out scores
+  mpa evaluate --model student --benchmark textvqa --annotations TextVQA_0.5.1_val.json --images train_images --out scores
+  mpa evaluate --model student --benchmark okvqa --annotations mscoco_val2014_annotations.json \\
+    --questions OpenEnded_mscoco_val2014_questions.json --images val2014 --out scores")]
+pub struct Evaluate {
+    /// Checkpoint folder or hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    #[command(flatten)]
+    pub loading: Loading,
+    /// Folder of a LoRA adapter (PEFT layout)
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// JSONL with `question`, `answer` or `answers`, and mostly `image`; with --benchmark okvqa, its questions as downloaded
+    #[arg(long, value_name = "FILE", required_unless_present = "benchmark")]
+    pub questions: Option<PathBuf>,
+    /// Score on this benchmark
+    #[arg(long, value_enum, value_name = "NAME", requires_all = ["annotations", "images"])]
+    pub benchmark: Option<Benchmark>,
+    /// The benchmark's annotations as downloaded, a list of the paper's code, or JSONL
+    #[arg(long, value_name = "FILE", requires = "benchmark")]
+    pub annotations: Option<PathBuf>,
+    /// The benchmark's pictures
+    #[arg(long, value_name = "DIR", requires = "benchmark")]
+    pub images: Option<PathBuf>,
+    /// Where predictions.jsonl and scores.json go
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub ask: Ask,
 }
