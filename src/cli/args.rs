@@ -1,4 +1,5 @@
 //! What the command line accepts.
+mod benchmark;
 mod device;
 mod loading;
 
@@ -11,6 +12,7 @@ use crate::mpa::config;
 use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
+pub use benchmark::{Data, DataCheck, Evaluate, Official, Score};
 pub use device::{Bench, BenchModel, BenchOps, Perplexity, Selftest};
 pub use loading::{Compute, FloatType, Loading, Pixels};
 
@@ -42,6 +44,9 @@ pub enum Command {
     Select(Select),
     Level(Box<Level>),
     Evaluate(Evaluate),
+    Score(Score),
+    #[command(subcommand)]
+    Data(Data),
     Generate(Generate),
     Merge(Merge),
     Quantize(Quantize),
@@ -259,33 +264,6 @@ pub struct Level {
     pub dry_run: bool,
     #[command(flatten)]
     pub settings: Settings,
-}
-
-/// Score a model on questions with known answers
-///
-/// Writes predictions.jsonl and scores.json. `accuracy`: the prediction equals one of the answers, in lower case, without punctuation
-/// around it. `contains`: one of the answers is found inside it (as in `select`).
-#[derive(Args)]
-#[command(after_help = "\
-Example:
-  mpa evaluate --model student --adapter leveled --questions val.jsonl --out scores")]
-pub struct Evaluate {
-    /// Checkpoint folder or hub id
-    #[arg(long, value_name = "MODEL")]
-    pub model: String,
-    #[command(flatten)]
-    pub loading: Loading,
-    /// Folder of a LoRA adapter (PEFT layout)
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
-    /// JSONL with `question`, `answer` or `answers`, and mostly `image`
-    #[arg(long, value_name = "FILE")]
-    pub questions: PathBuf,
-    /// Where predictions.jsonl and scores.json go
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    #[command(flatten)]
-    pub ask: Ask,
 }
 
 /// Complete one prompt

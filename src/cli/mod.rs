@@ -6,6 +6,7 @@ mod bench;
 mod bench_model;
 mod bench_perplexity;
 mod compute;
+mod data;
 mod demo;
 mod doctor;
 mod evaluate;
@@ -16,6 +17,7 @@ mod merge;
 mod predict;
 mod quantize;
 mod run;
+mod score;
 mod select;
 mod selftest;
 
@@ -88,6 +90,8 @@ fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<
         Command::Select(args) => select::run(&args),
         Command::Level(args) => level::run(&args, compute, progress),
         Command::Evaluate(args) => evaluate::run(&args, compute, progress),
+        Command::Score(args) => score::run(&args),
+        Command::Data(args::Data::Check(args)) => data::check(&args),
         Command::Generate(args) => generate::run(&args, compute, progress),
         Command::Merge(args) => merge::run(&args),
         Command::Quantize(args) => quantize::run(&args, compute, progress),

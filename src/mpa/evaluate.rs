@@ -1,15 +1,19 @@
 //! Scores on questions whose answers are known.
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::files;
+use crate::data::benchmarks::{Benchmark, Files};
+use crate::data::files::{self, Rebase};
 use crate::data::metrics::{Norm, correct};
 use crate::data::records::{self, Reader};
 use crate::error::{Error, Result};
 use crate::mpa::engine::Answerer;
 use crate::mpa::predict::{self, Options};
 use crate::mpa::progress::Progress;
+use crate::mpa::score;
 
 /// scores.json. Both scores are fractions of `records`; a picture that cannot be read counts as wrong.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,4 +67,64 @@ pub fn score(predictions: &Path) -> Result<Scores> {
     }
     let share = |count: usize| count as f64 / records as f64;
     Ok(Scores { records, unreadable, accuracy: share(exact), contains: share(within) })
+}
+
+/// Answers a benchmark's questions into `out`/predictions.jsonl (goes on where it ends), scores them with its official metric, and writes
+/// scores.json, per_question.jsonl and submission.json beside it. questions.jsonl is the benchmark as `predict` takes it.
+pub fn on_benchmark(
+    files: &Files<'_>,
+    images: &Path,
+    options: &Options,
+    answerer: &dyn Answerer,
+    out: &Path,
+    batch: usize,
+    progress: &Progress,
+) -> Result<score::Scores> {
+    let (questions, predictions) = (out.join("questions.jsonl"), out.join("predictions.jsonl"));
+    list(files, images, &questions)?;
+    let options = &Options { drafts: false, ..options.clone() };
+    predict::run("evaluate", &questions, options, answerer, &predictions, batch, progress)?;
+    let scores = score::run(files, files.benchmark.metric(), &predictions)?;
+    let entries = score::submission(&predictions, files.benchmark == Benchmark::Chartqa)?;
+    files::write(&out.join("per_question.jsonl"), &scores.lines()?)?;
+    files::write_json(&out.join("submission.json"), &entries)?;
+    files::write_json(&out.join("scores.json"), &scores)?;
+    Ok(scores)
+}
+
+/// Reads a benchmark through before anything is written or a model is loaded.
+pub fn check(files: &Files<'_>) -> Result<()> {
+    for record in score::questions(files)? {
+        let record = record?;
+        for (key, there) in [("question", record.question.is_some()), ("picture", record.image.is_some())] {
+            if !there {
+                let what = format!("question_id {} has no {key}", record.id);
+                return Err(Error::line(files.questions.unwrap_or(files.annotations), record.line, what));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes the benchmark's records one by one, with paths of pictures from `to`'s folder.
+fn list(files: &Files<'_>, images: &Path, to: &Path) -> Result<()> {
+    files::make_parent(to)?;
+    let rebase = Rebase::folders(images, files::folder_of(to))?;
+    let hidden = to.with_file_name(".questions.jsonl.tmp");
+    let io = |e| Error::io(to, e);
+    let mut file = BufWriter::new(File::create(&hidden).map_err(io)?);
+    for record in score::questions(files)? {
+        let mut record = record?;
+        let image = record.image.take().ok_or_else(|| {
+            let what = format!("question_id {} names no picture", record.id);
+            Error::line(files.questions.unwrap_or(files.annotations), record.line, what)
+        })?;
+        let found = files.benchmark.locate(images, &image);
+        let found = found.strip_prefix(images).unwrap_or(&found);
+        record.image = Some(rebase.path(found.to_str().unwrap_or(&image)));
+        file.write_all(&record.to_line()?).map_err(io)?;
+    }
+    let file = file.into_inner().map_err(|e| Error::io(to, e.into_error()))?;
+    file.sync_all().map_err(io)?;
+    fs::rename(&hidden, to).map_err(io)
 }

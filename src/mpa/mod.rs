@@ -21,4 +21,5 @@ pub mod progress;
 pub mod prompts;
 pub mod report;
 pub mod run;
+pub mod score;
 pub mod select;

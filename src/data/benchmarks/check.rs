@@ -1,0 +1,107 @@
+//! What is wrong with a download: read once, before hours are spent on it.
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::Files;
+use crate::data::images;
+use crate::error::Result;
+
+/// Examples kept of each fault.
+const SHOWN: usize = 10;
+
+/// A fault: how often, and the first examples.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Fault {
+    pub count: usize,
+    pub first: Vec<String>,
+}
+
+impl Fault {
+    fn add(&mut self, example: impl Into<String>) {
+        self.count += 1;
+        if self.first.len() < SHOWN {
+            self.first.push(example.into());
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Report {
+    pub questions: usize,
+    /// Different ones that are named.
+    pub pictures: usize,
+    pub answers: usize,
+    pub duplicate_ids: Fault,
+    pub without_question: Fault,
+    pub without_answers: Fault,
+    pub without_picture: Fault,
+    /// Not looked for without a folder of pictures.
+    pub missing_pictures: Fault,
+    /// What is there is no picture, by the beginning of its file.
+    pub unreadable_pictures: Fault,
+}
+
+impl Report {
+    /// Each fault, with what it is called.
+    pub fn faults(&self) -> [(&'static str, &Fault); 6] {
+        [
+            ("question ids that are there twice", &self.duplicate_ids),
+            ("without a question", &self.without_question),
+            ("without answers", &self.without_answers),
+            ("that name no picture", &self.without_picture),
+            ("pictures missing", &self.missing_pictures),
+            ("pictures unreadable", &self.unreadable_pictures),
+        ]
+    }
+
+    pub fn sound(&self) -> bool {
+        self.questions > 0 && self.faults().iter().all(|(_, fault)| fault.count == 0)
+    }
+}
+
+/// Reads all records; looks for their pictures if `images` is there. Holds ids and names of pictures.
+pub fn run(files: &Files<'_>, images: Option<&Path>) -> Result<Report> {
+    let mut report = Report::default();
+    let mut ids: HashMap<String, usize> = HashMap::new();
+    let mut pictures: HashSet<String> = HashSet::new();
+    for record in files.open()? {
+        let record = record?;
+        report.questions += 1;
+        let lines = ids.get(&record.id).copied();
+        if let Some(first) = lines {
+            report.duplicate_ids.add(format!("{} (lines {first} and {})", record.id, record.line));
+        } else {
+            ids.insert(record.id.clone(), record.line);
+        }
+        // With OK-VQA's annotations alone there is no question to be had.
+        if record.question.is_none()
+            && (files.questions.is_some() || files.benchmark != super::Benchmark::Okvqa)
+        {
+            report.without_question.add(&record.id);
+        }
+        match record.answers.as_ref().map_or(0, Vec::len) {
+            0 => report.without_answers.add(&record.id),
+            count => report.answers += count,
+        }
+        let Some(image) = record.image else {
+            report.without_picture.add(&record.id);
+            continue;
+        };
+        if pictures.contains(&image) {
+            continue;
+        }
+        if let Some(folder) = images {
+            let path = files.benchmark.locate(folder, &image);
+            if !path.exists() {
+                report.missing_pictures.add(&image);
+            } else if let Err(error) = images::size(&path) {
+                report.unreadable_pictures.add(error.to_string());
+            }
+        }
+        pictures.insert(image);
+    }
+    report.pictures = pictures.len();
+    Ok(report)
+}

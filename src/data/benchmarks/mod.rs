@@ -1,0 +1,174 @@
+//! The four benchmarks in their official layouts, and the lists of the paper's released code: records, one at a time.
+//!
+//! ```text
+//! elements.rs (objects of a list, streamed) -> layout.rs, conversation.rs (element -> Record) -> join.rs (OK-VQA's two files) -> Samples
+//! check.rs: what is wrong with a download
+//! ```
+//! The records have `id`, `image` (as the benchmark names it: see `locate`), `question`, `answers`, and `question_id` as it was in the file.
+
+pub mod check;
+mod conversation;
+pub mod elements;
+mod join;
+mod layout;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::data::official::Metric;
+use crate::data::records::{Reader, Record};
+use crate::error::{Error, Result};
+use elements::Elements;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Benchmark {
+    /// TextVQA 0.5.1
+    Textvqa,
+    /// ST-VQA, task 1
+    Stvqa,
+    /// ChartQA: human, augmented or both
+    Chartqa,
+    /// OK-VQA: annotations, and questions
+    Okvqa,
+}
+
+impl Benchmark {
+    pub fn metric(self) -> Metric {
+        match self {
+            Benchmark::Textvqa | Benchmark::Okvqa => Metric::VqaAccuracy,
+            Benchmark::Stvqa => Metric::Anls,
+            Benchmark::Chartqa => Metric::RelaxedAccuracy,
+        }
+    }
+
+    /// Where the list lies in the object that a file is.
+    fn key(self) -> &'static str {
+        if self == Benchmark::Okvqa { "annotations" } else { "data" }
+    }
+
+    /// Folders within a download that hold its pictures.
+    fn folders(self) -> &'static [&'static str] {
+        match self {
+            Benchmark::Textvqa => &["", "train_images", "test_images"],
+            Benchmark::Chartqa => &["", "png"],
+            Benchmark::Okvqa => &["", "val2014", "train2014"],
+            Benchmark::Stvqa => &[""],
+        }
+    }
+
+    /// Where the picture `image` of a record is under `images`: there, or in the folder that the download has for pictures.
+    pub fn locate(self, images: &Path, image: &str) -> PathBuf {
+        let mut places = self.folders().iter().map(|folder| images.join(folder).join(image));
+        places.find(|path| path.exists()).unwrap_or_else(|| images.join(image))
+    }
+}
+
+/// The files of one split.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    pub benchmark: Benchmark,
+    pub annotations: &'a Path,
+    /// OK-VQA only.
+    pub questions: Option<&'a Path>,
+}
+
+impl<'a> Files<'a> {
+    /// Records in the order of the questions file, or of the annotations if there is none. Holds one record at a time; of OK-VQA, the
+    /// annotations that the questions have not come to.
+    pub fn open(&self) -> Result<Samples> {
+        let annotations = List::open(self.benchmark, self.annotations, self.benchmark.key())?;
+        let Some(questions) = self.questions else {
+            return Ok(Samples::One(annotations));
+        };
+        if self.benchmark != Benchmark::Okvqa {
+            let what = "--questions is for okvqa, whose questions lie in a file of their own";
+            return Err(Error::Usage(what.to_string()));
+        }
+        let questions = List::open(self.benchmark, questions, "questions")?;
+        Ok(Samples::Two(Box::new(join::Join::new(questions, annotations))))
+    }
+}
+
+/// See `Files::open`. Stops after the first error.
+pub enum Samples {
+    One(List),
+    Two(Box<join::Join>),
+}
+
+impl Iterator for Samples {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Result<Record>> {
+        match self {
+            Samples::One(list) => list.next(),
+            Samples::Two(join) => join.next(),
+        }
+    }
+}
+
+/// The records of one file.
+pub enum List {
+    /// This program's JSONL.
+    Lines(Reader),
+    Json {
+        benchmark: Benchmark,
+        elements: Elements,
+    },
+}
+
+impl List {
+    fn open(benchmark: Benchmark, path: &Path, key: &'static str) -> Result<List> {
+        if path.extension().is_some_and(|ending| ending == "jsonl") {
+            return Ok(List::Lines(Reader::open(path)?));
+        }
+        Ok(List::Json { benchmark, elements: Elements::open(path, key)? })
+    }
+}
+
+impl Iterator for List {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Result<Record>> {
+        match self {
+            List::Lines(reader) => Some(reader.next()?.map(own)),
+            List::Json { benchmark, elements } => {
+                let element = match elements.next()? {
+                    Ok(element) => element,
+                    Err(error) => return Some(Err(error)),
+                };
+                let split = elements.header.get("data_subtype").map(String::as_str);
+                let split = split.or_else(|| named(elements.path()));
+                let (number, line) = (element.number, element.line);
+                let record = layout::record(*benchmark, element.map, number, line, split);
+                Some(record.map_err(|what| {
+                    Error::line(elements.path(), line, format!("element {number} (from 0): {what}"))
+                }))
+            }
+        }
+    }
+}
+
+/// A record of this program's own files, with the fields that all samples have.
+fn own(mut record: Record) -> Record {
+    if record.answers.as_ref().is_none_or(Vec::is_empty) {
+        record.answers = record.answer.take().map(|answer| vec![answer]);
+    }
+    match record.extra.get("question_id") {
+        Some(Value::String(id)) => record.id = id.clone(),
+        Some(Value::Number(id)) => record.id = id.to_string(),
+        _ => drop(record.extra.insert("question_id".to_string(), Value::String(record.id.clone()))),
+    }
+    record
+}
+
+/// COCO's part, by the name of the file.
+fn named(path: &Path) -> Option<&'static str> {
+    let name = path.file_name()?.to_str()?;
+    [("val", "val2014"), ("train", "train2014")]
+        .into_iter()
+        .find(|(part, _)| name.contains(part))
+        .map(|(_, split)| split)
+}

@@ -1,0 +1,253 @@
+//! mpa score, mpa data check, and mpa evaluate on a benchmark: exit codes, messages, files.
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+fn mpa(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mpa")).current_dir(folder).args(args).output().unwrap()
+}
+
+/// What a command that exits with `code` has on stdout (as JSON), and on stderr.
+#[track_caller]
+fn json_and_said(folder: &Path, code: i32, args: &[&str]) -> (Value, String) {
+    let output = mpa(folder, &[args, &["--json"]].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+    (serde_json::from_slice(&output.stdout).unwrap_or(Value::Null), said)
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+const ST: &str = r#"{"data":[
+{"file_path":"a.png","question":"q","answers":["hello"],"question_id":5},
+{"file_path":"b.png","question":"q","answers":["world","earth"],"question_id":"x"},
+{"file_path":"a.png","question":"q","answers":["mars"],"question_id":6}]}"#;
+
+const SCORE: [&str; 7] =
+    ["score", "--benchmark", "stvqa", "--annotations", "st.json", "--predictions", "p.jsonl"];
+
+#[test]
+fn scores_and_says_what_is_missing_repeated_or_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write(at, "st.json", ST);
+    let p = "{\"question_id\":\"x\",\"answer\":\"Earth\"}\n{\"question_id\":5,\"answer\":\"hella\"}\n\
+             {\"question_id\":5,\"answer\":\"hella\"}\n{\"question_id\":77,\"answer\":\"?\"}\n";
+    write(at, "p.jsonl", p);
+    let (scores, _) = json_and_said(at, 0, &[&SCORE[..], &["--per-question", "out/pq.jsonl"]].concat());
+    assert!((scores["score"].as_f64().unwrap() - 0.6).abs() < 1e-12, "{scores}");
+    for (key, want) in [
+        ("questions", json!(3)),
+        ("missing", json!(1)),
+        ("duplicates", json!(1)),
+        ("unknown", json!(1)),
+        ("missing_ids", json!(["6"])),
+        ("unknown_ids", json!(["77"])),
+        ("metric", json!("anls")),
+    ] {
+        assert_eq!(scores[key], want, "{key}");
+    }
+    let per = lines(&at.join("out/pq.jsonl"));
+    let ids: Vec<&Value> = per.iter().map(|line| &line["question_id"]).collect();
+    assert_eq!(ids, [&json!(5), &json!("x"), &json!(6)]);
+    assert_eq!(per[2]["score"], json!(0.0));
+    let table = String::from_utf8(mpa(at, &SCORE).stdout).unwrap();
+    assert!(table.contains("60.00 %   95 % interval") && table.contains("question_id 6"), "{table}");
+    let (paper, _) = json_and_said(at, 0, &[&SCORE[..], &["--metric", "paper"]].concat());
+    assert!((paper["score"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-12, "{paper}");
+}
+
+#[test]
+fn mistakes_in_predictions_and_annotations_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write(at, "st.json", ST);
+    let ours = "{\"question_id\":5,\"answer\":\"a\"}\n";
+    for (predictions, part) in [
+        (
+            &format!("{ours}{}", ours.replace("\"a\"", "\"b\""))[..],
+            "p.jsonl:2: question_id 5 is answered \"b\", but on line 1 \"a\"",
+        ),
+        (
+            "{\"question_id\":5,\"answr\":\"a\"}",
+            "p.jsonl:1: missing key `answer`; expected {\"question_id\": ..., \"answer\": \"...\"}, got answr",
+        ),
+        ("{\"questionId\":5,\"answer\":\"a\"}", "p.jsonl:1: missing key `question_id`"),
+        (
+            "{\"question_id\":5,\"answer\":[\"a\"]}",
+            "p.jsonl:1: key `answer`: expected a string, got an array",
+        ),
+        ("{\"question_id\":[5],\"answer\":\"a\"}", "key `question_id`: expected a number or a string"),
+        ("{\"question_id\":5,\n", "p.jsonl:1: not JSON"),
+        (
+            "{\"question_id\":8,\"answer\":\"a\"}",
+            "none of its question ids is in st.json: it has \"8\", which has \"5\"",
+        ),
+    ] {
+        write(at, "p.jsonl", predictions);
+        let (_, said) = json_and_said(at, 2, &SCORE);
+        assert!(said.contains(part), "{said}");
+    }
+    write(at, "p.jsonl", ours);
+    for (annotations, part) in [
+        (
+            ST.replace("\"question_id\":6", "\"question_id\":5"),
+            "st.json:4: question_id 5 was there before, on line 2",
+        ),
+        (ST.replace("[\"mars\"]", "[]"), "st.json:4: question_id 6 has no answers"),
+        (ST.replace("}]}", "]}"), "st.json:4: not JSON, in or after element 2"),
+        ("{\"data\":[]}".to_string(), "st.json: holds no questions"),
+    ] {
+        write(at, "st.json", &annotations);
+        let (_, said) = json_and_said(at, 2, &SCORE);
+        assert!(said.contains(part), "{said}");
+    }
+    let (_, said) =
+        json_and_said(at, 2, &["score", "--benchmark", "vqa", "--annotations", "a", "--predictions", "p"]);
+    assert!(said.contains("textvqa, stvqa, chartqa, okvqa"), "{said}");
+    write(at, "none.json", "[]");
+    let (_, said) = json_and_said(
+        at,
+        2,
+        &["score", "--benchmark", "okvqa", "--annotations", "gone.json", "--predictions", "p.jsonl"],
+    );
+    assert!(said.contains("gone.json"), "{said}");
+}
+
+#[test]
+fn a_download_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write(at, "st.json", ST);
+    let check = ["data", "check", "--benchmark", "stvqa", "--annotations", "st.json"];
+    let (report, _) = json_and_said(at, 0, &check);
+    assert_eq!(
+        (&report["ok"], &report["questions"], &report["pictures"]),
+        (&json!(true), &json!(3), &json!(2))
+    );
+    fs::create_dir(at.join("images")).unwrap();
+    write(&at.join("images"), "a.png", "no picture");
+    let bad = ST.replace("\"question_id\":6", "\"question_id\":5").replace("[\"hello\"]", "null");
+    write(at, "st.json", &bad);
+    let (report, said) = json_and_said(at, 1, &[&check[..], &["--images", "images"]].concat());
+    assert_eq!(report["ok"], json!(false));
+    for (key, first) in [
+        ("duplicate_ids", "5 (lines 2 and 4)"),
+        ("without_answers", "5"),
+        ("missing_pictures", "b.png"),
+        ("unreadable_pictures", "images/a.png: "),
+    ] {
+        assert_eq!(report[key]["count"], json!(1), "{key}");
+        assert!(report[key]["first"][0].as_str().unwrap().starts_with(first), "{key}: {report}");
+    }
+    assert!(said.contains("mpa: st.json: 1 question ids that are there twice"), "{said}");
+    fs::remove_file(at.join("images/a.png")).unwrap();
+    for name in ["a", "b"] {
+        fs::copy(format!("{GOLDEN}/images/cat.png"), at.join(format!("images/{name}.png"))).unwrap();
+    }
+    write(at, "st.json", ST);
+    json_and_said(at, 0, &[&check[..], &["--images", "images"]].concat());
+    json_and_said(at, 2, &[&check[..], &["--images", "gone"]].concat());
+    write(at, "st.json", "{\"data\":[]}");
+    json_and_said(at, 1, &check);
+}
+
+#[test]
+fn a_model_is_evaluated_on_a_benchmark_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::create_dir_all(at.join("charts/png")).unwrap();
+    for name in ["cat", "chart"] {
+        fs::copy(format!("{GOLDEN}/images/{name}.png"), at.join(format!("charts/png/{name}.png"))).unwrap();
+    }
+    let list = json!([
+        {"imgname": "chart.png", "query": "What is it?", "label": "7"},
+        {"imgname": "cat.png", "query": "And this?", "label": "cat"},
+        {"imgname": "gone.png", "query": "And that?", "label": "x"},
+    ]);
+    write(at, "c.json", &list.to_string());
+    let model = format!("{GOLDEN}/smolvlm");
+    let args = [
+        "evaluate",
+        "--model",
+        &model,
+        "--benchmark",
+        "chartqa",
+        "--annotations",
+        "c.json",
+        "--images",
+        "charts",
+        "--max-new-tokens",
+        "3",
+    ];
+    let (first, _) = json_and_said(at, 0, &[&args[..], &["--out", "o"]].concat());
+    assert_eq!(
+        (&first["questions"], &first["missing"], &first["missing_ids"]),
+        (&json!(3), &json!(1), &json!(["2"]))
+    );
+    let predictions = fs::read(at.join("o/predictions.jsonl")).unwrap();
+    // What a kill after the first answer leaves.
+    let end = predictions.iter().position(|&byte| byte == b'\n').unwrap();
+    fs::write(at.join("o/predictions.jsonl"), &predictions[..end + 5]).unwrap();
+    let (again, _) = json_and_said(at, 0, &[&args[..], &["--out", "o"]].concat());
+    assert_eq!((again, fs::read(at.join("o/predictions.jsonl")).unwrap()), (first.clone(), predictions));
+    let submission: Value = serde_json::from_slice(&fs::read(at.join("o/submission.json")).unwrap()).unwrap();
+    assert_eq!((&submission[1]["question_id"], &submission[1]["annotation"]), (&json!(1), &json!("cat")));
+    assert_eq!(submission[1]["answer"], lines(&at.join("o/predictions.jsonl"))[1]["prediction"]);
+    assert_eq!((submission.as_array().unwrap().len(), &submission[2]["answer"]), (3, &json!("")));
+    assert_eq!(lines(&at.join("o/per_question.jsonl")).len(), 3);
+    let score = [
+        "score",
+        "--benchmark",
+        "chartqa",
+        "--annotations",
+        "c.json",
+        "--predictions",
+        "o/predictions.jsonl",
+    ];
+    assert_eq!(json_and_said(at, 0, &score).0, first);
+    // A mistake in the files is told before the folder is begun.
+    write(at, "bad.json", "[{\"query\":\"q\",\"label\":\"1\"}]");
+    let (_, said) = json_and_said(
+        at,
+        2,
+        &[
+            "evaluate",
+            "--model",
+            &model,
+            "--benchmark",
+            "chartqa",
+            "--annotations",
+            "bad.json",
+            "--images",
+            "charts",
+            "--out",
+            "n",
+        ],
+    );
+    assert!(said.contains("bad.json:1: question_id 0 has no picture") && !at.join("n").exists(), "{said}");
+    json_and_said(at, 2, &["evaluate", "--model", &model, "--out", "n"]);
+    json_and_said(at, 2, &["evaluate", "--model", &model, "--benchmark", "chartqa", "--out", "n"]);
+}
+
+#[test]
+fn the_commands_have_help_with_examples() {
+    for command in [&["score"][..], &["data", "check"], &["evaluate"]] {
+        let output = mpa(Path::new("."), &[command, &["--help"]].concat());
+        assert_eq!(output.status.code(), Some(0));
+        assert!(String::from_utf8(output.stdout).unwrap().contains("Example"), "{command:?}");
+    }
+}
