@@ -136,7 +136,8 @@ fn pictures_rounds_and_labels() {
 
 #[test]
 fn a_failed_cell_is_told_and_the_others_go_on() {
-    let grid = "base = \"demo/config.toml\"\n[grid]\nmargin = [-100, 1e6]\nrule = \"margin\"\nrehearsal = 0\n";
+    let grid =
+        "base = \"demo/config.toml\"\n[grid]\nmargin = [-100, 1e6]\nrule = \"margin\"\nrehearsal = 0\n";
     let home = home(grid);
     let output = ablate(home.path(), "out", &["--json"]);
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
