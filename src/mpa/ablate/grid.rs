@@ -82,7 +82,7 @@ impl Grid {
         let supervised = supervised(path, &home, table.remove("supervised"))?;
         let base = base(path, &home, table)?;
         let count = axes.iter().try_fold(1_usize, |n, (_, list)| n.checked_mul(list.len()));
-        if !count.is_some_and(|n| n <= MAX_CELLS) {
+        if count.is_none_or(|n| n > MAX_CELLS) {
             return Err(Error::input(
                 path,
                 format!("`grid`: the product of its axes has over {MAX_CELLS} cells"),
