@@ -1,4 +1,5 @@
 //! What the command line accepts.
+mod ablate;
 mod benchmark;
 mod device;
 mod loading;
@@ -12,6 +13,7 @@ use crate::mpa::config;
 use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
+pub use ablate::Ablate;
 pub use benchmark::{Data, DataCheck, Evaluate, Official, Score};
 pub use device::{Bench, BenchModel, BenchOps, Perplexity, Selftest};
 pub use loading::{Compute, FloatType, Loading, Pixels};
@@ -39,6 +41,7 @@ pub struct Cli {
 pub enum Command {
     Demo(Demo),
     Run(Run),
+    Ablate(Ablate),
     Annotate(Annotate),
     Predict(Predict),
     Select(Select),
@@ -82,6 +85,9 @@ pub struct Demo {
     // TOML, in which the seed is kept, has no larger numbers.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
+    /// Write models, pictures, questions, config.toml and labels (inputs/labelled.jsonl) into --out, and run nothing
+    #[arg(long, requires = "out")]
+    pub only_write: bool,
 }
 
 /// Run the whole loop of a config file: annotate, predict twice, select, level, evaluate

@@ -1,5 +1,6 @@
 //! The command line: `args.rs` says what is accepted, one small file a command does it. Results go to stdout, all else to stderr.
 
+mod ablate;
 mod annotate;
 mod args;
 mod bench;
@@ -85,6 +86,7 @@ fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<
     match command {
         Command::Demo(args) => demo::run(&args, compute, progress),
         Command::Run(args) => run::run(&args, compute, progress),
+        Command::Ablate(args) => ablate::run(&args, compute, progress),
         Command::Annotate(args) => annotate::run(&args, compute, progress),
         Command::Predict(args) => predict::run(&args, compute, progress),
         Command::Select(args) => select::run(&args),

@@ -115,6 +115,25 @@ pub fn unlabelled(seed: u64, number: usize) -> Scene {
     Scene::random(&mut generator(Purpose::Unlabelled, seed, number as u64))
 }
 
+/// Writes a true question and answer about each unlabelled picture: for a supervised reference, never for the loop.
+pub fn write_labels(path: &Path, seed: u64, plan: Plan) -> Result<()> {
+    let mut lines = Vec::new();
+    for number in 0..plan.pictures {
+        let mut rng = generator(Purpose::Unlabelled, seed, number as u64);
+        let scene = Scene::random(&mut rng);
+        let Some(question) = random_question(&scene, Skill::of(scene.kind()), &mut rng) else { continue };
+        let record = Record {
+            id: format!("{number:05}"),
+            image: Some(format!("images/{}", picture_name(number))),
+            question: Some(question.text),
+            answer: Some(question.answer),
+            ..Record::default()
+        };
+        lines.extend(record.to_line()?);
+    }
+    files::write(path, &lines)
+}
+
 pub fn picture_name(number: usize) -> String {
     format!("{number:05}.png")
 }

@@ -217,6 +217,16 @@ impl Config {
         Ok(config)
     }
 
+    /// The same of a table; paths are relative to `folder`. The error names the key.
+    pub fn of(table: toml::Table, folder: &Path) -> Result<Config, String> {
+        let mut config: Config =
+            table.try_into().map_err(|e: toml::de::Error| e.to_string().trim().to_string())?;
+        let wrong = |bad: Bad| format!("`{}`: {}", bad.key, bad.what);
+        config.complete(folder).map_err(wrong)?;
+        config.check().map_err(wrong)?;
+        Ok(config)
+    }
+
     fn complete(&mut self, folder: &Path) -> Result<(), Bad> {
         let annotate = &mut self.annotate;
         match (annotate.task.take(), &annotate.prompt) {

@@ -5,6 +5,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::models::adapter;
 use crate::models::engine::{Exchange, Limits, Next};
 use crate::models::generate::{Completion, Request};
 use crate::models::image::PixelBounds;
@@ -71,6 +72,11 @@ pub trait Engine: Sync {
 
     /// See `train::fit::level`.
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport>;
+
+    /// Writes the checkpoint of a model with an adapter in its weights to `out`.
+    fn merge(&self, model: &Path, _adapter: &Path, _out: &Path) -> Result<()> {
+        Err(Error::input(model, "this engine merges no adapters"))
+    }
 }
 
 /// How a model differs from what its folder says.
@@ -133,6 +139,13 @@ impl Engine for Native {
 
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
         fit::level(job.model, job.samples, job.trainable, job.options, &self.0, job.out, on_step)
+    }
+
+    fn merge(&self, model: &Path, adapter: &Path, out: &Path) -> Result<()> {
+        let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
+        let mut vlm = Vlm::load(name, Some(adapter))?;
+        adapter::merge(&mut vlm)?;
+        vlm.save(out)
     }
 }
 

@@ -7,8 +7,9 @@
 //!
 //! `run.rs` strings them together in a run folder (`config.rs` reads its settings, `folder.rs` lays it out); `answer.rs` is the part
 //! that all stages which ask a model share; `engine.rs` is
-//! the one door to models; `report.rs` shows a finished run.
+//! the one door to models; `report.rs` shows a finished run; `ablate.rs` runs a grid of loops that share their stages.
 
+pub mod ablate;
 pub mod annotate;
 pub mod answer;
 pub mod config;

@@ -1,0 +1,224 @@
+//! `mpa ablate` with the demo's models: shared stages, kills, side by side, mistakes in grids, and the numbers of the tables.
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use mpa::demo::inputs::{self, Plan};
+use mpa::mpa::ablate::table::{Row, Spread, csv, groups, latex, markdown};
+use tempfile::TempDir;
+
+const GRID: &str = "base = \"demo/config.toml\"\n[grid]\nrule = [\"exact\", \"random\"]\nlr = [1e-3, 2e-3]\n";
+
+/// A folder with little of everything, and grid.toml.
+fn home(grid: &str) -> TempDir {
+    let home = tempfile::tempdir().unwrap();
+    let plan = Plan { pictures: 30, pairs: 2, held_out: 10, questions: 2, steps: 4 };
+    inputs::prepare(&home.path().join("demo"), 3, plan).unwrap();
+    inputs::write_labels(&home.path().join("demo/inputs/labelled.jsonl"), 3, plan).unwrap();
+    std::fs::write(home.path().join("grid.toml"), grid).unwrap();
+    home
+}
+
+fn command(home: &Path, out: &str, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mpa"));
+    command.current_dir(home).args(["ablate", "--quiet", "grid.toml", "--out", out]).args(more);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn ablate(home: &Path, out: &str, more: &[&str]) -> Output {
+    command(home, out, more).output().unwrap()
+}
+
+fn kinds(out: &Path) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for entry in std::fs::read_dir(out.join("stages")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        *kinds.entry(name.split_once('-').unwrap().0.to_string()).or_default() += 1;
+    }
+    kinds
+}
+
+/// Every file with its bytes, without times: done.json and the last column of results.csv.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut all, mut folders) = (BTreeMap::new(), vec![folder.to_path_buf()]);
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_symlink() || path.ends_with("done.json") {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let mut bytes = std::fs::read(&path).unwrap();
+            if path.ends_with("results.csv") {
+                let text = String::from_utf8(bytes).unwrap();
+                let cut = |line: &str| line.rsplit_once(',').unwrap().0.to_string() + "\n";
+                bytes = text.lines().map(cut).collect::<String>().into_bytes();
+            }
+            all.insert(path.strip_prefix(folder).unwrap().to_path_buf(), bytes);
+        }
+    }
+    all
+}
+
+fn same(got: &Path, want: &Path) {
+    let (got, want) = (files(got), files(want));
+    assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
+    for (name, bytes) in &want {
+        assert!(&got[name] == bytes, "{} differs", name.display());
+    }
+}
+
+#[test]
+fn shared_stages_run_once_and_kills_and_jobs_change_nothing() {
+    let home = home(GRID);
+    let begun = Instant::now();
+    let output = ablate(home.path(), "whole", &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let took = begun.elapsed();
+    let whole = home.path().join("whole");
+    let want = [("annotate", 1), ("evaluate", 6), ("level", 4), ("predict", 2), ("select", 1)];
+    assert_eq!(kinds(&whole), want.map(|(kind, n)| (kind.to_string(), n)).into());
+    let table = std::fs::read_to_string(whole.join("results.csv")).unwrap();
+    assert_eq!(table.lines().count(), 5, "{table}");
+    let columns = "pseudo,parity,samples,steps,teacher,before,after,gap_recovered,error,seconds";
+    assert!(table.lines().next().unwrap().ends_with(columns), "{table}");
+    for name in ["summary.md", "summary.tex", "plot-scores.svg"] {
+        assert!(whole.join(name).exists(), "{name}");
+    }
+
+    assert!(ablate(home.path(), "two", &["--jobs", "2"]).status.success());
+    same(&home.path().join("two"), &whole);
+
+    // Each life is a bit longer than the one before, so that the kills fall into every stage.
+    let mut kills = 0;
+    for life in 1..100_u32 {
+        let mut child = command(home.path(), "killed", &[]).spawn().unwrap();
+        let share = 0.03 + 0.02 * f64::from(life % 20);
+        std::thread::sleep(took.mul_f64(share) + Duration::from_millis(u64::from(life % 7)));
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    assert!(kills >= 3, "killed {kills} times only");
+    assert!(ablate(home.path(), "killed", &[]).status.success());
+    same(&home.path().join("killed"), &whole);
+}
+
+#[test]
+fn pictures_rounds_and_labels() {
+    let home = home(
+        "base = \"demo/config.toml\"\n[supervised]\ndata = \"demo/inputs/labelled.jsonl\"\n\
+         [grid]\nrule = \"none\"\npictures = [10, 20]\n[[cell]]\nrule = \"supervised\"\npictures = 20\n\
+         [[cell]]\nrule = \"none\"\nrounds = 2\npictures = 20\n",
+    );
+    let output = ablate(home.path(), "out", &["--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Annotations of 20 pictures are those of 10 as well, and the first round of two is a cell of its own.
+    let want = [("annotate", 1), ("evaluate", 6), ("level", 4), ("merge", 1), ("predict", 3), ("select", 3)];
+    assert_eq!(kinds(&home.path().join("out")), want.map(|(kind, n)| (kind.to_string(), n)).into());
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let count = |row: usize, key: &str| json["rows"][row][key].as_u64().unwrap();
+    // Two pairs a picture, some of which may be rejected.
+    assert!(count(0, "pseudo") > 10 && count(0, "pseudo") <= 20, "{json}");
+    assert!(count(1, "pseudo") > 20 && count(1, "pseudo") <= 40, "{json}");
+    assert_eq!((count(2, "pseudo"), count(2, "samples")), (0, 30), "{json}");
+    assert_eq!(count(3, "samples"), count(1, "samples"), "{json}");
+}
+
+#[test]
+fn a_failed_cell_is_told_and_the_others_go_on() {
+    let grid =
+        "base = \"demo/config.toml\"\n[grid]\nmargin = [-100, 1e6]\nrule = \"margin\"\nrehearsal = 0\n";
+    let home = home(grid);
+    let output = ablate(home.path(), "out", &["--json"]);
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["failed"], 1);
+    assert!(json["rows"][0]["error"].is_null() && json["rows"][0]["after"].is_f64(), "{json}");
+    assert!(json["rows"][1]["error"].as_str().unwrap().contains("nothing to level on"), "{json}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("cell 002") && told.contains("1 of 2 cells failed"), "{told}");
+}
+
+#[test]
+fn bad_grids_are_refused_before_anything_runs() {
+    let home = home(GRID);
+    let cases = [
+        ("[grid]\nrules = [\"exact\"]\n", "`grid.rules`: unknown axis"),
+        ("[grid]\nlr = []\n", "`grid.lr`: expected at least one value"),
+        ("[grid]\nlr = [1e-3, 1e-3]\n", "`grid.lr`: 0.001 is there twice"),
+        ("[grid]\nlr = [1e-3, -1.0]\n", "`level.lr`: expected above 0, got -1"),
+        ("[grid]\nrule = [\"best\"]\n", "`rule`: expected contains"),
+        ("[grid]\nrule = [\"supervised\"]\n", "[supervised]"),
+        ("[grid]\npictures = 0\n", "`pictures`: expected a number of at least 1"),
+        ("[grid]\nrounds = \"two\"\n", "`rounds`: expected a number of at least 1"),
+        ("[grid]\n\"level.bach\" = [1]\n", "bach"),
+        ("gird = 1\n", "unknown key `gird`"),
+        ("", "no cells"),
+        ("[grid\n", "grid.toml:2"),
+    ];
+    for (text, expected) in cases {
+        let text = format!("base = \"demo/config.toml\"\n{text}");
+        std::fs::write(home.path().join("grid.toml"), &text).unwrap();
+        let output = ablate(home.path(), "out", &[]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}: {told}");
+        assert!(told.contains(expected) && told.contains("grid.toml"), "{text}: {told}");
+        assert!(!home.path().join("out").exists(), "{text}");
+    }
+}
+
+#[test]
+fn a_dry_run_counts_and_writes_nothing() {
+    let home = home(GRID);
+    let output = ablate(home.path(), "out", &["--dry-run"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let expected = "4 cells; stages: 1 annotate, 6 evaluate, 4 level, 2 predict, 1 select";
+    assert!(text.contains(expected), "{text}");
+    assert!(!home.path().join("out").exists());
+}
+
+#[test]
+fn means_and_deviations_are_those_of_the_hand() {
+    // 2 4 4 4 5 5 7 9: mean 5, squares 32, by n - 1 = 7. Rounding of a few operations.
+    let spread = Spread::of(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).unwrap();
+    assert_eq!(spread.mean, 5.0);
+    assert!((spread.deviation.unwrap() - (32.0_f64 / 7.0).sqrt()).abs() < 1e-12);
+    assert_eq!(Spread::of(&[3.0]), Some(Spread { mean: 3.0, deviation: None }));
+    assert_eq!(Spread::of(&[]), None);
+
+    let row = |rule: &str, seed: &str, after: f64| Row {
+        values: vec![rule.into(), seed.into()],
+        parity: 10,
+        teacher: Some(0.9),
+        before: Some(0.5),
+        after: Some(after),
+        gap_recovered: Some((after - 0.5) / 0.4),
+        ..Row::default()
+    };
+    let (values, error) = (vec!["a_b".into(), "2".into()], Some("a, \"b\"".into()));
+    let failed = Row { cell: "004".into(), values, error, ..Row::default() };
+    let rows = [row("exact", "0", 0.6), row("exact", "1", 0.7), row("a_b", "0", 0.5), failed];
+    let axes = ["rule".to_string(), "seed".to_string()];
+    let groups = groups(&axes, &rows);
+    assert_eq!(groups.len(), 2);
+    // 0.6 and 0.7: sqrt(2 * 0.05^2); a gap of 0.25 and 0.5: sqrt(2 * 0.125^2).
+    let text = markdown(&axes, &groups);
+    let line = "| exact | 2 | 10 ± 0 | 90.0 ± 0.0 | 50.0 ± 0.0 | 65.0 ± 7.1 | 37.5 ± 17.7 |";
+    assert!(text.contains(line), "{text}");
+    assert!(text.contains("| a_b | 2 (1 failed) | 10 | 90.0 | 50.0 | 50.0 | 0.0 |"), "{text}");
+    let text = latex(&axes, &groups);
+    assert!(text.contains("a\\_b & 2 (1 failed) & 10") && text.contains("65.0 $\\pm$ 7.1"), "{text}");
+    let text = csv(&axes, &rows);
+    assert!(text.contains("004,a_b,2,0,0,0,0,,,,,\"a, \"\"b\"\"\",0.0"), "{text}");
+}
