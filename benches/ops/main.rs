@@ -20,6 +20,7 @@ mod dropout;
 mod embedding;
 mod gelu;
 mod gemm_int8;
+mod kv_cache;
 mod layer_norm;
 mod linear;
 mod lora;
@@ -143,6 +144,7 @@ criterion::criterion_main!(
     embedding::benches,
     gelu::benches,
     gemm_int8::benches,
+    kv_cache::benches,
     layer_norm::benches,
     linear::benches,
     lora::benches,

@@ -4,10 +4,12 @@
 mod backward;
 mod launch;
 mod launch_backward;
+mod paged;
 
 use rayon::prelude::*;
 
 use super::expect_shape;
+use super::kv_cache::Pages;
 use super::matmul::dot::{self, Panel, Rows, Sums};
 use super::matmul::{Shared, View, matmul_here};
 use super::vector_math::{exp, max, sum, vectorised};
@@ -16,6 +18,7 @@ use crate::tensor::{Tensor, Upload, Uploaded};
 
 pub use backward::backward;
 pub use launch::decode_reach;
+pub use paged::{PagedSpans, forward_paged};
 
 /// Stacked rows of queries, and keys, in a block: enough for gemm's packing of keys to be cheap, and their scores fit the second-level cache.
 const ROWS: usize = 192;
@@ -143,20 +146,61 @@ pub fn forward(
     if let Some(gpu) = q.gpu() {
         return launch::forward(gpu, out, lse, [q, k, v], spans, &config);
     }
+    let kv = [Source::Rows(k.f32s()?), Source::Rows(v.f32s()?)];
+    on_cpu(out, lse, q, kv, spans, &config)
+}
+
+/// Keys, or values, in main memory.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Rows(&'a [f32]),
+    Pages { pages: &'a Pages, tables: &'a [u32] },
+}
+
+impl Source<'_> {
+    /// Keys `start` .. `start + n` of an item, a block of them: the elements of its head from the first key on, and from where to where a row is.
+    fn block<'a>(
+        &'a self,
+        wide: &'a mut Vec<f32>,
+        item: &Item,
+        start: usize,
+        n: usize,
+        config: &Config,
+    ) -> Result<(&'a [f32], usize)> {
+        match *self {
+            Source::Pages { pages, tables } => paged::block((pages, tables), wide, item, start, n),
+            Source::Rows(rows) => {
+                let width = config.k_width();
+                let offset = (item.span.k_start + start) * width + item.kv_head * config.head_size;
+                Ok((&rows[offset..], width))
+            }
+        }
+    }
+}
+
+/// `forward` in main memory, of what has been checked.
+fn on_cpu(
+    out: &mut Tensor,
+    lse: Option<&mut Tensor>,
+    q: &Tensor,
+    kv: [Source; 2],
+    spans: &[Span],
+    config: &Config,
+) -> Result<()> {
     let lse = match lse {
         None => None,
         Some(lse) => Some(Shared::new(lse.f32s_mut()?)),
     };
-    let (q, k, v, out) = (q.f32s()?, k.f32s()?, v.f32s()?, Shared::new(out.f32s_mut()?));
+    let (q, out) = (q.f32s()?, Shared::new(out.f32s_mut()?));
     let items: Vec<Item> = spans
         .iter()
-        .flat_map(|&span| (0..config.kv_heads).flat_map(move |kv_head| Item::all(span, kv_head, &config)))
+        .flat_map(|&span| (0..config.kv_heads).flat_map(move |kv_head| Item::all(span, kv_head, config)))
         .collect();
     let hs = config.head_size;
     let one = |scratch: &mut Scratch, item: &Item| {
-        attend(scratch, item, q, k, v, &config);
+        attend(scratch, item, q, &kv, config)?;
         for (r, acc) in scratch.acc.chunks_exact(hs).enumerate() {
-            let (row, head) = item.place(r, &config);
+            let (row, head) = item.place(r, config);
             let total = scratch.total[r];
             let scale = if total == 0.0 { 0.0 } else { 1.0 / total };
             // SAFETY: `check` put the row inside the tensor; items have disjoint (row, head) pairs, spans disjoint rows.
@@ -167,14 +211,14 @@ pub fn forward(
                 unsafe { lse.slice(row * config.heads + head, 1)[0] = scratch.max[r] + total.ln() };
             }
         }
+        Ok(())
     };
-    if items.iter().map(|item| item.rows(&config) * item.keys(&config)).sum::<usize>() * hs < SMALL {
+    if items.iter().map(|item| item.rows(config) * item.keys(config)).sum::<usize>() * hs < SMALL {
         let mut scratch = Scratch::default();
-        items.iter().for_each(|item| one(&mut scratch, item));
+        items.iter().try_for_each(|item| one(&mut scratch, item))
     } else {
-        items.par_iter().for_each_init(Scratch::default, one);
+        items.par_iter().try_for_each_init(Scratch::default, one)
     }
-    Ok(())
 }
 
 /// Buffers of one worker, used again from item to item.
@@ -182,6 +226,8 @@ pub fn forward(
 struct Scratch {
     q: Vec<f32>,
     keys: Panel,
+    /// A block of keys or values in f32, where they are stored as something else.
+    wide: Vec<f32>,
     scores: Vec<f32>,
     acc: Vec<f32>,
     max: Vec<f32>,
@@ -189,9 +235,15 @@ struct Scratch {
 }
 
 /// Leaves, by stacked row, the largest score in `max`, sum_j exp(score_j - max) v_j in `acc` and the sum of these weights in `total`.
-fn attend(scratch: &mut Scratch, item: &Item, q: &[f32], k: &[f32], v: &[f32], config: &Config) {
-    let (hs, width, rows) = (config.head_size, config.k_width(), item.rows(config));
-    let Scratch { q: queries, keys, scores, acc, max: top, total } = scratch;
+fn attend(
+    scratch: &mut Scratch,
+    item: &Item,
+    q: &[f32],
+    [k, v]: &[Source; 2],
+    config: &Config,
+) -> Result<()> {
+    let (hs, rows) = (config.head_size, item.rows(config));
+    let Scratch { q: queries, keys, wide, scores, acc, max: top, total } = scratch;
     gather(queries, q, item, config);
     queries.iter_mut().for_each(|q| *q *= config.scale);
     // Scores are overwritten before they are read.
@@ -205,12 +257,11 @@ fn attend(scratch: &mut Scratch, item: &Item, q: &[f32], k: &[f32], v: &[f32], c
     let seen = item.keys(config);
     for start in (0..seen).step_by(KEYS) {
         let n = KEYS.min(seen - start);
-        let offset = (item.span.k_start + start) * width + item.kv_head * hs;
+        let (k, stride) = k.block(wide, item, start, n, config)?;
         if rows <= FEW {
-            few_scores(scores, keys, queries, hs, |j| &k[offset + j * width..][..hs], n);
+            few_scores(scores, keys, queries, hs, |j| &k[j * stride..][..hs], n);
         } else {
-            let (queries, k) =
-                (View { data: queries, rs: hs, cs: 1 }, View { data: &k[offset..], rs: 1, cs: width });
+            let (queries, k) = (View { data: queries, rs: hs, cs: 1 }, View { data: k, rs: 1, cs: stride });
             matmul_here([rows, n, hs], scores, KEYS, 1.0, queries, k, false);
         }
         let filled = n.next_multiple_of(LANES);
@@ -218,10 +269,11 @@ fn attend(scratch: &mut Scratch, item: &Item, q: &[f32], k: &[f32], v: &[f32], c
             scores[item.seen(r, start, n, config)..filled].fill(f32::NEG_INFINITY);
         }
         soften(scores, filled, acc, hs, top, total);
-        let (weights, v) =
-            (View { data: scores, rs: KEYS, cs: 1 }, View { data: &v[offset..], rs: width, cs: 1 });
+        let (v, stride) = v.block(wide, item, start, n, config)?;
+        let (weights, v) = (View { data: scores, rs: KEYS, cs: 1 }, View { data: v, rs: stride, cs: 1 });
         matmul_here([rows, hs, n], acc, hs, 1.0, weights, v, true);
     }
+    Ok(())
 }
 
 /// Scores of few queries (dense, HS wide) against `n` keys.
@@ -287,18 +339,35 @@ fn check(
     spans: &[Span],
     config: &Config,
 ) -> Result<()> {
+    check_heads(op, q, config)?;
+    expect_shape(op, "k", k, &[k.rows(), config.k_width()])?;
+    expect_shape(op, "v", v, k.shape())?;
+    let fits = |span: &Span| span.k_start.checked_add(span.k_len).is_some_and(|end| end <= k.rows());
+    check_spans(op, q, &format!("{} keys", k.rows()), spans, config, fits)
+}
+
+fn check_heads(op: &'static str, q: &Tensor, config: &Config) -> Result<()> {
     let &Config { heads, kv_heads, head_size, .. } = config;
     if kv_heads == 0 || head_size == 0 || heads % kv_heads != 0 {
         let got = format!("{heads} heads, {kv_heads} key/value heads, head size {head_size}");
         return Err(Error::op(op, "heads that the key/value heads divide, and a head size", got));
     }
-    expect_shape(op, "q", q, &[q.rows(), config.q_width()])?;
-    expect_shape(op, "k", k, &[k.rows(), config.k_width()])?;
-    expect_shape(op, "v", v, k.shape())?;
+    expect_shape(op, "q", q, &[q.rows(), config.q_width()])
+}
+
+/// `keys`: what the keys must lie within, as `fits` says.
+fn check_spans(
+    op: &'static str,
+    q: &Tensor,
+    keys: &str,
+    spans: &[Span],
+    config: &Config,
+    fits: impl Fn(&Span) -> bool,
+) -> Result<()> {
     for span in spans {
-        let fits = |start: usize, len: usize, rows| start.checked_add(len).is_some_and(|end| end <= rows);
-        if !fits(span.q_start, span.q_len, q.rows()) || !fits(span.k_start, span.k_len, k.rows()) {
-            let expected = format!("spans within {} queries and {} keys", q.rows(), k.rows());
+        let asks = span.q_start.checked_add(span.q_len).is_some_and(|end| end <= q.rows());
+        if !asks || !fits(span) {
+            let expected = format!("spans within {} queries and {keys}", q.rows());
             return Err(Error::op(op, expected, format!("{span:?}")));
         }
         if config.causal && span.k_len < span.q_len {

@@ -12,6 +12,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod gelu;
 pub mod gemm_int8;
+pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod lora;

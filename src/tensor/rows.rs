@@ -54,8 +54,7 @@ impl Tensor {
             let base = self.ptr_mut(&gpu)?.0;
             return gpu.copy(base + (to * size) as u64, base + (from * size) as u64, len * size);
         }
-        let width = size / self.dtype().size();
-        self.f32s_mut()?.copy_within(from * width..(from + len) * width, to * width);
+        self.bytes_mut()?.copy_within(from * size..(from + len) * size, to * size);
         Ok(())
     }
 

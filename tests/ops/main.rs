@@ -12,6 +12,7 @@ mod dropout;
 mod embedding;
 mod gelu;
 mod gemm_int8;
+mod kv_cache;
 mod layer_norm;
 mod linear;
 mod lora;
