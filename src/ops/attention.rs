@@ -23,8 +23,6 @@ pub use paged::{PagedSpans, forward_paged};
 /// Stacked rows of queries, and keys, in a block: enough for gemm's packing of keys to be cheap, and their scores fit the second-level cache.
 const ROWS: usize = 192;
 const KEYS: usize = 128;
-/// Rows up to which scores are tiles of dot products (matmul/dot.rs): gemm would spend its time on bringing the keys into its own layout.
-const FEW: usize = 16;
 /// Products of queries and keys, times the head size, below which the calling thread does it all.
 const SMALL: usize = 1 << 17;
 /// Rows of scores are filled up to a multiple of this, so that vector instructions do all the work.
@@ -258,7 +256,9 @@ fn attend(
     for start in (0..seen).step_by(KEYS) {
         let n = KEYS.min(seen - start);
         let (k, stride) = k.block(wide, item, start, n, config)?;
-        if rows <= FEW {
+        // gemm would spend its time on bringing the keys into its own layout, for a handful of rows. It is the span that decides, and not how many
+        // rows an item has: where a prompt is cut changes no bit, as long as no piece is a single query.
+        if item.span.q_len == 1 {
             few_scores(scores, keys, queries, hs, |j| &k[j * stride..][..hs], n);
         } else {
             let (queries, k) = (View { data: queries, rs: hs, cs: 1 }, View { data: k, rs: 1, cs: stride });
