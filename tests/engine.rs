@@ -32,7 +32,7 @@ fn request(i: usize, pictures: &[Arc<Rgb>]) -> Request {
     content.push(Content::Text(
         ["What is on it?", "Why is that so, in a few words?", "Colours."][i % 3].repeat(1 + i % 2),
     ));
-    let temperature = if i % 5 == 0 { 1.0 } else { 0.0 };
+    let temperature = if i.is_multiple_of(5) { 1.0 } else { 0.0 };
     Request {
         messages: vec![Message::new("user", content)],
         images,

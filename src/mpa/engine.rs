@@ -49,7 +49,7 @@ pub trait Answerer: Send + Sync {
 
 /// Answers to the requests from the `first` on. Where they do not fit into memory together, one half is tried after the other.
 fn halves(
-    generate: &dyn Fn(&[Request]) -> Result<Vec<Vec<Completion>>>,
+    generate: &impl Fn(&[Request]) -> Result<Vec<Vec<Completion>>>,
     requests: &[Request],
     first: usize,
     exchange: &mut dyn Exchange,
