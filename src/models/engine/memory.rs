@@ -15,6 +15,8 @@ pub(super) struct Memory {
     cache: Option<KvCache>,
     rows: Rows,
     total: usize,
+    /// Rows that were wanted when it was made; the device may have had room for fewer.
+    wanted: usize,
     /// The most that it may have.
     most: usize,
     /// Of all layers' keys and values.
@@ -31,7 +33,8 @@ impl Memory {
         };
         let room = bytes.unwrap_or(room);
         let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * element;
-        Ok(Memory { cache: None, rows: Rows::default(), total: 0, most: room / row_bytes.max(1), row_bytes })
+        let most = room / row_bytes.max(1);
+        Ok(Memory { cache: None, rows: Rows::default(), total: 0, wanted: 0, most, row_bytes })
     }
 
     pub fn get(&mut self) -> Result<&mut KvCache> {
@@ -39,13 +42,14 @@ impl Memory {
     }
 
     /// So many rows; `None` if others have to be given back first, an error if that would not help. `idle`: nobody has any, so that the cache can be
-    /// made anew, for this one and `others` like it. One that is far too small for these is not filled any further, so that it comes to that.
+    /// made anew, for this one and `others` like it. One that was made for
+    /// far less is not filled any further, so that it comes to that.
     pub fn take(&mut self, vlm: &Vlm, len: usize, others: usize, idle: bool) -> Result<Option<Range<usize>>> {
         if len > self.most {
             return Err(Error::OutOfMemory { wanted: len * self.row_bytes, in_use: 0 });
         }
         let wanted = len.saturating_mul(1 + others).min(self.most);
-        if self.total < len || 2 * self.total < wanted {
+        if self.total < len || 2 * self.wanted < wanted {
             if !idle {
                 return Ok(None);
             }
@@ -57,7 +61,7 @@ impl Memory {
     /// A new cache with `wanted` rows, or fewer, down to `least`, where the device has no room for them.
     fn grow(&mut self, vlm: &Vlm, least: usize, wanted: usize) -> Result<()> {
         self.cache = None;
-        (self.rows, self.total) = (Rows::default(), 0);
+        (self.rows, self.total, self.wanted) = (Rows::default(), 0, wanted);
         let mut total = wanted;
         loop {
             match vlm.text.cache(total) {

@@ -99,12 +99,8 @@ pub(super) struct Engine<'a> {
 impl Vlm {
     /// Answers what comes.
     pub fn answer(&self, limits: Limits, exchange: &mut dyn Exchange) -> Result<Spent> {
-        let at_least_one = |n: usize| n.max(1);
-        let limits = Limits {
-            completions: at_least_one(limits.completions),
-            pass_tokens: at_least_one(limits.pass_tokens),
-            ..limits
-        };
+        let (completions, pass_tokens) = (limits.completions.max(1), limits.pass_tokens.max(1));
+        let limits = Limits { completions, pass_tokens, ..limits };
         let mut engine = Engine {
             vlm: self,
             cache: Memory::new(self, limits.cache_bytes)?,
