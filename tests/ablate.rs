@@ -1,8 +1,11 @@
 //! `mpa ablate` with the demo's models: shared stages, kills, side by side, mistakes in grids, and the numbers of the tables.
+#[path = "common/kills.rs"]
+mod kills;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mpa::demo::inputs::{self, Plan};
 use mpa::mpa::ablate::table::{Row, Spread, csv, groups, latex, markdown};
@@ -94,20 +97,7 @@ fn shared_stages_run_once_and_kills_and_jobs_change_nothing() {
     assert!(ablate(home.path(), "two", &["--jobs", "2"]).status.success());
     same(&home.path().join("two"), &whole);
 
-    // Each life is a bit longer than the one before, so that the kills fall into every stage.
-    let mut kills = 0;
-    for life in 1..100_u32 {
-        let mut child = command(home.path(), "killed", &[]).spawn().unwrap();
-        let share = 0.03 + 0.02 * f64::from(life % 20);
-        std::thread::sleep(took.mul_f64(share) + Duration::from_millis(u64::from(life % 7)));
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success());
-            break;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills += 1;
-    }
+    let kills = kills::until_done(took, 0.02, || command(home.path(), "killed", &[]).spawn().unwrap());
     assert!(kills >= 3, "killed {kills} times only");
     assert!(ablate(home.path(), "killed", &[]).status.success());
     same(&home.path().join("killed"), &whole);

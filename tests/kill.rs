@@ -1,9 +1,12 @@
 //! `mpa run` killed with SIGKILL at many moments, with the demo's models: it goes on and ends with the same bytes.
 
+#[path = "common/kills.rs"]
+mod kills;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mpa::demo::inputs::{self, Plan};
 
@@ -63,22 +66,8 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     let want = files(&whole);
     assert!(want.contains_key(Path::new("report.html")) && want.contains_key(Path::new("summary.json")));
 
-    // Each life is a bit longer than the one before, so that the kills fall into every stage.
     let out = home.path().join("killed");
-    let mut kills = 0;
-    for life in 1..200_u32 {
-        let mut child = start(&config, &out);
-        std::thread::sleep(
-            took.mul_f64(0.02 + 0.01 * f64::from(life % 30)) + Duration::from_millis(u64::from(life % 7)),
-        );
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success());
-            break;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills += 1;
-    }
+    let kills = kills::until_done(took, 0.01, || start(&config, &out));
     assert!(kills >= 5, "killed {kills} times only");
     assert!(start(&config, &out).wait().unwrap().success());
     let got = files(&out);
