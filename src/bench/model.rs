@@ -158,16 +158,13 @@ pub fn answering(vlm: &mut Vlm, load: &Load, runs: usize) -> Result<Answering> {
 /// What a decode step reads at least, with so many tokens behind it: the text tower without the embedding table, keys and values.
 fn step_bytes(vlm: &mut Vlm, batch: usize, tokens: usize) -> usize {
     let t = &vlm.config.text;
-    let kv = t.kv_heads * t.head_size;
     let tied = if vlm.text.is_tied() { t.vocab_size * t.hidden_size * vlm.text.dtype().size() } else { 0 };
     let mut weights = tied;
     vlm.text.visit_linears(&mut |_, linear| {
         let matrix = linear.weight.matrix();
         weights += matrix.len() * matrix.dtype().size();
     });
-    // In main memory activations are f32.
-    let cached = if vlm.text.gpu().is_some() { vlm.text.dtype().size() } else { size_of::<f32>() };
-    weights + batch * tokens * t.layers * 2 * kv * cached
+    weights + batch * tokens * vlm.text.cache_bytes(vlm.pages)
 }
 
 fn samples(load: &Load) -> Vec<Sample> {

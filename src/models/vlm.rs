@@ -16,8 +16,9 @@ use crate::models::rope::Position;
 use crate::models::text::Text;
 use crate::models::vision_side::VisionSide;
 use crate::models::weights::{self, Weights};
-use crate::ops::attention::{Span, Spans};
+use crate::ops::attention::{PagedSpans, Span};
 use crate::ops::embedding;
+use crate::ops::kv_cache::{PAGE, PageType};
 use crate::tensor::{DType, Device, Indices, Place, Tensor};
 
 pub struct Vlm {
@@ -27,6 +28,8 @@ pub struct Vlm {
     /// `None`: it takes no pictures.
     pub vision: Option<VisionSide>,
     pub text: Text,
+    /// How keys and values are kept where there is a cache of them.
+    pub pages: PageType,
 }
 
 /// A prompt as the text tower takes it: ids, and the features of its picture tokens in order.
@@ -56,7 +59,7 @@ impl Vlm {
         let text = Text::take(&mut weights, &config.text, config.family.text());
         weights.finish()?;
         let prompter = Prompter::read(&folder, Placeholders::of(&config))?;
-        Ok(Vlm { folder, config, prompter, vision, text })
+        Ok(Vlm { folder, config, prompter, vision, text, pages: PageType::default() })
     }
 
     /// The model with its weights where and as `place` says.
@@ -191,9 +194,10 @@ impl Vlm {
     pub fn states(&self, prompt: &Prompt, grids: &[(usize, usize)]) -> Result<Tensor> {
         let len = prompt.ids.len();
         let (positions, _) = self.positions(prompt.ids, grids)?;
-        let spans = Spans::from(vec![Span { q_start: 0, q_len: len, k_start: 0, k_len: len }]);
+        let table = (0..len.div_ceil(PAGE) as u32).collect();
+        let spans = PagedSpans::new(vec![Span { q_start: 0, q_len: len, k_start: 0, k_len: len }], table);
         let x = self.embed(std::slice::from_ref(prompt))?;
-        let mut cache = self.text.cache(len)?;
+        let mut cache = self.text.cache(len.div_ceil(PAGE), self.pages)?;
         self.text.forward_cached(x, &positions, &(0..len as u32).collect(), &spans, &mut cache)
     }
 

@@ -2,20 +2,38 @@
 //! again for the next one; only what they read (ids, rotations, where keys and values go, how many there are) changes.
 
 use crate::error::{Error, Result};
+use crate::models::linear::Pass;
 use crate::models::rope::{Position, Rope};
-use crate::models::text::{KvCache, Text};
-use crate::ops::attention::{self, Span, Spans};
+use crate::models::text::{self, KvCache, Table, Text};
+use crate::ops::attention::{self, PagedSpans, Span};
+use crate::ops::kv_cache::PAGE;
 use crate::tensor::{Graph, Indices, Tensor};
 
 /// One token of each sequence.
 #[derive(Default)]
-pub(super) struct Step {
+pub(super) struct Step<'a> {
     pub ids: Vec<u32>,
     pub positions: Vec<Position>,
-    /// Where its key and value go in the cache.
-    pub rows: Vec<u32>,
-    /// The cache rows that it sees; q_start counts up, q_len is 1.
-    pub spans: Vec<Span>,
+    /// Its cache pages, and how many tokens it has with this one.
+    pub sequences: Vec<(&'a Table, usize)>,
+}
+
+impl Step<'_> {
+    /// Where the tokens' keys and values go in the cache.
+    fn rows(&self) -> Vec<u32> {
+        self.sequences.iter().map(|(table, len)| text::row(table, len - 1)).collect()
+    }
+
+    /// What the tokens see, and the tables of all sequences, each with `pages` entries: what is behind its end may be any page.
+    fn spans(&self, pages: usize) -> (Vec<Span>, Vec<u32>) {
+        let (mut spans, mut tables) = (Vec::new(), Vec::new());
+        for (q_start, (table, k_len)) in self.sequences.iter().enumerate() {
+            spans.push(Span { q_start, q_len: 1, k_start: tables.len(), k_len: *k_len });
+            tables.extend_from_slice(&table[..pages.min(table.len())]);
+            tables.resize((q_start + 1) * pages, 0);
+        }
+        (spans, tables)
+    }
 }
 
 /// Runs steps; the last one's inputs and launches are kept for the next.
@@ -29,8 +47,7 @@ struct Kept {
     ids: Indices,
     rope: Rope,
     rows: Indices,
-    tokens: Indices,
-    spans: Spans,
+    spans: PagedSpans,
     /// Keys of the longest span that these launches can serve.
     reach: usize,
     graph: Option<(Graph, Tensor)>,
@@ -38,8 +55,8 @@ struct Kept {
 
 impl Decoder {
     /// Logits after each token, [sequences, V]. The result of the last call may be overwritten.
-    pub fn step(&mut self, text: &Text, step: Step, cache: &mut KvCache) -> Result<Tensor> {
-        let longest = step.spans.iter().map(|s| s.k_len).max().unwrap_or(0);
+    pub fn step(&mut self, text: &Text, step: &Step, cache: &mut KvCache) -> Result<Tensor> {
+        let longest = step.sequences.iter().map(|s| s.1).max().unwrap_or(0);
         let fits = |kept: &&mut Kept| kept.ids.len() == step.ids.len() && longest <= kept.reach;
         let Some(kept) = self.kept.as_mut().filter(fits) else {
             // The first step of its kind brings all it reads to the device, and the memory it needs into the arena.
@@ -60,29 +77,31 @@ impl Decoder {
 }
 
 impl Kept {
-    fn new(text: &Text, step: Step, longest: usize) -> Result<Kept> {
+    fn new(text: &Text, step: &Step, longest: usize) -> Result<Kept> {
+        let reach = attention::decode_reach(longest);
+        let (spans, tables) = step.spans(reach.div_ceil(PAGE));
         Ok(Kept {
-            tokens: (0..step.ids.len() as u32).collect(),
-            ids: step.ids.into(),
+            ids: step.ids[..].into(),
             rope: text.rope(&step.positions)?,
-            rows: step.rows.into(),
-            spans: step.spans.into(),
-            reach: attention::decode_reach(longest),
+            rows: step.rows().into(),
+            spans: PagedSpans::new(spans, tables),
+            reach,
             graph: None,
         })
     }
 
     /// Puts another step's inputs in the place of the last one's.
-    fn set(&mut self, text: &Text, step: Step) -> Result<()> {
-        self.ids.set(step.ids)?;
-        self.rows.set(step.rows)?;
-        self.spans.set(step.spans)?;
+    fn set(&mut self, text: &Text, step: &Step) -> Result<()> {
+        self.ids.set(step.ids.clone())?;
+        self.rows.set(step.rows())?;
+        let (spans, tables) = step.spans(self.reach.div_ceil(PAGE));
+        self.spans.set(spans, tables)?;
         text.set_rope(&mut self.rope, &step.positions)
     }
 
     fn run(&self, text: &Text, cache: &mut KvCache) -> Result<Tensor> {
         let x = text.embed(&self.ids)?;
-        let x = text.blocks_cached(x, &self.rope, (&self.rows, &self.tokens), &self.spans, cache)?;
-        Ok(text.logits(x, crate::models::linear::Pass::Infer)?.0)
+        let x = text.blocks_cached(x, &self.rope, &self.rows, &self.spans, cache)?;
+        Ok(text.logits(x, Pass::Infer)?.0)
     }
 }

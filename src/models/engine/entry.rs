@@ -1,6 +1,5 @@
 //! A request under way.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
@@ -30,7 +29,7 @@ impl Prepared {
         &self.ids[self.prompt..]
     }
 
-    /// Of the cache, that a completion may take.
+    /// Rows of the cache that a completion may take.
     pub fn rows(&self) -> usize {
         self.prompt + self.max_new_tokens.max(self.draft().len())
     }
@@ -49,9 +48,9 @@ pub(super) struct Entry {
     pub index: usize,
     pub request: Request,
     pub prompt: Prepared,
-    /// Cache rows of all its completions, `prompt.rows()` each.
-    pub rows: Range<usize>,
-    /// Tokens of `prompt.ids` whose keys and values are in the cache, in the rows of the first completion.
+    /// Cache pages of each completion. The prompt is in those of the first.
+    pub tables: Vec<Vec<u32>>,
+    /// Tokens of `prompt.ids` whose keys and values are in the cache.
     pub done: usize,
     /// The index of an entry that begins alike, and how many tokens are to come from there.
     pub from: Option<(usize, usize)>,
@@ -66,8 +65,7 @@ pub(super) struct Entry {
 
 /// One completion under way.
 pub(super) struct Draft {
-    /// Its first cache row, and how many it has.
-    pub start: usize,
+    /// Tokens that are in the cache.
     pub len: usize,
     /// Where the next token will be.
     pub next: u32,
@@ -77,15 +75,21 @@ pub(super) struct Draft {
 }
 
 impl Entry {
-    pub fn new(index: usize, request: Request, prompt: Prepared, rows: Range<usize>) -> Entry {
+    pub fn new(
+        index: usize,
+        request: Request,
+        prompt: Prepared,
+        tables: Vec<Vec<u32>>,
+        from: Option<(usize, usize)>,
+    ) -> Entry {
         let (features, completions) = (Vec::new(), Vec::new());
         Entry {
             index,
             request,
             prompt,
-            rows,
+            tables,
             done: 0,
-            from: None,
+            from,
             features,
             embedded: None,
             logprob: None,
@@ -93,12 +97,12 @@ impl Entry {
         }
     }
 
-    /// Tokens that it may have from `other`.
-    pub fn shared(&self, other: &Entry) -> usize {
+    /// Tokens that a new request may have from this one.
+    pub fn gives(&self, request: &Request, prompt: &Prepared) -> usize {
         let same = |(a, b)| Arc::ptr_eq(a, b);
-        let [ours, theirs] = [self, other].map(|entry| &entry.request.tiles);
+        let [ours, theirs] = [&self.request, request].map(|request| &request.tiles);
         let same = ours.len() == theirs.len() && ours.iter().zip(theirs).all(same);
-        if same { self.prompt.shared(&other.prompt) } else { 0 }
+        if same { prompt.shared(&self.prompt) } else { 0 }
     }
 
     /// Whether its prompt has still to go through the model.
@@ -122,7 +126,6 @@ impl Entry {
         let end = taken.iter().position(is_end);
         let ids = taken[..end.unwrap_or(accepted)].to_vec();
         let one = |sample: usize| Draft {
-            start: self.rows.start + sample * self.prompt.rows(),
             len: self.prompt.prompt + accepted,
             next: self.prompt.next + accepted as u32,
             ids: ids.clone(),

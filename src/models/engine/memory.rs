@@ -1,82 +1,116 @@
-//! The cache of keys and values: how large it may be, and who has which rows. A request is let in only with rows for all that it may take, so that
-//! none runs out half-way.
+//! The cache of keys and values: how large it may be, and who has which of its pages. A request is let in only with pages for all that it may
+//! take, so that none runs out half-way.
 
-use std::ops::Range;
-
-use super::rows::Rows;
+use super::entry::Prepared;
+use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::models::text::KvCache;
 use crate::models::vlm::Vlm;
+use crate::ops::kv_cache::PAGE;
 
 /// Main memory for keys and values.
 const CACHE_BYTES: usize = 2 << 30;
 
 pub(super) struct Memory {
     cache: Option<KvCache>,
-    rows: Rows,
-    total: usize,
-    /// Rows that were wanted when it was made; the device may have had room for fewer.
+    pool: Pool,
+    /// Pages that were wanted when it was made; the device may have had room for fewer.
     wanted: usize,
     /// The most that it may have.
     most: usize,
     /// Of all layers' keys and values.
-    row_bytes: usize,
+    page_bytes: usize,
+}
+
+/// Pages that a request takes.
+pub(super) struct Needs {
+    /// For each of its completions, with the prompt.
+    each: usize,
+    /// The first of these, that all of them share: those full of the prompt.
+    common: usize,
+    samples: usize,
+}
+
+impl Needs {
+    pub fn new(prompt: &Prepared, samples: usize) -> Needs {
+        Needs { each: prompt.rows().div_ceil(PAGE), common: prompt.prompt / PAGE, samples }
+    }
+
+    fn total(&self) -> usize {
+        self.each + (self.samples - 1) * (self.each - self.common)
+    }
 }
 
 impl Memory {
     pub fn new(vlm: &Vlm, bytes: Option<usize>) -> Result<Memory> {
-        let t = &vlm.config.text;
-        let (element, room) = match vlm.text.gpu() {
-            None => (size_of::<f32>(), CACHE_BYTES),
+        let room = match vlm.text.gpu() {
+            None => CACHE_BYTES,
             // The other half is for activations.
-            Some(gpu) => (vlm.text.dtype().size(), gpu.free_memory()? / 2),
+            Some(gpu) => gpu.free_memory()? / 2,
         };
-        let room = bytes.unwrap_or(room);
-        let row_bytes = t.layers * 2 * t.kv_heads * t.head_size * element;
-        let most = room / row_bytes.max(1);
-        Ok(Memory { cache: None, rows: Rows::default(), total: 0, wanted: 0, most, row_bytes })
+        let page_bytes = PAGE * vlm.text.cache_bytes(vlm.pages);
+        let most = bytes.unwrap_or(room) / page_bytes.max(1);
+        Ok(Memory { cache: None, pool: Pool::default(), wanted: 0, most, page_bytes })
     }
 
     pub fn get(&mut self) -> Result<&mut KvCache> {
         self.cache.as_mut().ok_or_else(|| Error::Failure("keys and values without a cache".into()))
     }
 
-    /// So many rows; `None` if others have to be given back first, an error if that would not help. `idle`: nobody has any, so that the cache can be
-    /// made anew, for this one and `others` like it. One that was made for
-    /// far less is not filled any further, so that it comes to that.
-    pub fn take(&mut self, vlm: &Vlm, len: usize, others: usize, idle: bool) -> Result<Option<Range<usize>>> {
-        if len > self.most {
-            return Err(Error::OutOfMemory { wanted: len * self.row_bytes, in_use: 0 });
+    /// The pages of each completion, of which all begin with `shared`, someone else's; `None` if others have to give back theirs first, an error if that would
+    /// not help. `idle`: nobody has any, so that the cache can be made anew, for this request and `others` like it. One that was made for far less
+    /// is not filled any further, so that it comes to that.
+    pub fn take(
+        &mut self,
+        vlm: &Vlm,
+        needs: &Needs,
+        shared: &[u32],
+        others: usize,
+        idle: bool,
+    ) -> Result<Option<Vec<Vec<u32>>>> {
+        let total = needs.total();
+        if total > self.most {
+            return Err(Error::OutOfMemory { wanted: total * self.page_bytes, in_use: 0 });
         }
-        let wanted = len.saturating_mul(1 + others).min(self.most);
-        if self.total < len || 2 * self.wanted < wanted {
+        let wanted = total.saturating_mul(1 + others).min(self.most);
+        if self.pool.pages() < total || 2 * self.wanted < wanted {
             if !idle {
                 return Ok(None);
             }
-            self.grow(vlm, len, wanted)?;
+            self.grow(vlm, total, wanted)?;
         }
-        Ok(self.rows.take(len).map(|start| start..start + len))
+        let Some(mut new) = self.pool.take(total - shared.len()) else { return Ok(None) };
+        self.pool.share(shared);
+        let mut tables = vec![shared.to_vec()];
+        tables[0].extend(new.drain(..needs.each - shared.len()));
+        while tables.len() < needs.samples {
+            let mut table = tables[0][..needs.common].to_vec();
+            self.pool.share(&table);
+            table.extend(new.drain(..needs.each - needs.common));
+            tables.push(table);
+        }
+        Ok(Some(tables))
     }
 
-    /// A new cache with `wanted` rows, or fewer, down to `least`, where the device has no room for them.
+    /// A new cache with `wanted` pages, or fewer, down to `least`, where the device has no room for them.
     fn grow(&mut self, vlm: &Vlm, least: usize, wanted: usize) -> Result<()> {
         self.cache = None;
-        (self.rows, self.total, self.wanted) = (Rows::default(), 0, wanted);
-        let mut total = wanted;
+        (self.pool, self.wanted) = (Pool::default(), wanted);
+        let mut pages = wanted;
         loop {
-            match vlm.text.cache(total) {
+            match vlm.text.cache(pages, vlm.pages) {
                 Ok(cache) => {
                     self.cache = Some(cache);
-                    (self.rows, self.total) = (Rows::new(total), total);
+                    self.pool = Pool::new(pages);
                     return Ok(());
                 }
-                Err(Error::OutOfMemory { .. }) if total > least => total = (total / 2).max(least),
+                Err(Error::OutOfMemory { .. }) if pages > least => pages = (pages / 2).max(least),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    pub fn give_back(&mut self, rows: Range<usize>) {
-        self.rows.give_back(rows);
+    pub fn give_back(&mut self, tables: &[Vec<u32>]) {
+        tables.iter().for_each(|table| self.pool.give_back(table));
     }
 }

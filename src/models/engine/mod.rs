@@ -2,16 +2,16 @@
 //! request yields does not depend on what else is under way.
 //!
 //! ```text
-//! Exchange::next -> admit: cache rows for all it may take -> prefill.rs: a pass over prompts -> decode.rs: steps -> Exchange::done
+//! Exchange::next -> admit: cache pages for all it may take -> prefill.rs: a pass over prompts -> decode.rs: steps -> Exchange::done
 //! ```
 //!
-//! `entry.rs` is a request under way, `rows.rs` says which cache rows are taken, `memory.rs` holds the cache.
+//! `entry.rs` is a request under way, `memory.rs` the cache, and `pool.rs` who has which of its pages.
 
 mod decode;
 mod entry;
 mod memory;
+mod pool;
 mod prefill;
-mod rows;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 use self::decode::{Decoder, Step};
 use self::entry::Entry;
 pub(super) use self::entry::Prepared;
-use self::memory::Memory;
+use self::memory::{Memory, Needs};
 use crate::error::{Error, Result};
 use crate::models::generate::{Completion, Request};
 use crate::models::image::Tiles;
 use crate::models::vlm::Vlm;
-use crate::ops::attention::Span;
+use crate::ops::kv_cache::PAGE;
 use crate::ops::sample::{self, Draw};
 use crate::random;
 use crate::tensor::{Indices, Tensor};
@@ -178,17 +178,19 @@ impl Engine<'_> {
                     continue;
                 }
             };
-            let wanted = request.samples * prompt.rows();
             let others = if self.ended {
                 self.waiting.len()
             } else {
                 self.limits.completions.saturating_sub(1) / request.samples
             };
-            match self.cache.take(self.vlm, wanted, others, self.entries.is_empty()) {
-                Ok(Some(rows)) => {
+            let related = self.related(&request, &prompt);
+            let from = related.map(|(entry, tokens)| (entry.index, tokens));
+            let shared = related.map_or(Vec::new(), |(e, tokens)| e.tables[0][..tokens / PAGE].to_vec());
+            let needs = Needs::new(&prompt, request.samples);
+            match self.cache.take(self.vlm, &needs, &shared, others, self.entries.is_empty()) {
+                Ok(Some(tables)) => {
                     under_way += request.samples;
-                    self.entries.push(Entry::new(index, request, prompt, rows));
-                    self.relate();
+                    self.entries.push(Entry::new(index, request, prompt, tables, from));
                 }
                 Ok(None) => {
                     self.waiting.push_front((index, request));
@@ -249,20 +251,18 @@ impl Engine<'_> {
                     continue;
                 }
                 let draft = &mut entry.completions[c];
-                let q_start = drafts.len();
                 drafts.push((e, c));
                 step.ids.push(draft.ids.last().copied().unwrap_or_default());
                 step.positions.push([draft.next; 3]);
-                step.rows.push((draft.start + draft.len) as u32);
                 draft.next += 1;
                 draft.len += 1;
-                step.spans.push(Span { q_start, q_len: 1, k_start: draft.start, k_len: draft.len });
+                step.sequences.push((&entry.tables[c], draft.len));
             }
         }
         if drafts.is_empty() {
             return Ok(false);
         }
-        let logits = self.decoder.step(&self.vlm.text, step, self.cache.get()?)?;
+        let logits = self.decoder.step(&self.vlm.text, &step, self.cache.get()?)?;
         self.spent.steps += 1;
         self.spent.new_tokens += drafts.len();
         self.extend(&drafts, &logits, &(0..drafts.len() as u32).collect())?;
@@ -288,7 +288,7 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Answers that are whole go out, and their rows are free again.
+    /// Answers that are whole go out, and their pages are free again.
     fn deliver(&mut self, exchange: &mut dyn Exchange) -> Result<()> {
         let mut i = 0;
         while i < self.entries.len() {
@@ -297,7 +297,7 @@ impl Engine<'_> {
                 continue;
             }
             let entry = self.entries.remove(i);
-            self.cache.give_back(entry.rows);
+            self.cache.give_back(&entry.tables);
             let mut completions = Vec::with_capacity(entry.completions.len());
             for draft in entry.completions {
                 let text = self.vlm.prompter.decode(&draft.ids, false)?;
@@ -315,7 +315,7 @@ impl Engine<'_> {
         self.decoder = Decoder::default();
         self.features.clear();
         for entry in &entries {
-            self.cache.give_back(entry.rows.clone());
+            self.cache.give_back(&entry.tables);
         }
         if let [only] = &entries[..] {
             return exchange.done(only.index, Err(error));

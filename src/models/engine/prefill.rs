@@ -6,9 +6,11 @@ use super::Engine;
 use crate::error::Result;
 use crate::models::generate::Request;
 use crate::models::linear::Pass;
+use crate::models::text;
 use crate::models::vlm::{Prompt, Vlm};
-use crate::ops::attention::Span;
+use crate::ops::attention::{PagedSpans, Span};
 use crate::ops::embedding;
+use crate::ops::kv_cache::PAGE;
 use crate::ops::sample::{self, Draw, Sampling};
 use crate::tensor::{Indices, Tensor};
 
@@ -29,13 +31,12 @@ struct Verdict {
 }
 
 impl Engine<'_> {
-    /// Finds for a new entry, the last one, the entry that it has the most in common with.
-    pub(super) fn relate(&mut self) {
-        let Some((new, others)) = self.entries.split_last_mut() else { return };
-        let shared = others.iter().map(|other| (new.shared(other), other.index));
+    /// The entry that a new request has the most in common with, and how many tokens.
+    pub(super) fn related(&self, request: &Request, prompt: &Prepared) -> Option<(&Entry, usize)> {
+        let gives = self.entries.iter().map(|entry| (entry, entry.gives(request, prompt)));
         // Of equals the first.
-        let best = shared.reduce(|best, next| if next.0 > best.0 { next } else { best });
-        new.from = best.filter(|&(tokens, _)| tokens > 0).map(|(tokens, index)| (index, tokens));
+        let best = gives.reduce(|best, next| if next.1 > best.1 { next } else { best });
+        best.filter(|&(_, tokens)| tokens > 0)
     }
 
     /// One pass over what is left of the prompts. Returns whether there was anything to do.
@@ -45,15 +46,16 @@ impl Engine<'_> {
         if pieces.is_empty() {
             return Ok(false);
         }
-        let (mut positions, mut rows, mut spans, mut last) = (vec![], vec![], vec![], vec![]);
-        let (mut parts, mut first) = (Vec::new(), Vec::new());
+        let (mut positions, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut spans, mut tables, mut parts, mut first) = (vec![], vec![], vec![], vec![]);
         for piece in &pieces {
             let entry = &mut self.entries[piece.entry];
             let Range { start: from, end } = piece.tokens;
-            let (start, len, before) = (entry.rows.start, end - from, rows.len());
-            spans.push(Span { q_start: before, q_len: len, k_start: start, k_len: end });
+            let (table, len, before) = (&entry.tables[0], end - from, rows.len());
+            spans.push(Span { q_start: before, q_len: len, k_start: tables.len(), k_len: end });
+            tables.extend_from_slice(&table[..end.div_ceil(PAGE)]);
             positions.extend_from_slice(&entry.prompt.positions[piece.tokens.clone()]);
-            rows.extend((start + from..start + end).map(|r| r as u32));
+            rows.extend(piece.tokens.clone().map(|token| text::row(table, token)));
             if end == entry.prompt.ids.len() {
                 first.push((piece.entry, last.len()));
                 last.extend((before + len - 1 - entry.prompt.draft().len()..before + len).map(|r| r as u32));
@@ -64,8 +66,8 @@ impl Engine<'_> {
             [only] => only.clone(),
             many => Tensor::concat(&many.iter().collect::<Vec<_>>())?,
         };
-        let text = &self.vlm.text;
-        let x = text.forward_cached(x, &positions, &rows.into(), &spans.into(), self.cache.get()?)?;
+        let (text, spans) = (&self.vlm.text, PagedSpans::new(spans, tables));
+        let x = text.forward_cached(x, &positions, &rows.into(), &spans, self.cache.get()?)?;
         for piece in &pieces {
             self.entries[piece.entry].done = piece.tokens.end;
             self.spent.prompt_tokens += piece.tokens.len();
@@ -82,7 +84,7 @@ impl Engine<'_> {
         Ok(true)
     }
 
-    /// Copies keys and values to the entries that wait for them.
+    /// Lets the entries that begin like another go on from where that one has come to: full pages are theirs as well, the rest they get as a copy.
     fn inherit(&mut self) -> Result<()> {
         for i in 0..self.entries.len() {
             let Some((index, tokens)) = self.entries[i].from else { continue };
@@ -93,8 +95,8 @@ impl Engine<'_> {
                 continue;
             };
             if owner.done >= tokens {
-                let (from, to) = (owner.rows.start, self.entries[i].rows.start);
-                self.cache.get()?.copy_rows(from, to, tokens)?;
+                let [from, to] = [owner, &self.entries[i]].map(|entry| &entry.tables[0]);
+                self.cache.get()?.copy(from, to, tokens / PAGE * PAGE..tokens)?;
                 self.entries[i].from = None;
                 self.entries[i].done = tokens;
                 self.spent.shared_tokens += tokens;
@@ -132,10 +134,11 @@ impl Engine<'_> {
             entry.logprob = verdict.logprob;
             entry.begin(accepted, |id| ends.contains(id));
             entry.embedded = None;
-            let (from, len) = (entry.rows.start, entry.prompt.ids.len());
+            // What is behind the prompt's full pages.
+            let rest = entry.prompt.prompt / PAGE * PAGE..entry.prompt.ids.len();
             for c in 0..entry.completions.len() {
                 if c > 0 {
-                    self.cache.get()?.copy_rows(from, entry.completions[c].start, len)?;
+                    self.cache.get()?.copy(&entry.tables[0], &entry.tables[c], rest.clone())?;
                 }
                 if !entry.is_complete(c) {
                     drafts.push((e, c));

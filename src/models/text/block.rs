@@ -1,5 +1,6 @@
 //! One decoder block: RMS norm, attention, RMS norm, SwiGLU MLP, each half with a residual.
 
+use super::cache::Seen;
 use crate::error::Result;
 use crate::models::config::TextConfig;
 use crate::models::linear::{Linear, LinearSaved, Pass, VisitLinear};
@@ -9,9 +10,9 @@ use crate::models::rope::Rope;
 use crate::models::weight::QuantizedInput;
 use crate::models::weights::Weights;
 use crate::ops::attention::Spans;
-use crate::ops::{attention, embedding, rope, swiglu};
+use crate::ops::{attention, kv_cache, rope, swiglu};
 use crate::quant::Group;
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::Tensor;
 
 pub(super) struct Block {
     norm1: RmsNorm,
@@ -40,15 +41,6 @@ pub(super) struct BlockSaved {
     up: Tensor,
     act: Tensor,
     linears: [LinearSaved; 7], // q, k, v, o, gate, up, down
-}
-
-/// Where a block puts its keys and values when there is a cache.
-pub(super) struct CacheTarget<'a> {
-    pub(super) k: &'a mut Tensor,
-    pub(super) v: &'a mut Tensor,
-    pub(super) rows: &'a Indices,
-    /// 0, 1, 2, ...: the token of each row.
-    pub(super) tokens: &'a Indices,
 }
 
 impl Block {
@@ -90,12 +82,11 @@ impl Block {
         mut x: Tensor,
         residual: Option<&Tensor>,
         rope: &Rope,
-        spans: &Spans,
+        seen: Seen,
         pass: Pass,
-        cache: Option<CacheTarget>,
     ) -> Result<(Tensor, BlockSaved)> {
         if matches!(pass, Pass::Infer) && self.reads_int8() {
-            return self.forward_int8(x, residual, rope, spans, cache);
+            return self.forward_int8(x, residual, rope, seen);
         }
         let h1 = match residual {
             Some(residual) => self.norm1.forward_residual(&mut x, residual)?,
@@ -103,7 +94,7 @@ impl Block {
         };
         let [(mut q, q_saved), (mut k, k_saved), (v, v_saved)] =
             Linear::forward_group([&self.q, &self.k, &self.v], &h1, pass)?;
-        let (attn, lse) = self.attend(&mut q, &mut k, &v, rope, spans, cache)?;
+        let (attn, lse) = self.attend(&mut q, &mut k, &v, rope, seen)?;
         let (mut x2, o_saved) = self.o.forward(&attn, pass)?;
         let h2 = self.norm2.forward_residual(&mut x2, &x)?;
 
@@ -115,26 +106,27 @@ impl Block {
         Ok((y, BlockSaved { x, h1, q, k, v, attn, lse, x2, h2, gate, up, act, linears }))
     }
 
-    /// Rotates queries and keys; attention, and its log-sum-exps, which are not made where keys come from a cache.
+    /// Rotates queries and keys; attention, and its log-sum-exps, which are not made over a cache.
     fn attend(
         &self,
         q: &mut Tensor,
         k: &mut Tensor,
         v: &Tensor,
         rope: &Rope,
-        spans: &Spans,
-        cache: Option<CacheTarget>,
+        seen: Seen,
     ) -> Result<(Tensor, Tensor)> {
         let heads = [self.attention.heads, self.attention.kv_heads];
         rope::forward_pair(q, k, &rope.cos, &rope.sin, heads)?;
         let mut attn = q.like(q.shape())?;
         let mut lse = q.like_f32(&[q.rows(), self.attention.heads])?;
-        match cache {
-            None => attention::forward(&mut attn, Some(&mut lse), q, k, v, spans, self.attention)?,
-            Some(target) => {
-                embedding::splice(target.k, k, target.rows, target.tokens)?;
-                embedding::splice(target.v, v, target.rows, target.tokens)?;
-                attention::forward(&mut attn, None, q, target.k, target.v, spans, self.attention)?;
+        match seen {
+            Seen::Pass(spans) => {
+                attention::forward(&mut attn, Some(&mut lse), q, k, v, spans, self.attention)?;
+            }
+            Seen::Cached { kv: [keys, values], rows, spans } => {
+                kv_cache::store(keys, k, rows)?;
+                kv_cache::store(values, v, rows)?;
+                attention::forward_paged(&mut attn, q, keys, values, spans, self.attention)?;
             }
         }
         Ok((attn, lse))
@@ -150,12 +142,11 @@ impl Block {
         mut x: Tensor,
         residual: Option<&Tensor>,
         rope: &Rope,
-        spans: &Spans,
-        cache: Option<CacheTarget>,
+        seen: Seen,
     ) -> Result<(Tensor, BlockSaved)> {
         let h1 = self.norm1.forward_quantized(&mut x, residual)?;
         let [mut q, mut k, v] = Linear::forward_int8([&self.q, &self.k, &self.v], &h1, &x)?;
-        let (attn, lse) = self.attend(&mut q, &mut k, &v, rope, spans, cache)?;
+        let (attn, lse) = self.attend(&mut q, &mut k, &v, rope, seen)?;
         let (mut x2, _) = self.o.forward(&attn, Pass::Infer)?;
         let h2 = self.norm2.forward_quantized(&mut x2, Some(&x))?;
         let act = QuantizedInput::swiglu(&h2, &self.gate.weight, &self.up.weight, &x)?;
@@ -226,11 +217,6 @@ impl Block {
     pub(super) fn is_trained(&self) -> bool {
         let linears = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
         linears.iter().any(|l| l.is_trained()) || self.norm1.is_trained() || self.norm2.is_trained()
-    }
-
-    /// Tokens' width of a key or a value, NKV*HS.
-    pub(super) fn kv_width(&self) -> usize {
-        self.k.outputs()
     }
 
     /// The layers by what they read, and what makes that: the norms; v's rows, of which grouped heads share one; up's, by which gate is multiplied.

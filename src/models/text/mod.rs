@@ -2,10 +2,13 @@
 //! Each forward returns what its backward needs; inference drops it and keeps keys and values in a cache.
 
 mod block;
+mod cache;
 
 use std::sync::Arc;
 
-use block::{Block, BlockSaved, CacheTarget};
+use block::{Block, BlockSaved};
+use cache::Seen;
+pub use cache::{KvCache, Table, row};
 
 use crate::error::Result;
 use crate::models::config::TextConfig;
@@ -14,7 +17,7 @@ use crate::models::norm::RmsNorm;
 use crate::models::param::{Grads, Param, VisitParam};
 use crate::models::rope::{Position, Rope};
 use crate::models::weights::Weights;
-use crate::ops::attention::Spans;
+use crate::ops::attention::{PagedSpans, Spans};
 use crate::ops::{add, embedding, linear, rope};
 use crate::quant::Group;
 use crate::tensor::{DType, Device, Gpu, Indices, Tensor};
@@ -31,7 +34,8 @@ pub struct Text {
     head: Option<Linear>,
     rope_theta: f32,
     mrope: Option<[usize; 3]>,
-    head_size: usize,
+    /// Key/value heads, and the size of a head.
+    kv_heads: [usize; 2],
 }
 
 /// Activations of one pass over a ragged batch.
@@ -47,23 +51,6 @@ pub struct HeadSaved {
     x: Tensor,
     normed: Tensor,
     linear: Option<LinearSaved>,
-}
-
-/// Keys and values of all layers, [rows, NKV*HS] each; who owns which rows is the caller's business.
-pub struct KvCache {
-    layers: Vec<(Tensor, Tensor)>,
-}
-
-impl KvCache {
-    /// Copies `len` rows from `from` to `to` in every layer.
-    pub fn copy_rows(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
-        for (k, v) in &mut self.layers {
-            for t in [k, v] {
-                t.copy_rows(from, to, len)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Text {
@@ -82,8 +69,8 @@ impl Text {
         } else {
             Some(Linear::take(weights, HEAD, c.vocab_size, c.hidden_size, false))
         };
-        let (rope_theta, mrope, head_size) = (c.rope_theta, c.mrope, c.head_size);
-        Text { name, embed, blocks, norm, head, rope_theta, mrope, head_size }
+        let (rope_theta, mrope, kv_heads) = (c.rope_theta, c.mrope, [c.kv_heads, c.head_size]);
+        Text { name, embed, blocks, norm, head, rope_theta, mrope, kv_heads }
     }
 
     /// ids -> [T, C]
@@ -115,7 +102,8 @@ impl Text {
         // A block's result is the sum of x and the block's x2, added up in the next one's norm.
         let mut last: Option<BlockSaved> = None;
         for block in &self.blocks {
-            let (y, saved) = block.forward(x, last.as_ref().map(|s| &s.x2), &rope, spans, pass, None)?;
+            let (y, saved) =
+                block.forward(x, last.as_ref().map(|s| &s.x2), &rope, Seen::Pass(spans), pass)?;
             x = y;
             blocks.extend(last.replace(saved).map(|s| kept(s, pass)));
         }
@@ -126,45 +114,37 @@ impl Text {
         Ok((x, TextSaved { blocks, rope, spans: Arc::clone(spans), pass }))
     }
 
-    /// The same with keys and values appended to a cache: token t's go to cache row `rows[t]`; spans' k_start and k_len are cache rows.
+    /// The same with a cache: the keys and values of token t go to its row `rows[t]`, and the spans are over its pages.
     pub fn forward_cached(
         &self,
         x: Tensor,
         positions: &[Position],
         rows: &Indices,
-        spans: &Spans,
+        spans: &PagedSpans,
         cache: &mut KvCache,
     ) -> Result<Tensor> {
-        let tokens: Indices = (0..rows.len() as u32).collect();
-        self.blocks_cached(x, &self.rope(positions)?, (rows, &tokens), spans, cache)
+        self.blocks_cached(x, &self.rope(positions)?, rows, spans, cache)
     }
 
-    /// The same with the rotation of each token, and the tokens 0, 1, 2, ... of `rows`, at hand.
+    /// The same with the rotation of each token at hand.
     pub(super) fn blocks_cached(
         &self,
-        x: Tensor,
+        mut x: Tensor,
         rope: &Rope,
-        (rows, tokens): (&Indices, &Indices),
-        spans: &Spans,
+        rows: &Indices,
+        spans: &PagedSpans,
         cache: &mut KvCache,
     ) -> Result<Tensor> {
-        let mut x = x;
         let mut residual: Option<Tensor> = None;
-        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            let target = CacheTarget { k: &mut layer.0, v: &mut layer.1, rows, tokens };
-            let (y, saved) = block.forward(x, residual.as_ref(), rope, spans, Pass::Infer, Some(target))?;
+        for (block, kv) in self.blocks.iter().zip(&mut cache.layers) {
+            let seen = Seen::Cached { kv, rows, spans };
+            let (y, saved) = block.forward(x, residual.as_ref(), rope, seen, Pass::Infer)?;
             (x, residual) = (y, Some(saved.x2));
         }
         if let Some(residual) = residual {
             add::forward(&mut x, &residual)?;
         }
         Ok(x)
-    }
-
-    pub fn cache(&self, rows: usize) -> Result<KvCache> {
-        let zeros = |b: &Block| self.embed.get().like(&[rows, b.kv_width()]);
-        let layers = self.blocks.iter().map(|b| Ok((zeros(b)?, zeros(b)?))).collect::<Result<_>>()?;
-        Ok(KvCache { layers })
     }
 
     /// x [M, C] (rows of `forward`'s result) -> logits [M, V]
@@ -220,7 +200,7 @@ impl Text {
             }
             let s = match kept {
                 Kept::All(s) => s,
-                Kept::Input(x) => self.blocks[i].forward(x, None, &rope, &spans, pass, None)?.1,
+                Kept::Input(x) => self.blocks[i].forward(x, None, &rope, Seen::Pass(&spans), pass)?.1,
             };
             match self.blocks[i].backward(grads, dx, s, &rope, &spans, need_below)? {
                 Some(d) => dx = d,
@@ -307,10 +287,10 @@ impl Text {
 
     fn angles(&self, positions: &[Position]) -> Result<(Tensor, Tensor)> {
         match self.mrope {
-            Some(sections) => rope::table_mrope(positions, sections, self.rope_theta, self.head_size),
+            Some(sections) => rope::table_mrope(positions, sections, self.rope_theta, self.kv_heads[1]),
             None => {
                 let line: Vec<u32> = positions.iter().map(|p| p[0]).collect();
-                rope::table(&line, self.rope_theta, self.head_size)
+                rope::table(&line, self.rope_theta, self.kv_heads[1])
             }
         }
     }
