@@ -10,6 +10,7 @@ use mpa::models::generate::{Completion, Request};
 use mpa::models::image::Rgb;
 use mpa::models::prompt::{Content, Message};
 use mpa::models::vlm::Vlm;
+use mpa::ops::kv_cache::PAGE;
 use mpa::ops::sample::Sampling;
 
 fn models() -> [Vlm; 2] {
@@ -29,9 +30,10 @@ fn request(i: usize, pictures: &[Arc<Rgb>]) -> Request {
     let images: Vec<Arc<Rgb>> =
         if i % 4 == 3 { vec![] } else { vec![Arc::clone(&pictures[i % pictures.len()])] };
     let mut content: Vec<Content> = images.iter().map(|_| Content::Image).collect();
-    content.push(Content::Text(
-        ["What is on it?", "Why is that so, in a few words?", "Colours."][i % 3].repeat(1 + i % 2),
-    ));
+    // What begins alike for longer than a page, where there is no picture.
+    let preface = if images.is_empty() { "In a few words, ".repeat(40) } else { String::new() };
+    let question = ["What is on it?", "Why is that so, in a few words?", "Colours."][i % 3];
+    content.push(Content::Text(preface + &question.repeat(1 + i % 2)));
     let temperature = if i.is_multiple_of(5) { 1.0 } else { 0.0 };
     Request {
         messages: vec![Message::new("user", content)],
@@ -54,12 +56,15 @@ struct Desk {
     /// Requests given out and not answered, at most.
     under_way: usize,
     most: usize,
+    /// All are at hand.
+    steady: bool,
 }
 
 impl Desk {
     fn new(requests: Vec<Request>) -> Desk {
         let answers = requests.iter().map(|_| None).collect();
-        Desk { requests: requests.into(), asked: 0, answers, order: Vec::new(), under_way: 0, most: 0 }
+        let (requests, order) = (requests.into(), Vec::new());
+        Desk { requests, asked: 0, answers, order, under_way: 0, most: 0, steady: false }
     }
 
     fn go(mut self, vlm: &Vlm, limits: Limits) -> (Desk, Spent) {
@@ -72,7 +77,7 @@ impl Desk {
 impl Exchange for Desk {
     fn next(&mut self, wait: bool) -> Result<Next> {
         self.asked += 1;
-        if !wait && self.asked.is_multiple_of(3) {
+        if !wait && !self.steady && self.asked.is_multiple_of(3) {
             return Ok(Next::Later);
         }
         let next = self.requests.pop_front();
@@ -98,10 +103,7 @@ fn limits_and_neighbours_change_no_answer() {
         vlm.prepare(&mut requests).unwrap();
         let alone = |r: &Request| vlm.generate(std::slice::from_ref(r)).unwrap().remove(0);
         let want: Vec<Vec<Completion>> = requests.iter().map(alone).collect();
-        let row = {
-            let t = &vlm.config.text;
-            t.layers * 2 * t.kv_heads * t.head_size * size_of::<f32>()
-        };
+        let page = PAGE * vlm.text.cache_bytes(vlm.pages);
         let some = Limits::completions(4);
         let limits = [
             Limits::completions(1),
@@ -109,7 +111,7 @@ fn limits_and_neighbours_change_no_answer() {
             Limits::completions(100),
             // Prompts in pieces, and a cache with room for one or two of them.
             Limits { pass_tokens: 16, ..some },
-            Limits { cache_bytes: Some(400 * row), ..some },
+            Limits { cache_bytes: Some(8 * page), ..some },
         ];
         for limits in limits {
             let (desk, spent) = Desk::new(requests.clone()).go(&vlm, limits);
@@ -141,10 +143,7 @@ fn what_can_never_fit_is_told_and_the_rest_answered() {
     requests[2].max_new_tokens = 1;
     requests[4].samples = 0;
     requests[5].max_new_tokens = 1500;
-    let row = {
-        let t = &vlm.config.text;
-        t.layers * 2 * t.kv_heads * t.head_size * size_of::<f32>()
-    };
+    let row = vlm.text.cache_bytes(vlm.pages);
     let limits = Limits { cache_bytes: Some(1000 * row), ..Limits::completions(3) };
     let (desk, _) = Desk::new(requests.clone()).go(&vlm, limits);
     for (i, answer) in desk.answers.iter().enumerate() {
@@ -157,18 +156,74 @@ fn what_can_never_fit_is_told_and_the_rest_answered() {
     }
 }
 
-/// A picture about which two ask one after the other is seen once, though the first is answered before the second comes.
+/// A picture about which three ask one after the other is seen once, and its tokens are computed once, though each is answered before the
+/// next one comes. When nobody holds it any more it is forgotten.
 #[test]
 fn a_picture_that_is_still_held_is_seen_once() {
-    let [vlm, _] = models();
-    let mut requests: Vec<Request> = [0, 1, 2].map(|i| request(i, &[picture(0)])).to_vec();
-    let images = requests[0].images.clone();
-    for r in &mut requests {
-        r.images.clone_from(&images);
+    for vlm in models() {
+        let mut requests: Vec<Request> = [0, 1, 2].map(|i| request(i, &[picture(0)])).to_vec();
+        let images = requests[0].images.clone();
+        for r in &mut requests {
+            r.images.clone_from(&images);
+            r.samples = 1;
+        }
+        vlm.prepare(&mut requests).unwrap();
+        let alone = |r: &Request| vlm.generate(std::slice::from_ref(r)).unwrap().remove(0);
+        let want: Vec<Vec<Completion>> = requests.iter().map(alone).collect();
+        let grid = (requests[0].tiles[0].rows, requests[0].tiles[0].cols);
+        let features = vlm.encode(&requests[0].messages, &[grid], true).unwrap();
+        let features = vlm.picture_tokens(&features).len();
+        let held = requests.clone();
+        // Pages for one request and little more: those of the last one are kept as long as there is room.
+        let tight = Limits {
+            cache_bytes: Some(3 * PAGE * vlm.text.cache_bytes(vlm.pages)),
+            ..Limits::completions(1)
+        };
+        for limits in [Limits::completions(1), tight] {
+            let (desk, spent) = Desk::new(requests.clone()).go(&vlm, limits);
+            let got: Vec<_> = desk.answers.into_iter().map(|a| a.unwrap().unwrap()).collect();
+            assert_eq!(got, want, "{limits:?}");
+            assert_eq!(spent.pictures, 1, "{spent:?}");
+            let least = if limits == tight { 0 } else { 2 * features };
+            assert!(spent.shared_tokens >= least, "{spent:?}, {features} picture tokens");
+        }
+        drop(held);
     }
-    vlm.prepare(&mut requests).unwrap();
-    let held = requests.clone();
-    let (_, spent) = Desk::new(requests).go(&vlm, Limits::completions(1));
-    assert_eq!(spent.pictures, 1, "{spent:?}");
-    drop(held);
+}
+
+/// Full pages of what requests begin with are there once: more of them are under way than would fit with copies.
+#[test]
+fn what_begins_alike_takes_its_pages_once() {
+    let [vlm, _] = models();
+    let ask = |i: usize| Request {
+        messages: vec![Message::new(
+            "user",
+            vec![Content::Text("In a few words, ".repeat(60) + &format!("why is {i}?"))],
+        )],
+        images: vec![],
+        tiles: vec![],
+        max_new_tokens: 4,
+        sampling: Sampling { temperature: 0.0, top_p: 1.0 },
+        samples: 1,
+        seed: 0,
+        draft: None,
+    };
+    let requests: Vec<Request> = (0..6).map(ask).collect();
+    let tokens = vlm.encode(&requests[0].messages, &[], true).unwrap().len();
+    let full = tokens / PAGE;
+    assert!(full >= 2 && tokens % PAGE + 4 <= PAGE, "{tokens} tokens");
+    let want = vlm.generate(&requests).unwrap();
+    let steps = |pages: usize| {
+        let cache_bytes = Some(pages * PAGE * vlm.text.cache_bytes(vlm.pages));
+        let desk = Desk { steady: true, ..Desk::new(requests.clone()) };
+        let (desk, spent) = desk.go(&vlm, Limits { cache_bytes, ..Limits::completions(7) });
+        let got: Vec<_> = desk.answers.into_iter().map(|a| a.unwrap().unwrap()).collect();
+        assert_eq!(got, want);
+        spent.steps
+    };
+    let each = want.iter().map(|w| w[0].ids.len() - 1).max().unwrap();
+    // Six times the last page of a request, and once those before it: all together, one step behind the first. With one page less one has to wait.
+    assert_eq!(steps(full + 6), each + 1);
+    assert!(steps(full + 5) > each + 1);
+    assert!(steps(full + 1) > steps(full + 3));
 }

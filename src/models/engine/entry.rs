@@ -34,11 +34,15 @@ impl Prepared {
         self.prompt + self.max_new_tokens.max(self.draft().len())
     }
 
-    /// How many tokens it has in common with the beginning of `other`, whose pictures are the same: all of the pictures, or none. Two tokens
-    /// of the prompt are left, for what comes next to be known, and not as a decode step knows it (see `piece_end`).
-    fn shared(&self, other: &Prepared) -> usize {
+    pub fn prompt_ids(&self) -> &[u32] {
+        &self.ids[..self.prompt]
+    }
+
+    /// How many tokens it has in common with the beginning of another prompt, whose pictures are the same: all of the pictures, or none. Two
+    /// tokens are left, for what comes next to be known, and not as a decode step knows it (see `piece_end`).
+    pub fn shared(&self, other: &[u32]) -> usize {
         let ours = &self.ids[..self.prompt.saturating_sub(2)];
-        let common = ours.iter().zip(&other.ids[..other.prompt]).take_while(|(a, b)| a == b).count();
+        let common = ours.iter().zip(other).take_while(|(a, b)| a == b).count();
         if common < self.pictures { 0 } else { common }
     }
 }
@@ -56,7 +60,7 @@ pub(super) struct Entry {
     pub from: Option<(usize, usize)>,
     /// Features of its pictures, one after the other.
     pub features: Vec<Arc<Tensor>>, // [F, C] each
-    /// Of all ids, where a pass takes only some of them: [., C].
+    /// Of all ids, where a pass takes only some of those with pictures: [., C].
     pub embedded: Option<Tensor>,
     pub logprob: Option<f64>,
     /// One a sample, from when the prompt is done.
@@ -95,14 +99,6 @@ impl Entry {
             logprob: None,
             completions,
         }
-    }
-
-    /// Tokens that a new request may have from this one.
-    pub fn gives(&self, request: &Request, prompt: &Prepared) -> usize {
-        let same = |(a, b)| Arc::ptr_eq(a, b);
-        let [ours, theirs] = [&self.request, request].map(|request| &request.tiles);
-        let same = ours.len() == theirs.len() && ours.iter().zip(theirs).all(same);
-        if same { prompt.shared(&self.prompt) } else { 0 }
     }
 
     /// Whether its prompt has still to go through the model.

@@ -110,6 +110,11 @@ impl Memory {
         }
     }
 
+    /// Someone has these pages too.
+    pub fn share(&mut self, table: &[u32]) {
+        self.pool.share(table);
+    }
+
     pub fn give_back(&mut self, tables: &[Vec<u32>]) {
         tables.iter().for_each(|table| self.pool.give_back(table));
     }

@@ -5,13 +5,14 @@
 //! Exchange::next -> admit: cache pages for all it may take -> prefill.rs: a pass over prompts -> decode.rs: steps -> Exchange::done
 //! ```
 //!
-//! `entry.rs` is a request under way, `memory.rs` the cache, and `pool.rs` who has which of its pages.
+//! `entry.rs` is a request under way, `prefix.rs` what it may go on from, `memory.rs` the cache, and `pool.rs` who has which of its pages.
 
 mod decode;
 mod entry;
 mod memory;
 mod pool;
 mod prefill;
+mod prefix;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,11 +22,11 @@ use self::decode::{Decoder, Step};
 use self::entry::Entry;
 pub(super) use self::entry::Prepared;
 use self::memory::{Memory, Needs};
+use self::prefix::{Prefix, Related};
 use crate::error::{Error, Result};
 use crate::models::generate::{Completion, Request};
 use crate::models::image::Tiles;
 use crate::models::vlm::Vlm;
-use crate::ops::kv_cache::PAGE;
 use crate::ops::sample::{self, Draw};
 use crate::random;
 use crate::tensor::{Indices, Tensor};
@@ -80,6 +81,9 @@ pub struct Spent {
     pub new_tokens: usize,
 }
 
+/// The cache pages of a request's completions, and whom it goes on from, for how many tokens.
+type Place = (Vec<Vec<u32>>, Option<(usize, usize)>);
+
 pub(super) struct Engine<'a> {
     vlm: &'a Vlm,
     cache: Memory,
@@ -93,6 +97,8 @@ pub(super) struct Engine<'a> {
     taken: usize,
     ended: bool,
     features: Vec<(Arc<Tiles>, Arc<Tensor>)>,
+    /// Prompts that are answered, the oldest first.
+    kept: VecDeque<Prefix>,
     spent: Spent,
 }
 
@@ -111,6 +117,7 @@ impl Vlm {
             taken: 0,
             ended: false,
             features: Vec::new(),
+            kept: VecDeque::new(),
             spent: Spent::default(),
         };
         while engine.turn(exchange)? {}
@@ -165,6 +172,7 @@ impl Engine<'_> {
 
     /// Lets waiting requests in, in their order, as far as the cache has room for all that they may take.
     fn admit(&mut self, exchange: &mut dyn Exchange) -> Result<()> {
+        self.forget();
         let mut under_way: usize = self.entries.iter().map(|e| e.request.samples).sum();
         while let Some((index, mut request)) = self.waiting.pop_front() {
             if !self.entries.is_empty() && under_way + request.samples > self.limits.completions {
@@ -178,19 +186,11 @@ impl Engine<'_> {
                     continue;
                 }
             };
-            let others = if self.ended {
-                self.waiting.len()
-            } else {
-                self.limits.completions.saturating_sub(1) / request.samples
-            };
-            let related = self.related(&request, &prompt);
-            let from = related.map(|(entry, tokens)| (entry.index, tokens));
-            let shared = related.map_or(Vec::new(), |(e, tokens)| e.tables[0][..tokens / PAGE].to_vec());
-            let needs = Needs::new(&prompt, request.samples);
-            match self.cache.take(self.vlm, &needs, &shared, others, self.entries.is_empty()) {
-                Ok(Some(tables)) => {
+            match self.place(&request, &prompt) {
+                Ok(Some((tables, from))) => {
                     under_way += request.samples;
                     self.entries.push(Entry::new(index, request, prompt, tables, from));
+                    self.inherit()?;
                 }
                 Ok(None) => {
                     self.waiting.push_front((index, request));
@@ -200,6 +200,27 @@ impl Engine<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Pages for a request, and whom it goes on from; `None` if others have to be answered first.
+    fn place(&mut self, request: &Request, prompt: &Prepared) -> Result<Option<Place>> {
+        let others = if self.ended {
+            self.waiting.len()
+        } else {
+            self.limits.completions.saturating_sub(1) / request.samples
+        };
+        // As many prompts again may be kept.
+        let others = if request.tiles.is_empty() { others } else { 2 * others + 1 };
+        let needs = Needs::new(prompt, request.samples);
+        loop {
+            let Related { from, pages } = self.related(request, prompt);
+            let idle = self.entries.is_empty() && self.kept.is_empty();
+            match self.cache.take(self.vlm, &needs, &pages, others, idle)? {
+                Some(tables) => return Ok(Some((tables, from))),
+                None if self.give_up_one() => {}
+                None => return Ok(None),
+            }
+        }
     }
 
     fn advance(&mut self) -> Result<()> {
@@ -222,8 +243,6 @@ impl Engine<'_> {
         let known = |features: &[(Arc<Tiles>, Arc<Tensor>)], tiles: &Arc<Tiles>| {
             features.iter().find(|(known, _)| Arc::ptr_eq(known, tiles)).map(|(_, f)| Arc::clone(f))
         };
-        // A picture that no request has any more will not come again.
-        self.features.retain(|(tiles, _)| Arc::strong_count(tiles) > 1);
         let mut new: Vec<Arc<Tiles>> = Vec::new();
         for tiles in self.entries.iter().filter(|e| e.done == 0).flat_map(|e| &e.request.tiles) {
             if known(&self.features, tiles).is_none() && !new.iter().any(|n| Arc::ptr_eq(n, tiles)) {
@@ -296,8 +315,8 @@ impl Engine<'_> {
                 i += 1;
                 continue;
             }
-            let entry = self.entries.remove(i);
-            self.cache.give_back(&entry.tables);
+            let mut entry = self.entries.remove(i);
+            self.release(&mut entry);
             let mut completions = Vec::with_capacity(entry.completions.len());
             for draft in entry.completions {
                 let text = self.vlm.prompter.decode(&draft.ids, false)?;
@@ -314,6 +333,7 @@ impl Engine<'_> {
         let entries = std::mem::take(&mut self.entries);
         self.decoder = Decoder::default();
         self.features.clear();
+        while self.give_up_one() {}
         for entry in &entries {
             self.cache.give_back(&entry.tables);
         }

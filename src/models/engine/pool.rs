@@ -18,10 +18,6 @@ impl Pool {
         self.users.len()
     }
 
-    pub fn free(&self) -> usize {
-        self.free.len()
-    }
-
     /// `len` pages that nobody has; `None` if there are fewer.
     pub fn take(&mut self, len: usize) -> Option<Vec<u32>> {
         let taken = self.free.split_off(self.free.len().checked_sub(len)?);

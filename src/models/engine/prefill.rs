@@ -31,17 +31,8 @@ struct Verdict {
 }
 
 impl Engine<'_> {
-    /// The entry that a new request has the most in common with, and how many tokens.
-    pub(super) fn related(&self, request: &Request, prompt: &Prepared) -> Option<(&Entry, usize)> {
-        let gives = self.entries.iter().map(|entry| (entry, entry.gives(request, prompt)));
-        // Of equals the first.
-        let best = gives.reduce(|best, next| if next.1 > best.1 { next } else { best });
-        best.filter(|&(_, tokens)| tokens > 0)
-    }
-
     /// One pass over what is left of the prompts. Returns whether there was anything to do.
     pub(super) fn prefill(&mut self) -> Result<bool> {
-        self.inherit()?;
         let pieces = self.pieces();
         if pieces.is_empty() {
             return Ok(false);
@@ -82,27 +73,6 @@ impl Engine<'_> {
             self.begin(&logits, &first)?;
         }
         Ok(true)
-    }
-
-    /// Lets the entries that begin like another go on from where that one has come to: full pages are theirs as well, the rest they get as a copy.
-    fn inherit(&mut self) -> Result<()> {
-        for i in 0..self.entries.len() {
-            let Some((index, tokens)) = self.entries[i].from else { continue };
-            let owner = self.entries.iter().find(|e| e.index == index);
-            // One that is gone before it could give anything: all is computed.
-            let Some(owner) = owner else {
-                self.entries[i].from = None;
-                continue;
-            };
-            if owner.done >= tokens {
-                let [from, to] = [owner, &self.entries[i]].map(|entry| &entry.tables[0]);
-                self.cache.get()?.copy(from, to, tokens / PAGE * PAGE..tokens)?;
-                self.entries[i].from = None;
-                self.entries[i].done = tokens;
-                self.spent.shared_tokens += tokens;
-            }
-        }
-        Ok(())
     }
 
     /// What the next pass takes, in the order of the entries.
@@ -163,22 +133,19 @@ fn piece_end(prompt: &Prepared, done: usize, most: usize) -> usize {
     if len <= next || done + 2 > tail { len } else { tail.min(next) }
 }
 
-/// Embeddings of some tokens of a prompt, [T, C]. They begin where its pictures end, or with the prompt.
+/// Embeddings of some tokens of a prompt, [T, C].
 fn embed(vlm: &Vlm, entry: &mut Entry, tokens: Range<usize>) -> Result<Tensor> {
     let ids = &entry.prompt.ids;
-    if let Some(all) = &entry.embedded {
-        return all.slice(tokens);
+    if tokens.start >= entry.prompt.pictures {
+        return vlm.embed(&[Prompt { ids: &ids[tokens], features: Vec::new() }]);
     }
-    let pictures = tokens.start < entry.prompt.pictures;
-    let features = if pictures { entry.features.iter().map(AsRef::as_ref).collect() } else { Vec::new() };
-    if tokens.end == ids.len() {
-        return vlm.embed(&[Prompt { ids: &ids[tokens], features }]);
-    }
-    let features = entry.features.iter().map(AsRef::as_ref).collect();
-    let all = vlm.embed(&[Prompt { ids, features }])?;
-    let part = all.slice(tokens);
-    entry.embedded = Some(all);
-    part
+    let embedded = match entry.embedded.take() {
+        Some(embedded) => embedded,
+        None => vlm.embed(&[Prompt { ids, features: entry.features.iter().map(AsRef::as_ref).collect() }])?,
+    };
+    let part = embedded.slice(tokens)?;
+    entry.embedded = Some(embedded);
+    Ok(part)
 }
 
 /// One for each prompt: how far its draft is what greedy decoding writes, and how likely the whole of it is. A prompt's logits begin at the row
