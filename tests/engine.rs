@@ -10,7 +10,7 @@ use mpa::models::generate::{Completion, Request};
 use mpa::models::image::Rgb;
 use mpa::models::prompt::{Content, Message};
 use mpa::models::vlm::Vlm;
-use mpa::ops::kv_cache::PAGE;
+use mpa::ops::kv_cache::{PAGE, PageType};
 use mpa::ops::sample::Sampling;
 
 fn models() -> [Vlm; 2] {
@@ -98,7 +98,10 @@ impl Exchange for Desk {
 #[test]
 fn limits_and_neighbours_change_no_answer() {
     let pictures: Vec<_> = (0..3).map(picture).collect();
-    for vlm in models() {
+    let [smol, qwen] = models();
+    let [mut smol_int8, _] = models();
+    smol_int8.pages = PageType::Int8;
+    for vlm in [smol, qwen, smol_int8] {
         let mut requests: Vec<Request> = (0..30).map(|i| request(i, &pictures)).collect();
         vlm.prepare(&mut requests).unwrap();
         let alone = |r: &Request| vlm.generate(std::slice::from_ref(r)).unwrap().remove(0);

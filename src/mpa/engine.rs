@@ -12,6 +12,7 @@ use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
 use crate::models::vlm::Vlm;
 use crate::mpa::progress::Progress;
+use crate::ops::kv_cache::PageType;
 use crate::quant::Folds;
 use crate::tensor::Place;
 use crate::train::fit::{self, FitReport, OnStep, Sample, TrainOptions, Trainable};
@@ -87,6 +88,9 @@ pub struct Loading {
     pub int8: Option<Parts>,
     #[serde(flatten)]
     pub pixels: PixelBounds,
+    /// How keys and values are kept.
+    #[serde(skip_serializing_if = "PageType::is_float")]
+    pub kv_cache: PageType,
 }
 
 /// What a model is trained on, how, and where the adapter goes.
@@ -128,6 +132,7 @@ impl Native {
         if let Some(parts) = loading.int8 {
             vlm.quantize(parts, &Folds::new())?;
         }
+        vlm.pages = loading.kv_cache;
         vlm.to_place(&self.0)
     }
 }

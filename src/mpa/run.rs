@@ -85,7 +85,7 @@ impl<'a> Run<'a> {
     fn teacher(&mut self) -> Result<()> {
         let int8 = self.folder.config.models.teacher_int8.and_then(Int8::parts);
         let pixels = self.folder.config.models.pixels();
-        let teacher = self.model("teacher", None).loading(Loading { int8, pixels });
+        let teacher = self.model("teacher", None).loading(Loading { int8, pixels, ..Loading::default() });
         let (images, options) =
             (self.file(&self.folder.config.annotate.images), self.folder.config.annotation());
         let (out, batch) = (self.file("annotate.jsonl"), self.folder.config.annotate.batch);
@@ -214,7 +214,7 @@ impl<'a> Run<'a> {
     fn model(&self, who: &str, adapter: Option<PathBuf>) -> Lazy<'a> {
         let pixels = self.folder.config.models.pixels();
         Lazy::new(self.engine, self.file(&format!("inputs/{who}")), adapter, self.progress)
-            .loading(Loading { int8: None, pixels })
+            .loading(Loading { pixels, ..Loading::default() })
     }
 
     fn file(&self, name: &str) -> PathBuf {

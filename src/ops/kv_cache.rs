@@ -2,6 +2,8 @@
 //! and sequences that begin alike share theirs (Kwon et al. 2023). What is read back: attention/paged.rs.
 //! In int8 each row of a head has a scale of its own, as in ops/quantize: half the bytes of bf16, and an error of at most half a level.
 
+use serde::{Deserialize, Serialize};
+
 use super::attention::Config;
 use super::embedding::expect_below;
 use super::{expect_shape, quantize};
@@ -12,7 +14,8 @@ use crate::tensor::{DType, Indices, Tensor};
 pub const PAGE: usize = 128;
 
 /// How rows are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PageType {
     /// As the activations are: bf16 or f32 on a GPU, f32 in main memory.
     #[default]
@@ -22,6 +25,10 @@ pub enum PageType {
 }
 
 impl PageType {
+    pub fn is_float(&self) -> bool {
+        *self == PageType::Float
+    }
+
     /// Bytes of a row of keys (or values) whose activations have `dtype`.
     pub fn row_bytes(self, dtype: DType, kv_heads: usize, head_size: usize) -> usize {
         match self {

@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
 use crate::mpa::engine;
+use crate::ops::kv_cache::PageType;
 use crate::tensor::Backend;
 
 /// Where models run.
@@ -36,11 +37,14 @@ pub struct Loading {
     pub int8: Option<Parts>,
     #[command(flatten)]
     pub pixels: Pixels,
+    /// How the cache keeps keys and values: as the activations are, or in int8, half of bf16's bytes
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = PageType::Float)]
+    pub kv_cache: PageType,
 }
 
 impl Loading {
     pub fn get(&self) -> engine::Loading {
-        engine::Loading { int8: self.int8, pixels: self.pixels.bounds() }
+        engine::Loading { int8: self.int8, pixels: self.pixels.bounds(), kv_cache: self.kv_cache }
     }
 }
 

@@ -69,8 +69,10 @@ impl Context<'_> {
     pub fn chain(&self, cell: &Cell) -> Result<Chain> {
         let (config, mut chain) = (&cell.config, Chain::default());
         let teacher = self.teacher(config)?;
-        let mut student =
-            self.model(&config.models.student, Loading { int8: None, pixels: config.models.pixels() })?;
+        let mut student = self.model(
+            &config.models.student,
+            Loading { pixels: config.models.pixels(), ..Loading::default() },
+        )?;
         chain.teacher = self.evaluate(config, "teacher", &teacher)?;
         chain.before = self.evaluate(config, "student", &student)?;
         chain.all.extend([chain.teacher.clone(), chain.before.clone()]);
@@ -104,7 +106,10 @@ impl Context<'_> {
 
     fn teacher(&self, config: &Config) -> Result<Model> {
         let int8 = config.models.teacher_int8.and_then(Int8::parts);
-        self.model(&config.models.teacher, Loading { int8, pixels: config.models.pixels() })
+        self.model(
+            &config.models.teacher,
+            Loading { int8, pixels: config.models.pixels(), ..Loading::default() },
+        )
     }
 
     /// A folder or a hub id.
