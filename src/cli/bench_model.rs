@@ -37,6 +37,7 @@ pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress
         (vec![trained(&done, name, args.recompute, &place)], json!({"training": done}), told_training(&done))
     } else {
         let mut vlm = model::load(&shape, temporary.path(), &load, &place, args.loading.int8)?;
+        vlm.pages = args.loading.kv_cache;
         let done = model::answering(&mut vlm, &load, args.runs)?;
         (answered(&done, &name, &place), json!({"answering": done}), told_answering(&done))
     };

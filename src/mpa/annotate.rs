@@ -40,24 +40,34 @@ pub fn run(
     batch: usize,
     progress: &Progress,
 ) -> Result<Tally> {
-    let parser = Parser::new()?;
     let mut appender = Appender::open(out)?;
+    let (stage, records, total) = open(source, options, out)?;
+    answer::run(&stage, records, total, answerer, &mut appender, batch, progress)?;
+    appender.finish()?;
+    Tally::of(out)
+}
+
+type Records = Box<dyn Iterator<Item = Result<Record>> + Send>;
+
+/// The stage, and the records of its pictures, of which there are so many.
+pub(super) fn open<'a>(
+    source: &Path,
+    options: &'a Options,
+    out: &Path,
+) -> Result<(Annotate<'a>, Records, usize)> {
+    let parser = Parser::new()?;
     if source.is_dir() {
         let pictures = list(source)?;
         let rebase = Rebase::folders(source, files::folder_of(out))?;
         let total = pictures.len();
         let stage = Annotate { options, folder: source.to_path_buf(), rebase, parser };
-        let records = pictures.into_iter().map(|name| Ok(named(name)));
-        answer::run(&stage, records, total, answerer, &mut appender, batch, progress)?;
-    } else {
-        let total = records::check(source, &["image"])?;
-        let rebase = Rebase::new(source, out)?;
-        let stage = Annotate { options, folder: files::folder_of(source).to_path_buf(), rebase, parser };
-        let records = Reader::open(source)?.filter(|r| r.as_ref().map_or(true, |r| r.rejected.is_none()));
-        answer::run(&stage, records, total, answerer, &mut appender, batch, progress)?;
+        return Ok((stage, Box::new(pictures.into_iter().map(|name| Ok(named(name)))), total));
     }
-    appender.finish()?;
-    Tally::of(out)
+    let total = records::check(source, &["image"])?;
+    let rebase = Rebase::new(source, out)?;
+    let stage = Annotate { options, folder: files::folder_of(source).to_path_buf(), rebase, parser };
+    let records = Reader::open(source)?.filter(|r| r.as_ref().map_or(true, |r| r.rejected.is_none()));
+    Ok((stage, Box::new(records), total))
 }
 
 fn named(name: String) -> Record {
@@ -75,7 +85,7 @@ fn list(folder: &Path) -> Result<Vec<String>> {
     pictures.into_iter().map(named).collect()
 }
 
-struct Annotate<'a> {
+pub(super) struct Annotate<'a> {
     options: &'a Options,
     folder: PathBuf,
     rebase: Rebase,

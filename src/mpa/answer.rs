@@ -16,8 +16,10 @@ use crate::mpa::engine::Answerer;
 use crate::mpa::progress::Progress;
 
 mod flow;
+mod relay;
 
 use flow::Flow;
+use relay::Relay;
 
 /// What a stage asks about a record, and what it makes of the completions.
 pub trait Stage: Sync {
@@ -58,8 +60,64 @@ pub fn run(
     batch: usize,
     progress: &Progress,
 ) -> Result<()> {
-    let (done, path) = (out.done().to_vec(), out.path().to_path_buf());
-    let batch = batch.max(1);
+    ahead(stage, records, answerer, out, batch, |batches, out| {
+        let mut flow = Flow::new(stage, batches, total, out, progress);
+        // A model is loaded when something is asked of it.
+        if flow.has_requests()? {
+            answerer.answer(batch.max(1), &mut flow)?;
+        }
+        flow.finish()
+    })
+}
+
+/// `run`, and a second stage: about each record that comes of the first one, the same model is asked while it has the picture at hand. `next` is
+/// where these answers go; it has those to all records that `out` has.
+pub fn run_two(
+    [stage, second]: [&dyn Stage; 2],
+    records: impl Iterator<Item = Result<Record>> + Send,
+    total: usize,
+    answerer: &dyn Answerer,
+    [out, next]: [&mut Appender; 2],
+    batch: usize,
+    progress: &Progress,
+) -> Result<()> {
+    ahead(stage, records, answerer, out, batch, |batches, out| {
+        let none = mpsc::channel().1;
+        let first = Flow::new(stage, batches, total, out, progress);
+        let mut relay = Relay::new(first, Flow::new(second, none, total, next, progress));
+        if relay.has_requests()? {
+            answerer.answer(batch.max(1), &mut relay)?;
+        }
+        relay.finish()
+    })
+}
+
+/// `Ok` if what `out` has was made of these records.
+pub fn check(
+    stage: &dyn Stage,
+    mut records: impl Iterator<Item = Result<Record>>,
+    out: &Appender,
+) -> Result<()> {
+    let mut resume = Resume { done: out.done(), at: 0 };
+    while resume.at < resume.done.len()
+        && let Some(record) = records.next()
+    {
+        let record = record?;
+        resume.skip(out.path(), &record.id, &stage.ids(&record))?;
+    }
+    resume.end(out.path())
+}
+
+/// `work`, with what is to be asked being read meanwhile.
+fn ahead(
+    stage: &dyn Stage,
+    records: impl Iterator<Item = Result<Record>> + Send,
+    answerer: &dyn Answerer,
+    out: &mut Appender,
+    batch: usize,
+    work: impl FnOnce(mpsc::Receiver<Result<Ready>>, &mut Appender) -> Result<()>,
+) -> Result<()> {
+    let (done, path, batch) = (out.done().to_vec(), out.path().to_path_buf(), batch.max(1));
     std::thread::scope(|scope| {
         // Some wait while others are answered; the reader stops when the answering side has gone.
         let (send, batches) = mpsc::sync_channel(1);
@@ -70,12 +128,7 @@ pub fn run(
                 let _ = reader.send.send(Err(error));
             }
         });
-        let mut flow = Flow::new(stage, batches, total, out, progress);
-        // A model is loaded when something is asked of it.
-        if flow.has_requests()? {
-            answerer.answer(batch, &mut flow)?;
-        }
-        flow.finish()
+        work(batches, out)
     })
 }
 

@@ -35,6 +35,8 @@ pub trait Answerer: Send + Sync {
             while requests.len() < most {
                 match exchange.next(true)? {
                     Next::Request(request) => requests.push(request),
+                    // More comes of the answers to these.
+                    Next::Later if !requests.is_empty() => break,
                     Next::Later => {}
                     Next::End => break,
                 }

@@ -46,15 +46,24 @@ pub fn run(
 ) -> Result<Tally> {
     let total = records::check(questions, &["question"])?;
     let mut appender = Appender::open(out)?;
-    let rebase = Rebase::new(questions, out)?;
-    let stage = Predict { name, options, questions: questions.to_path_buf(), rebase };
+    let stage = stage(name, questions, options, out)?;
     let records = Reader::open(questions)?.filter(|r| r.as_ref().map_or(true, |r| r.rejected.is_none()));
     answer::run(&stage, records, total, answerer, &mut appender, batch, progress)?;
     appender.finish()?;
     Tally::of(out)
 }
 
-struct Predict<'a> {
+pub(super) fn stage<'a>(
+    name: &'a str,
+    questions: &Path,
+    options: &'a Options,
+    out: &Path,
+) -> Result<Predict<'a>> {
+    let rebase = Rebase::new(questions, out)?;
+    Ok(Predict { name, options, questions: questions.to_path_buf(), rebase })
+}
+
+pub(super) struct Predict<'a> {
     name: &'a str,
     options: &'a Options,
     questions: PathBuf,

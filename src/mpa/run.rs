@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::files;
 use crate::error::{Error, Result};
-use crate::mpa::annotate;
 use crate::mpa::answer::Tally;
 use crate::mpa::config::{self, Int8};
 use crate::mpa::engine::{Engine, Job, Lazy, Loading};
@@ -18,6 +17,7 @@ use crate::mpa::predict;
 use crate::mpa::progress::Progress;
 use crate::mpa::report;
 use crate::mpa::select::{self, Counts, Criterion, Outputs};
+use crate::mpa::teacher;
 use crate::train::fit::Trainable;
 
 /// summary.json: what came of a run.
@@ -86,11 +86,15 @@ impl<'a> Run<'a> {
         let int8 = self.folder.config.models.teacher_int8.and_then(Int8::parts);
         let pixels = self.folder.config.models.pixels();
         let teacher = self.model("teacher", None).loading(Loading { int8, pixels, ..Loading::default() });
-        let (images, options) =
-            (self.file(&self.folder.config.annotate.images), self.folder.config.annotation());
+        let images = self.file(&self.folder.config.annotate.images);
+        let options = (&self.folder.config.annotation(), &self.folder.config.prediction());
         let (out, batch) = (self.file("annotate.jsonl"), self.folder.config.annotate.batch);
-        let tally: Tally = self
-            .timed("annotate", |run| annotate::run(&images, &options, &teacher, &out, batch, run.progress))?;
+        let predictions = self.file("teacher.jsonl");
+        // What is left for `predict` below is to see that all is there.
+        self.timed("annotate", |run| {
+            teacher::run(&images, options, &teacher, [&out, &predictions], batch, run.progress)
+        })?;
+        let tally = Tally::of(&out)?;
         if !tally.rejected.is_empty() {
             let counts: Vec<String> = tally.rejected.iter().map(|(why, n)| format!("{n} {why}")).collect();
             let counts = counts.join(", ");

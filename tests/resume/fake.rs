@@ -2,11 +2,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 
 use mpa::error::{Error, Result};
 use mpa::models::generate::{Completion, Request};
+use mpa::models::image::Rgb;
 use mpa::models::prompt::Content;
 use mpa::mpa::engine::{Answerer, Engine, Job, Loading};
 use mpa::random::{hash, mix};
@@ -24,7 +25,11 @@ pub struct Fake {
     pub room: Option<usize>,
     /// A request whose text ends in this never fits.
     pub too_large: Option<&'static str>,
+    /// The text and the picture of each request answered.
+    pub seen: Seen,
 }
+
+type Seen = Arc<Mutex<Vec<(String, Arc<Rgb>)>>>;
 
 struct Model {
     skill: u64,
@@ -32,6 +37,7 @@ struct Model {
     die_at: usize,
     room: usize,
     too_large: Option<&'static str>,
+    seen: Seen,
 }
 
 impl Engine for Fake {
@@ -45,7 +51,8 @@ impl Engine for Fake {
         let skill = if teacher { 9 } else { 5 + learned };
         let die_at = self.die_at.unwrap_or(usize::MAX);
         let (room, too_large) = (self.room.unwrap_or(usize::MAX), self.too_large);
-        Ok(Box::new(Model { skill, asked: Arc::clone(&self.asked), die_at, room, too_large }))
+        let (asked, seen) = (Arc::clone(&self.asked), Arc::clone(&self.seen));
+        Ok(Box::new(Model { skill, asked, die_at, room, too_large, seen }))
     }
 
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
@@ -89,6 +96,9 @@ impl Model {
             Some(Content::Text(text)) => text.clone(),
             _ => String::new(),
         };
+        if sample == 0 {
+            self.seen.lock().unwrap().push((text.clone(), Arc::clone(&request.images[0])));
+        }
         if !text.starts_with("Q: ") {
             assert_eq!(request.images.len(), 1);
             let colour = request.images[0].data[0];

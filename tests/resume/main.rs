@@ -4,6 +4,7 @@ mod fake;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use fake::{Fake, input, plant, tree};
@@ -295,6 +296,49 @@ fn output_of_other_input_is_refused_with_file_and_line() {
     assert_eq!(error.exit_code(), 2);
     let text = error.to_string();
     assert!(text.contains("annotate.jsonl:2: has id \"z.png#1\" where \"a.png#1\" belongs"), "{text}");
+}
+
+/// The teacher answers about a picture while it annotates others: its two files are behind each other in every way.
+#[test]
+fn annotations_and_the_teachers_answers_catch_up_with_each_other() {
+    let folder = scratch();
+    let config = input(folder.path(), 2);
+    let fake = Fake::default();
+    let whole = go(&fake, &config, None).unwrap().folder;
+    let want = tree(&whole);
+    // It saw a picture once: the very same one comes with annotation and question.
+    let seen = fake.seen.lock().unwrap();
+    let annotated: Vec<_> = seen.iter().filter(|(text, _)| !text.starts_with("Q: ")).collect();
+    assert_eq!(annotated.len(), 3);
+    let drawn = |text: &str| text.starts_with("Q: which number");
+    let answers = want["teacher.jsonl"].split(|&b| b == b'\n').count() - 1;
+    let asked: Vec<_> = seen.iter().filter(|(text, _)| drawn(text)).take(answers).collect();
+    for (text, picture) in asked {
+        assert!(annotated.iter().any(|(_, p)| Arc::ptr_eq(p, picture)), "{text}");
+    }
+    let lines = |name: &str| -> Vec<Vec<u8>> {
+        want[name].split_inclusive(|&b| b == b'\n').map(<[u8]>::to_vec).collect()
+    };
+    let (annotations, answers) = (lines("annotate.jsonl"), lines("teacher.jsonl"));
+    let is_good = |line: &&Vec<u8>| !String::from_utf8_lossy(line).contains("\"rejected\"");
+    for n in 0..=annotations.len() {
+        for m in 0..=annotations[..n].iter().filter(is_good).count() {
+            let mut files = want.clone();
+            files.retain(|name, _| !ORDER[2..].contains(&&name[..]) && !name.starts_with("level/"));
+            files.retain(|name, _| !name.starts_with("evaluate/"));
+            files.insert("annotate.jsonl".into(), annotations[..n].concat());
+            files.insert("teacher.jsonl".into(), answers[..m].concat());
+            let again = folder.path().join("again");
+            plant(&again, &files, &whole);
+            let other = go(&Fake::default(), &config, Some(&again)).unwrap();
+            assert_eq!(
+                different(&tree(&other.folder), &want),
+                Vec::<String>::new(),
+                "{n} lines, {m} answers"
+            );
+            fs::remove_dir_all(&again).unwrap();
+        }
+    }
 }
 
 #[test]

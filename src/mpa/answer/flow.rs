@@ -1,13 +1,16 @@
 //! What a model is asked and what it says, in the order of the records: answers come in any order, and wait for those before them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use super::{Job, Ready, Stage, rejected};
 use crate::data::append::Appender;
+use crate::data::records::Record;
 use crate::error::{Error, Result};
 use crate::models::engine::{Exchange, Next};
 use crate::models::generate::{Completion, Request};
+use crate::models::image::{Rgb, Tiles};
 use crate::mpa::progress::{Meter, Progress};
 
 /// Completions, or the kind of and the reason for a rejection.
@@ -27,6 +30,15 @@ pub(super) struct Flow<'a> {
     out: &'a mut Appender,
     meter: Option<Meter>,
     progress: &'a Progress,
+    /// Written records for another stage to go on from, if there is one.
+    passed: Option<Vec<Passed>>,
+}
+
+/// A record with its pictures, which are read and cut up.
+pub(super) struct Passed {
+    record: Record,
+    images: Vec<Arc<Rgb>>,
+    tiles: Vec<Arc<Tiles>>,
 }
 
 struct Slot {
@@ -36,6 +48,15 @@ struct Slot {
     /// Completions wanted.
     samples: usize,
     answer: Option<Answer>,
+    /// If its records are passed on.
+    images: Vec<Arc<Rgb>>,
+    tiles: Vec<Arc<Tiles>>,
+}
+
+impl Slot {
+    fn new(job: Job) -> Slot {
+        Slot { job, request: None, samples: 0, answer: None, images: Vec::new(), tiles: Vec::new() }
+    }
 }
 
 impl<'a> Flow<'a> {
@@ -47,7 +68,43 @@ impl<'a> Flow<'a> {
         progress: &'a Progress,
     ) -> Self {
         let (requests, slots) = (VecDeque::new(), VecDeque::new());
-        Flow { stage, batches, requests, slots, asked: 0, failed: None, total, out, meter: None, progress }
+        Flow {
+            stage,
+            batches,
+            requests,
+            slots,
+            asked: 0,
+            failed: None,
+            total,
+            out,
+            meter: None,
+            progress,
+            passed: None,
+        }
+    }
+
+    /// The same, with records for another stage to go on from.
+    pub fn passing_on(self) -> Self {
+        Flow { passed: Some(Vec::new()), ..self }
+    }
+
+    /// Records written since the last call.
+    pub fn passed(&mut self) -> impl Iterator<Item = Passed> + use<> {
+        self.passed.as_mut().map(std::mem::take).into_iter().flatten()
+    }
+
+    /// A record that another stage has written.
+    pub fn ask(&mut self, passed: Passed) -> Result<()> {
+        let Passed { record, images, tiles } = passed;
+        let request = self.stage.request(&record, images)?;
+        let job = Job { ids: self.stage.ids(&record), record, skip: 0 };
+        self.push(Slot::new(job), Request { tiles, ..request });
+        Ok(())
+    }
+
+    /// The next request that is at hand.
+    pub fn pop(&mut self) -> Option<Request> {
+        self.requests.pop_front()
     }
 
     /// Whether there is anything to ask.
@@ -71,29 +128,47 @@ impl<'a> Flow<'a> {
         self.meter.get_or_insert_with(|| progress.start(stage.name(), total, ready.seen));
         let mut requests = ready.requests.into_iter();
         for (job, asked) in ready.jobs.into_iter().zip(ready.asked) {
-            let request = if asked.is_ok() { requests.next() } else { None };
-            let mut slot = Slot { job, request: None, samples: 0, answer: None };
-            if let Some(request) = request {
-                (slot.request, slot.samples) = (Some(self.asked), request.samples);
-                self.asked += 1;
-                self.requests.push_back(request);
+            let slot = Slot::new(job);
+            match asked {
+                Err(reason) => {
+                    self.slots.push_back(Slot { answer: Some(Err(("unreadable", reason))), ..slot });
+                }
+                Ok(()) => {
+                    let request = requests.next().ok_or_else(|| {
+                        Error::Failure(format!("no request about {:?}", slot.job.record.id))
+                    })?;
+                    self.push(slot, request);
+                }
             }
-            slot.answer = asked.err().map(|reason| Err(("unreadable", reason)));
-            self.slots.push_back(slot);
         }
         self.write()
+    }
+
+    fn push(&mut self, slot: Slot, request: Request) {
+        let (mut slot, passes) = (slot, self.passed.is_some());
+        (slot.request, slot.samples) = (Some(self.asked), request.samples);
+        if passes {
+            (slot.images, slot.tiles) = (request.images.clone(), request.tiles.clone());
+        }
+        self.asked += 1;
+        self.requests.push_back(request);
+        self.slots.push_back(slot);
     }
 
     /// Writes what is answered, as far as all before it is.
     fn write(&mut self) -> Result<()> {
         while let Some(answer) = self.slots.front_mut().and_then(|slot| slot.answer.take()) {
-            let Some(Slot { job, .. }) = self.slots.pop_front() else { break };
+            let Some(Slot { job, images, tiles, .. }) = self.slots.pop_front() else { break };
             match answer {
                 Ok(completions) => {
                     let records = self.stage.yields(&job.record, completions);
                     for (mut record, id) in records.into_iter().zip(job.ids).skip(job.skip) {
                         record.id = id;
                         self.out.append(&record)?;
+                        if let Some(passed) = self.passed.as_mut().filter(|_| record.rejected.is_none()) {
+                            let (images, tiles) = (images.clone(), tiles.clone());
+                            passed.push(Passed { record, images, tiles });
+                        }
                     }
                 }
                 Err((kind, reason)) => {
