@@ -108,6 +108,43 @@ fn whole_models_are_timed_and_written_for_peers() {
     assert!(stderr(&output).contains("smolvlm-500m"), "{}", stderr(&output));
 }
 
+/// Each picture is seen once, and its tokens are there when the question about it comes.
+#[test]
+fn a_bench_of_the_engine_sees_each_picture_once() {
+    for (shape, more) in [("tiny", "--kv-cache=int8"), ("qwen2-vl-tiny", "--int8")] {
+        let output = mpa(&[
+            "bench",
+            "engine",
+            "--shape",
+            shape,
+            "--pictures",
+            "7",
+            "--batch",
+            "3",
+            "--words",
+            "9",
+            "--new",
+            "6",
+            "--backend",
+            "cpu",
+            "--json",
+            more,
+        ]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let done = &json(&output)["labelling"];
+        let number = |value: &Value| value.as_f64().unwrap();
+        let spent = &done["spent"];
+        assert_eq!(number(&spent["pictures"]), 7.0);
+        // Of two prompts about each picture the second has at least the picture from the first, of both a quarter or more.
+        let (made, shared) = (number(&spent["prompt_tokens"]), number(&spent["shared_tokens"]));
+        assert!(3.0 * shared >= made && shared < made, "{spent}");
+        assert_eq!(number(&done["tokens"]), 7.0 * (6.0 + 5.0));
+        assert!(number(&done["pictures_s"]) > 0.0 && number(&done["peak_bytes"]) > 0.0, "{done}");
+    }
+    let output = mpa(&["bench", "engine", "--shape", "tiny", "--pictures", "0"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
 /// Runs `bench ops --quick` and looks at its CSV.
 fn quick_bench(backend: &str) {
     let folder = tempfile::tempdir().unwrap();

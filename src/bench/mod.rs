@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! shapes.rs, work.rs, cut.rs: what is run, its bytes and FLOPs --> cases.rs, backward.rs, int8.rs: tensors and a call --> timing.rs: median --> Row
-//! checkpoint.rs: whole models with random weights --> model.rs: answers and training steps
+//! checkpoint.rs: whole models with random weights --> model.rs: answers and training steps, engine.rs: the teacher's work on pictures
 //! perplexity.rs: what a model makes of a text
 //! ```
 
@@ -10,6 +10,7 @@ mod backward;
 mod cases;
 pub mod checkpoint;
 mod cut;
+pub mod engine;
 mod int8;
 pub mod model;
 pub mod perplexity;
@@ -43,6 +44,13 @@ pub struct Row {
     pub tflop_s: f64,
     /// The least time that the bytes and FLOPs take at the ceilings, as a share of the median.
     pub percent_of_ceiling: Option<f64>,
+}
+
+/// The most main memory that this process had at once, where the system says so (Linux).
+pub fn peak_resident() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kib| kib << 10)
 }
 
 /// What a device reached, in bytes and FLOPs a second; 0 as long as it is not known.

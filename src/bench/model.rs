@@ -81,13 +81,13 @@ pub fn load(
 }
 
 /// The `i`-th text of so many words.
-fn words(i: usize, count: usize) -> String {
+pub(super) fn words(i: usize, count: usize) -> String {
     let word = |j| format!("w{}", random::mix(SEED, &[i as u64, j as u64]) % WORDS as u64);
     (0..count).map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// Noise, so that nothing about it is easy.
-fn picture(i: usize, load: &Load) -> Option<Arc<Rgb>> {
+pub(super) fn picture(i: usize, load: &Load) -> Option<Arc<Rgb>> {
     const SIDE: usize = 512;
     let pixel = |p| random::mix(i as u64, &[p]) as u8;
     (load.tiles > 0).then(|| {

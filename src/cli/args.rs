@@ -15,7 +15,7 @@ use crate::mpa::prompts;
 use crate::mpa::select::Rule;
 pub use ablate::Ablate;
 pub use benchmark::{Data, DataCheck, Evaluate, Official, Score};
-pub use device::{Bench, BenchModel, BenchOps, Perplexity, Selftest};
+pub use device::{Bench, BenchEngine, BenchModel, BenchOps, Perplexity, Selftest};
 pub use loading::{Compute, FloatType, Loading, Pixels};
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it

@@ -50,7 +50,7 @@ pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress
     Output::new(&json, format!("{facts}\n{}, {text}", shape.name))
 }
 
-fn row(op: &'static str, shape: String, place: &Place, seconds: f64, bytes: usize) -> Row {
+pub(super) fn row(op: &'static str, shape: String, place: &Place, seconds: f64, bytes: usize) -> Row {
     Row {
         op,
         shape,

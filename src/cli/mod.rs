@@ -4,6 +4,7 @@ mod ablate;
 mod annotate;
 mod args;
 mod bench;
+mod bench_engine;
 mod bench_model;
 mod bench_perplexity;
 mod compute;
@@ -99,6 +100,7 @@ fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<
         Command::Quantize(args) => quantize::run(&args, compute, progress),
         Command::Selftest(args) => selftest::run(&args, compute, progress),
         Command::Bench(args::Bench::Ops(args)) => bench::ops(&args, compute, progress),
+        Command::Bench(args::Bench::Engine(args)) => bench_engine::run(&args, compute, progress),
         Command::Bench(args::Bench::Model(args)) => bench_model::run(&args, compute, progress),
         Command::Bench(args::Bench::Perplexity(args)) => bench_perplexity::run(&args, compute, progress),
         Command::Doctor(args) => doctor::run(&args),

@@ -27,6 +27,7 @@ pub struct Selftest {
 pub enum Bench {
     Ops(BenchOps),
     Model(BenchModel),
+    Engine(BenchEngine),
     Perplexity(Perplexity),
 }
 
@@ -96,6 +97,39 @@ pub struct BenchModel {
     /// Measure nothing: write the checkpoint, an adapter and a batch for a peer to do the same with
     #[arg(long, value_name = "DIR")]
     pub write: Option<PathBuf>,
+}
+
+/// Time what a teacher does with pictures: annotate each, and answer a question about it; with a model of a real one's size and random weights
+///
+/// Pictures are 512 x 512 JPEGs of noise; they are read and cut up on another thread meanwhile. One batch goes before, uncounted.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa bench engine --shape qwen2-vl-7b --int8 --pictures 512 --batch 64
+  mpa bench engine --shape smolvlm-500m --kv-cache int8")]
+pub struct BenchEngine {
+    /// smolvlm-256m, smolvlm-500m, smolvlm-2.2b, qwen2-vl-2b, qwen2-vl-7b; tiny and qwen2-vl-tiny for tests
+    #[arg(long, value_name = "NAME")]
+    pub shape: String,
+    #[command(flatten)]
+    pub loading: Loading,
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub pictures: usize,
+    /// Completions at a time
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub batch: usize,
+    /// Tiles of a picture: 1, or 17 as of a large one
+    #[arg(long, value_name = "N", default_value = "1", value_parser = ["1", "17"])]
+    pub tiles: String,
+    /// Words beside the picture, a token each
+    #[arg(long, value_name = "N", default_value_t = 90)]
+    pub words: usize,
+    /// Tokens of an annotation
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    pub new: usize,
+    /// Where the row goes as well (CSV, as those of `bench ops`)
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
 }
 
 /// Measure how well a model predicts a text, and how often another one would choose the same next token

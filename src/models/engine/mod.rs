@@ -69,13 +69,16 @@ impl Limits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Spent {
     /// The vision side, over so many pictures.
+    #[serde(serialize_with = "seconds")]
     pub vision: Duration,
     pub pictures: usize,
     /// Passes over prompts, with the first new tokens; tokens that went through the model, of drafts as well, and those that did not have to.
+    #[serde(serialize_with = "seconds")]
     pub prefill: Duration,
     pub prompt_tokens: usize,
     pub shared_tokens: usize,
     /// Decode steps, and tokens that they gave.
+    #[serde(serialize_with = "seconds")]
     pub decode: Duration,
     pub steps: usize,
     pub new_tokens: usize,
@@ -83,6 +86,10 @@ pub struct Spent {
 
 /// The cache pages of a request's completions, and whom it goes on from, for how many tokens.
 type Place = (Vec<Vec<u32>>, Option<(usize, usize)>);
+
+fn seconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(duration.as_secs_f64())
+}
 
 pub(super) struct Engine<'a> {
     vlm: &'a Vlm,
