@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# All that a machine with a GPU is needed for, in three goes of at most ten minutes each:
+# All that a machine with a GPU is needed for, in four goes of at most ten minutes each:
 #   ops     facts, self-test, compute-sanitizer, benchmarks of ops, peers, one table
 #   models  whole models with random weights: decoding and steps of LoRA, beside transformers and peft on the same weights, one table
 #   qwen    the same of Qwen2-VL-2B's shape, and answers of the 7B's in int8
-# Usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models|qwen]
+#   engine  pictures a second of a teacher, beside transformers' generate
+# Usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models|qwen|engine]
 #   BINDIR has the binary mpa (scripts/gpu-pack.sh makes .gpu); OUTDIR gets the CSV files and logs. To be committed: table.csv and ops.csv, or
-#   models.csv and models.txt, or qwen.csv and qwen.txt.
+#   models.csv and models.txt, and so on.
 # Nothing else of the project is needed than this repository's scripts/ and benches/peers/; of the machine python3 with torch (and transformers)
 # for the peers and compute-sanitizer. What is missing is said, and its part is skipped.
 # A part that fails or runs out of its time does not keep the others from running. Exit code: 1 if a part failed, else 3 if one was skipped, else 0.
 # Environment: MPA_CHECK_BACKEND=host|cuda (cuda). host: kernels on the CPU, small shapes: tries this script out where there is no GPU.
 set -uo pipefail
 go=${3:-ops}
-[[ ($# -eq 2 || $# -eq 3) && $go =~ ^(ops|models|qwen)$ ]] || { echo "usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models|qwen]" >&2; exit 2; }
+[[ ($# -eq 2 || $# -eq 3) && $go =~ ^(ops|models|qwen|engine)$ ]] || { echo "usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models|qwen|engine]" >&2; exit 2; }
 cd "$(dirname "$0")/.." || exit 2
 mpa=$(realpath "$1")/mpa
 [ -x "$mpa" ] || chmod +x "$mpa" 2>/dev/null || { echo "gpu-check: there is no $mpa (scripts/gpu-pack.sh builds it)" >&2; exit 2; }
@@ -182,6 +183,27 @@ check_qwen() {
         if [ "$backend" = host ] && [ "$batch" = 32 ]; then break; fi
         model "$large, int8 answers, batch $batch" 120 "$large" --int8=text --batch "$batch" "${answers[@]}"
     done
+    models_table
+}
+
+engine() { # name, seconds, shape, options of `bench engine`
+    local csv
+    csv=$scratch/$((++models)).csv rows+=("$csv")
+    part "mpa $1" "$2" "$out/$go.txt" "$mpa" bench engine --backend "$backend" --shape "$3" "${@:4}" --csv "$csv"
+}
+
+# Batches of 8 are what the paper's code has.
+check_engine() {
+    begin_models
+    local small=smolvlm-500m large=qwen2-vl-7b some=(--pictures 512 --batch 64) load=(--tiles 1 --words 90 --new 40)
+    if [ "$backend" = host ]; then
+        small=tiny large=qwen2-vl-tiny some=(--pictures 3 --batch 2) load=(--tiles 1 --words 4 --new 3)
+    fi
+    engine "$small, pictures" 60 "$small" "${some[@]}" "${load[@]}"
+    model_peer "$small, pictures" 90 "$small" pictures --batch 8 "${load[@]}"
+    engine "$large, int8, pictures" 120 "$large" --int8 "${some[@]}" "${load[@]}"
+    engine "$large, int8, cache int8, pictures" 120 "$large" --int8 --kv-cache int8 "${some[@]}" "${load[@]}"
+    model_peer "$large, pictures" 160 "$large" pictures --batch 8 "${load[@]}"
     models_table
 }
 

@@ -1,7 +1,8 @@
 """transformers + peft on the checkpoint, adapter and batch that `mpa bench model --train --write DIR` left: greedy decoding and steps of LoRA.
 
-Usage: python3 model.py DIR --csv peers.csv [--commit ID] [--device cuda|cpu] [--dtype bf16|f32] [--steps N] [--what decode|step]...
-Rows have the names of mpa's. A step is forward, backward, clipping and AdamW, the vision tower included, with and without gradient checkpointing; `bytes` is
+Usage: python3 model.py DIR --csv peers.csv [--commit ID] [--device cuda|cpu] [--dtype bf16|f32] [--steps N] [--what decode|step|pictures]...
+Rows have the names of mpa's. `pictures` is what the paper's code does with each batch of pictures: an annotation with `generate`, then an answer with another
+call, which sees the pictures again (compare `mpa bench engine`). A step is forward, backward, clipping and AdamW, the vision tower included, with and without gradient checkpointing; `bytes` is
 the most memory that torch had in use. The losses that are printed are of the same data and weights as mpa's: side by side they should agree.
 """
 
@@ -23,7 +24,7 @@ def arguments():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "f32"])
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--what", action="append", choices=["decode", "step"])
+    parser.add_argument("--what", action="append", choices=["decode", "step", "pictures"])
     args = parser.parse_args()
     args.quick = False
     args.torch_dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[args.dtype]
@@ -75,11 +76,14 @@ class Timer:
         return time.perf_counter() - began
 
 
-def decode(bench, timer, args):
-    """The prompt is the batch up to its first target; its part cancels out."""
+# Tokens of an answer, as src/bench/engine.rs has it.
+ANSWER = 5
+
+
+def generation(bench, args):
+    """Greedy `generate` of so many tokens. The prompt is the batch up to its first target."""
     facts, model, inputs, labels = load(args, bench.device)
     prompt = int((labels[0] != -100).nonzero()[0])
-    new = facts["load"]["new"]
     inputs = {key: value[:, :prompt] if key in ("input_ids", "attention_mask", "mm_token_type_ids") else value for key, value in inputs.items()}
     settings = dict(do_sample=False, pad_token_id=1, eos_token_id=None)
 
@@ -87,12 +91,30 @@ def decode(bench, timer, args):
         with torch.inference_mode():
             model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
 
+    return facts, inputs["input_ids"].shape[0], run
+
+
+def pictures_a_second(bench, timer, args):
+    facts, batch, run = generation(bench, args)
+    new = facts["load"]["new"]
+    run(new)
+    seconds = min(timer.seconds(lambda: (run(new), run(ANSWER))) for _ in range(args.steps)) / batch
+    name = facts["name"].replace(f"batch {batch}", f"{new} tokens")
+    bench.row({"op": "picture", "name": name, "bytes": 0, "flops": 0}, seconds * 1e6, f"generate, batch {batch}", args.dtype)
+    memory = f", at most {torch.cuda.max_memory_allocated() >> 20} MiB in use" if bench.cuda else ""
+    print(f"torch: {1 / seconds:.2f} pictures/s, batch {batch}, {new} + {ANSWER} tokens{memory}", flush=True)
+
+
+def decode(bench, timer, args):
+    """A prompt's part cancels out."""
+    facts, batch, run = generation(bench, args)
+    new = facts["load"]["new"]
     run(new)
     first = min(timer.seconds(lambda: run(1)) for _ in range(args.steps))
     step = (min(timer.seconds(lambda: run(new)) for _ in range(args.steps)) - first) / (new - 1)
     for op, seconds in (("first_token", first), ("decode", step)):
         bench.row({"op": op, "name": facts["name"], "bytes": 0, "flops": 0}, seconds * 1e6, "generate", args.dtype)
-    rate = inputs["input_ids"].shape[0] / step
+    rate = batch / step
     print(f"torch: first token after {first * 1e3:.1f} ms, decoding {rate:.1f} tokens/s ({step * 1e3:.2f} ms a step)", flush=True)
 
 
@@ -136,6 +158,8 @@ def main():
     what = args.what or ["decode", "step"]
     if "decode" in what:
         decode(bench, timer, args)
+    if "pictures" in what:
+        pictures_a_second(bench, timer, args)
     if "step" in what:
         for checkpointing in (False, True):
             train(bench, timer, args, checkpointing)

@@ -24,10 +24,14 @@ pub fn run(args: &args::BenchEngine, compute: &args::Compute, progress: &Progres
         .with_pixels(args.loading.pixels.bounds())?;
     vlm.pages = args.loading.kv_cache;
     let done = engine::labelling(&vlm, &load, args.pictures, temporary.path())?;
-    let name =
-        format!("{}, {} at a time, {} tiles, {} words", shape.name, load.batch, load.tiles, load.words);
     if let Some(path) = &args.csv {
-        let row = row("picture", name, &place, 1.0 / done.pictures_s, done.peak_bytes.unwrap_or(0));
+        let cache = if args.loading.kv_cache.is_float() { "" } else { ", cache int8" };
+        let (new, tiles, words) = (load.new, load.tiles, load.words);
+        let name = format!("{}, {new} tokens, {tiles} tiles, {words} words{cache}", shape.name);
+        let mut row = row("picture", name, &place, 1.0 / done.pictures_s, 0);
+        if args.loading.int8.is_some() {
+            row.dtype = "int8".into();
+        }
         fs::write(path, bench::csv(&[row], &facts)).map_err(|e| Error::io(path, e))?;
     }
     let json = json!({"shape": shape, "load": load, "gpu": facts.gpu, "labelling": done});
