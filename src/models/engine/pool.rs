@@ -55,13 +55,13 @@ mod tests {
         let mut pool = Pool::new(4);
         let first = pool.take(3).unwrap();
         assert_eq!(pool.take(2), None);
-        assert_eq!(pool.free(), 1);
+        assert_eq!(pool.free.len(), 1);
         pool.share(&first[..2]);
         pool.give_back(&first);
-        assert_eq!(pool.free(), 2);
+        assert_eq!(pool.free.len(), 2);
         let mut second = pool.take(2).unwrap();
         assert!(second.iter().all(|page| !first[..2].contains(page)));
-        assert_eq!((pool.free(), pool.take(1)), (0, None));
+        assert_eq!((pool.free.len(), pool.take(1)), (0, None));
         pool.give_back(&first[..2]);
         second.extend(pool.take(2).unwrap());
         second.sort_unstable();
