@@ -1,12 +1,14 @@
-"""mpa and transformers on a CPU, side by side: the text tower of the smolvlm-256m shape (SmolLM2-135M's sizes, random weights), tokens a second.
+"""mpa, llama.cpp and transformers on a CPU, side by side: SmolLM2-135M's shape (the text tower of SmolVLM-256M), random weights, tokens a second.
 
 Usage: python3 cpu_text.py MPA [--rounds N] [--threads N] [--dtype int8|bf16|f32]... [--quick]
-MPA is the binary. Each round starts every contestant once, one after the other, so that what else the machine does falls on all of them; medians over the
+MPA is the binary. llama.cpp takes part if python3 has llama_cpp and gguf (pip install llama-cpp-python gguf); its int8 is Q8_0.
+Each round starts every contestant once, one after the other, so that what else the machine does falls on all of them; medians over the
 rounds are printed, with the largest resident memory. Prompts are of 512 tokens (prefill, and decoding behind them), or of 8 (decoding, alone and 8 at once).
-The first run of a process is not timed; then the faster of two is taken, in transformers as in `mpa bench model`.
+The first run of a process is not timed; then the faster of two is taken.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -29,7 +31,7 @@ def arguments():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", action="append", choices=["int8", "bf16", "f32"])
     parser.add_argument("--quick", action="store_true", help="one round of few tokens: shows that it runs, measures nothing")
-    parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
         args.rounds = 1
@@ -52,11 +54,11 @@ def rates(measure):
 
 def transformers(folder, dtype, threads):
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
     kind = {"bf16": torch.bfloat16, "f32": torch.float32}[dtype]
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=kind, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa").eval()
 
     def measure(batch, tokens, new):
         ids = torch.arange(batch * tokens).reshape(batch, tokens) % 1000 + 50
@@ -75,6 +77,15 @@ def transformers(folder, dtype, threads):
     return rates(measure)
 
 
+def llama_cpp(folder, dtype, threads):
+    import llama_text
+
+    return rates(llama_text.measure(folder, dtype, threads))
+
+
+WORKERS = {"llama.cpp": llama_cpp, "transformers": transformers}
+
+
 def run(command, threads):
     """What it prints, and the most memory it had in MiB."""
     env = dict(os.environ, RAYON_NUM_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
@@ -88,8 +99,8 @@ def run(command, threads):
 
 
 def once(args, contestant, dtype, folder):
-    if contestant == "transformers":
-        command = [sys.executable, __file__, args.mpa, "--worker", folder, "--dtype", dtype, "--threads", str(args.threads)]
+    if contestant in WORKERS:
+        command = [sys.executable, __file__, args.mpa, "--worker", contestant, folder, "--dtype", dtype, "--threads", str(args.threads)]
         out, memory = run(command + ["--quick"] * args.quick, args.threads)
         return dict(json.loads(out.splitlines()[-1]), **{"RSS MiB": memory})
     peak = 0
@@ -98,7 +109,7 @@ def once(args, contestant, dtype, folder):
         nonlocal peak
         sizes = ["--tiles", "0", "--batch", batch, "--words", tokens - AROUND, "--new", new, "--runs", 2]
         kind = ["--int8=text+head"] if dtype == "int8" else ["--dtype", dtype]
-        command = [args.mpa, "--backend", "cpu", "-q", "--json", "bench", "model", "--shape", "smolvlm-256m", *kind]
+        command = [args.mpa, "--backend", "cpu", "-q", "--json", "bench", "model", "--shape", "smollm2-135m", *kind]
         out, memory = run(command + [str(size) for size in sizes], args.threads)
         peak = max(peak, memory)
         answering = json.loads(out)["answering"]
@@ -113,13 +124,23 @@ def main():
     args = arguments()
     dtypes = args.dtype or ["int8", "bf16", "f32"]
     if args.worker:
-        print(json.dumps(transformers(args.worker, dtypes[0], args.threads)))
+        name, folder = args.worker
+        print(json.dumps(WORKERS[name](folder, dtypes[0], args.threads)))
         return
-    contestants = [(name, dtype) for dtype in dtypes for name in ("mpa", "transformers") if (name, dtype) != ("transformers", "int8")]
+    missing = [name for name in ("llama_cpp", "gguf", "torch", "transformers") if importlib.util.find_spec(name) is None]
+    names = ["mpa"] + ["llama.cpp"] * (not {"llama_cpp", "gguf"} & set(missing)) + ["transformers"] * (not {"torch", "transformers"} & set(missing))
+    if missing:
+        print(f"python3 has no {', '.join(missing)}: contestants are {', '.join(names)}", file=sys.stderr)
+    contestants = [(name, dtype) for dtype in dtypes for name in names if (name, dtype) != ("transformers", "int8")]
     results = {contestant: [] for contestant in contestants}
     with tempfile.TemporaryDirectory() as folder:
-        write = [args.mpa, "--backend", "cpu", "-q", "bench", "model", "--shape", "smolvlm-256m", "--tiles", "0", "--write", folder]
+        write = [args.mpa, "--backend", "cpu", "-q", "bench", "model", "--shape", "smollm2-135m", "--tiles", "0", "--write", folder]
         run(write, args.threads)
+        if "llama.cpp" in names:
+            for dtype in dtypes:
+                # In a process of its own: the memory that this one once had would count for those it starts.
+                script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "llama_text.py")
+                run([sys.executable, script, folder, dtype], args.threads)
         for _ in range(args.rounds):
             for contestant in contestants:
                 results[contestant].append(once(args, *contestant, folder))

@@ -217,8 +217,10 @@ pub fn training(trainer: Trainer, load: &Load, place: &Place, steps: usize) -> R
 /// Seconds that the features of a batch's pictures take.
 fn vision(vlm: &Vlm, load: &Load, place: &Place, runs: usize) -> Result<f64> {
     let pictures = (0..load.batch).filter_map(|i| picture(i, load));
-    let images = &vlm.vision()?.images;
-    let tiles = pictures.map(|rgb| images.process(&rgb)).collect::<Result<Vec<_>>>()?;
+    let tiles = pictures.map(|rgb| vlm.vision()?.images.process(&rgb)).collect::<Result<Vec<_>>>()?;
+    if tiles.is_empty() {
+        return Ok(0.0);
+    }
     let tiles: Vec<_> = tiles.iter().collect();
     let mut fastest = f64::INFINITY;
     for _ in 0..=runs.max(1) {
@@ -258,10 +260,9 @@ pub fn write(mut trainer: Trainer, load: &Load, folder: &Path) -> Result<usize> 
         ("ids".to_string(), Tensor::from_vec(&shape, ids)?),
         ("labels".into(), Tensor::from_vec(&shape, labels)?),
     ];
-    let images = &trainer.model().vision()?.images;
     let tiles = (0..load.batch)
         .filter_map(|i| picture(i, load))
-        .map(|rgb| images.process(&rgb)?.normalised())
+        .map(|rgb| trainer.model().vision()?.images.process(&rgb)?.normalised())
         .collect::<Result<Vec<_>>>()?;
     if let Some(first) = tiles.first() {
         let shape = [&[load.batch], first.shape()].concat();

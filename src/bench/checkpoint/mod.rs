@@ -20,6 +20,7 @@ pub struct ModelShape {
     pub name: &'static str,
     pub text: Tower,
     pub kv_heads: usize,
+    /// Without layers: it takes no pictures.
     pub vision: Tower,
     /// Side of a tile: SmolVLM. 0: pictures are left whole: Qwen2-VL.
     pub image_size: usize,
@@ -65,8 +66,8 @@ const QWEN2_VL: ModelShape = ModelShape {
     ..SMOLVLM
 };
 
-/// HuggingFaceTB/SmolVLM-*-Instruct and Qwen/Qwen2-VL-*-Instruct; the tiny ones are for tests.
-pub const MODELS: [ModelShape; 7] = [
+/// HuggingFaceTB/SmolVLM-*-Instruct, its text tower alone (SmolLM2), and Qwen/Qwen2-VL-*-Instruct; the tiny ones are for tests.
+pub const MODELS: [ModelShape; 8] = [
     ModelShape {
         name: "tiny",
         text: tower(64, 2, 4, 96),
@@ -74,6 +75,15 @@ pub const MODELS: [ModelShape; 7] = [
         vision: tower(32, 1, 2, 64),
         image_size: 64,
         patch_size: 8,
+        ..SMOLVLM
+    },
+    ModelShape {
+        name: "smollm2-135m",
+        text: tower(576, 30, 9, 1536),
+        kv_heads: 3,
+        vision: tower(0, 0, 1, 0),
+        vocabulary: 49_152,
+        tied: true,
         ..SMOLVLM
     },
     ModelShape { name: "smolvlm-256m", text: tower(576, 30, 9, 1536), kv_heads: 3, ..SMOLVLM },
@@ -153,7 +163,7 @@ impl ModelShape {
         let ids = json!({"bos_token_id": 2, "eos_token_id": END, "pad_token_id": 1});
         let special = self.special();
         let files = [
-            ("config.json", if self.is_whole() { self.qwen_config() } else { self.config() }),
+            ("config.json", self.config()),
             ("generation_config.json", ids),
             ("preprocessor_config.json", self.preprocessor(split)),
             ("processor_config.json", self.processor()),
@@ -221,7 +231,30 @@ impl ModelShape {
     }
 
     fn config(&self) -> Value {
-        let (text, vision) = (self.text, self.vision);
+        if self.is_whole() {
+            self.qwen_config()
+        } else if self.vision.layers == 0 {
+            self.text_config()
+        } else {
+            self.smolvlm_config()
+        }
+    }
+
+    fn text_config(&self) -> Value {
+        let text = self.text;
+        json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama", "hidden_size": text.hidden, "intermediate_size": text.intermediate,
+            "num_hidden_layers": text.layers, "num_attention_heads": text.heads, "num_key_value_heads": self.kv_heads,
+            "head_dim": text.hidden / text.heads, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 100_000,
+            "max_position_embeddings": POSITIONS, "vocab_size": self.vocabulary, "bos_token_id": 2, "eos_token_id": END,
+            "pad_token_id": 1, "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": self.tied,
+            "torch_dtype": "bfloat16",
+        })
+    }
+
+    fn smolvlm_config(&self) -> Value {
+        let vision = self.vision;
         json!({
             "architectures": ["Idefics3ForConditionalGeneration"],
             "model_type": "idefics3",
@@ -230,13 +263,7 @@ impl ModelShape {
             "tie_word_embeddings": self.tied,
             "torch_dtype": "bfloat16",
             "vocab_size": self.vocabulary,
-            "text_config": {
-                "model_type": "llama", "hidden_size": text.hidden, "intermediate_size": text.intermediate,
-                "num_hidden_layers": text.layers, "num_attention_heads": text.heads, "num_key_value_heads": self.kv_heads,
-                "head_dim": text.hidden / text.heads, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 100_000,
-                "max_position_embeddings": POSITIONS, "vocab_size": self.vocabulary, "bos_token_id": 2, "eos_token_id": END,
-                "pad_token_id": 1, "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": self.tied,
-            },
+            "text_config": self.text_config(),
             "vision_config": {
                 "model_type": "idefics3", "hidden_size": vision.hidden, "intermediate_size": vision.intermediate,
                 "num_hidden_layers": vision.layers, "num_attention_heads": vision.heads, "num_channels": 3,

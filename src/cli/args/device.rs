@@ -65,7 +65,7 @@ Examples:
   mpa bench model --shape smolvlm-500m --train --batch 8 --tiles 17 --new 8
   mpa bench model --shape smolvlm-256m --train --write peer")]
 pub struct BenchModel {
-    /// tiny, smolvlm-256m, smolvlm-500m or smolvlm-2.2b
+    /// smolvlm-256m, smolvlm-500m, smolvlm-2.2b, qwen2-vl-2b, qwen2-vl-7b; smollm2-135m, text alone; tiny and qwen2-vl-tiny for tests
     #[arg(long, value_name = "NAME")]
     pub shape: String,
     #[command(flatten)]
