@@ -1,6 +1,7 @@
 //! The layer's product in int8: y = (x_q W_q^T) x_scale w_scale + b, the sum over K in int32, exact.
 use super::matmul::Shared;
 use super::matmul::packed::products_int8;
+use super::vector_math::vectorised;
 use super::{expect_f32, expect_shape, pieces, quantize, swiglu};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -63,9 +64,7 @@ pub fn forward_group(layers: &mut [Layer], x: Quantized) -> Result<()> {
         let at = row * n + column;
         // SAFETY: each element comes once.
         let out = unsafe { out.slice(at, sums.len()) };
-        for ((y, &sum), w_scale) in out.iter_mut().zip(&*sums).zip(&w_scale[column..]) {
-            *y = sum as f32 * (x_scale[row] * w_scale);
-        }
+        scaled(out, sums, x_scale[row], &w_scale[column..]);
         if let Some(bias) = bias {
             out.iter_mut().zip(&bias[column..]).for_each(|(y, bias)| *y += bias);
         }
@@ -74,6 +73,14 @@ pub fn forward_group(layers: &mut [Layer], x: Quantized) -> Result<()> {
         }
     });
     Ok(())
+}
+
+vectorised! {
+    fn scaled(out: &mut [f32], sums: &[i32], x_scale: f32, w_scale: &[f32]) {
+        for ((y, &sum), w_scale) in out.iter_mut().zip(sums).zip(w_scale) {
+            *y = sum as f32 * (x_scale * w_scale);
+        }
+    }
 }
 
 /// q i8 [M, I] and scale f32 [M] are act = silu(x G^T) * (x U^T), quantised by row (ops::quantize); x [M, K], gate G and up U [I, K].
@@ -94,7 +101,8 @@ pub fn forward_swiglu(
     if let Some(gpu) = x.q.gpu() {
         return launch::forward_swiglu(gpu, (q, scale), x, gate, up, size);
     }
-    let [mut gates, mut ups, mut act] = [(); 3].map(|()| Tensor::zeros(q.shape()));
+    let made = || x.scale.like_f32(q.shape());
+    let (mut gates, mut ups, mut act) = (made()?, made()?, made()?);
     let layer = |out, weight| Layer { out, weight, bias: None, residual: None };
     forward_group(&mut [layer(&mut gates, gate), layer(&mut ups, up)], x)?;
     swiglu::forward(&mut act, &gates, &ups)?;
