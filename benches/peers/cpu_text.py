@@ -98,6 +98,10 @@ def run(command, threads):
         return out.read().decode(), usage.ru_maxrss / 1024
 
 
+def quantised(folder):
+    return os.path.join(folder, "int8")
+
+
 def once(args, contestant, dtype, folder):
     if contestant in WORKERS:
         command = [sys.executable, __file__, args.mpa, "--worker", contestant, folder, "--dtype", dtype, "--threads", str(args.threads)]
@@ -108,8 +112,8 @@ def once(args, contestant, dtype, folder):
     def measure(batch, tokens, new):
         nonlocal peak
         sizes = ["--tiles", "0", "--batch", batch, "--words", tokens - AROUND, "--new", new, "--runs", 2]
-        kind = ["--int8=text+head"] if dtype == "int8" else ["--dtype", dtype]
-        command = [args.mpa, "--backend", "cpu", "-q", "--json", "bench", "model", "--shape", "smollm2-135m", *kind]
+        kind = ["--model", quantised(folder)] if dtype == "int8" else ["--model", folder, "--dtype", dtype]
+        command = [args.mpa, "--backend", "cpu", "-q", "--json", "bench", "model", *kind]
         out, memory = run(command + [str(size) for size in sizes], args.threads)
         peak = max(peak, memory)
         answering = json.loads(out)["answering"]
@@ -136,6 +140,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         write = [args.mpa, "--backend", "cpu", "-q", "bench", "model", "--shape", "smollm2-135m", "--tiles", "0", "--write", folder]
         run(write, args.threads)
+        run([args.mpa, "-q", "quantize", "--model", folder, "--parts", "text+head", "--out", quantised(folder)], args.threads)
         if "llama.cpp" in names:
             for dtype in dtypes:
                 # In a process of its own: the memory that this one once had would count for those it starts.

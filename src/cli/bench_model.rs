@@ -1,11 +1,13 @@
 use std::fs;
+use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bench::Row;
 use crate::bench::checkpoint::ModelShape;
 use crate::bench::model::{self, Answering, Load, Training};
 use crate::error::{Error, Result};
+use crate::models::hub;
 use crate::mpa::progress::Progress;
 use crate::tensor::Place;
 
@@ -13,41 +15,85 @@ use super::compute::{self, Facts};
 use super::{Output, args, bench};
 
 pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress) -> Result<Output> {
-    let shape = ModelShape::find(&args.shape)?;
     let tiles = args.tiles.parse().map_err(|_| Error::Usage(format!("--tiles {}", args.tiles)))?;
     let load = Load { batch: args.batch, tiles, words: args.words, new: args.new };
+    let subject = Subject::of(args)?;
+    let name =
+        format!("{}, batch {}, {} tiles, {} words", subject.name(), load.batch, load.tiles, load.words);
     let temporary = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
-    let name = format!("{}, batch {}, {} tiles, {} words", shape.name, load.batch, load.tiles, load.words);
-    if let Some(folder) = &args.write {
-        let trainer = model::trainer(&shape, temporary.path(), &load, false)?;
-        let tokens = model::write(trainer, &load, folder)?;
-        let json = json!({"name": name, "load": load, "tokens": tokens, "lr": model::LR});
-        let path = folder.join("bench.json");
-        fs::write(&path, format!("{json:#}\n")).map_err(|e| Error::io(&path, e))?;
-        return Output::new(
-            &json,
-            format!("{} with its first adapter and a batch: {}", shape.name, folder.display()),
-        );
+    if let (Some(folder), Subject::Shape(shape)) = (&args.write, &subject) {
+        return write(shape, &load, &name, folder, temporary.path());
     }
-    let place = compute::native(compute, progress)?.0;
+    let engine = compute::native(compute, progress)?;
+    let place = &engine.0;
     let facts = Facts::of(&place.device);
-    let (rows, mut json, text) = if args.train {
-        let trainer = model::trainer(&shape, temporary.path(), &load, args.recompute)?;
-        let done = model::training(trainer, &load, &place, args.runs)?;
-        (vec![trained(&done, name, args.recompute, &place)], json!({"training": done}), told_training(&done))
-    } else {
-        let mut vlm = model::load(&shape, temporary.path(), &load, &place, args.loading.int8)?;
-        vlm.pages = args.loading.kv_cache;
-        let done = model::answering(&mut vlm, &load, args.runs)?;
-        (answered(&done, &name, &place), json!({"answering": done}), told_answering(&done))
+    let (rows, mut json, text) = match &subject {
+        Subject::Shape(shape) if args.train => {
+            let trainer = model::trainer(shape, temporary.path(), &load, args.recompute)?;
+            let done = model::training(trainer, &load, place, args.runs)?;
+            let row = trained(&done, name, args.recompute, place);
+            (vec![row], json!({"training": done}), told_training(&done))
+        }
+        subject => {
+            let mut vlm = match subject {
+                Subject::Shape(shape) => {
+                    let mut vlm = model::load(shape, temporary.path(), &load, place, args.loading.int8)?;
+                    vlm.pages = args.loading.kv_cache;
+                    vlm
+                }
+                Subject::Folder(folder) => engine.vlm(folder, None, args.loading.get())?,
+            };
+            let done = model::answering(&mut vlm, &load, args.runs)?;
+            (answered(&done, &name, place), json!({"answering": done}), told_answering(&done))
+        }
     };
     if let Some(path) = &args.csv {
         fs::write(path, bench::csv(&rows, &facts)).map_err(|e| Error::io(path, e))?;
     }
-    for (key, value) in [("shape", json!(shape)), ("load", json!(load)), ("gpu", json!(facts.gpu))] {
+    for (key, value) in [("shape", subject.json()), ("load", json!(load)), ("gpu", json!(facts.gpu))] {
         json[key] = value;
     }
-    Output::new(&json, format!("{facts}\n{}, {text}", shape.name))
+    Output::new(&json, format!("{facts}\n{}, {text}", subject.name()))
+}
+
+/// What is timed.
+enum Subject {
+    Shape(ModelShape),
+    Folder(PathBuf),
+}
+
+impl Subject {
+    fn of(args: &args::BenchModel) -> Result<Subject> {
+        match (&args.shape, &args.model) {
+            (Some(shape), _) => ModelShape::find(shape).map(Subject::Shape),
+            (None, Some(model)) => hub::resolve(model).map(Subject::Folder),
+            (None, None) => Err(Error::Usage("bench model: expected --shape or --model".into())),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Subject::Shape(shape) => shape.name.to_string(),
+            Subject::Folder(folder) => folder.display().to_string(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Subject::Shape(shape) => json!(shape),
+            Subject::Folder(folder) => json!(folder),
+        }
+    }
+}
+
+/// What a peer needs.
+fn write(shape: &ModelShape, load: &Load, name: &str, folder: &Path, temporary: &Path) -> Result<Output> {
+    let trainer = model::trainer(shape, temporary, load, false)?;
+    let tokens = model::write(trainer, load, folder)?;
+    let json = json!({"name": name, "load": load, "tokens": tokens, "lr": model::LR});
+    let path = folder.join("bench.json");
+    fs::write(&path, format!("{json:#}\n")).map_err(|e| Error::io(&path, e))?;
+    Output::new(&json, format!("{} with its first adapter and a batch: {}", shape.name, folder.display()))
 }
 
 pub(super) fn row(op: &'static str, shape: String, place: &Place, seconds: f64, bytes: usize) -> Row {

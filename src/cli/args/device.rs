@@ -63,11 +63,15 @@ pub struct BenchOps {
 Examples:
   mpa bench model --shape smolvlm-500m --batch 32
   mpa bench model --shape smolvlm-500m --train --batch 8 --tiles 17 --new 8
-  mpa bench model --shape smolvlm-256m --train --write peer")]
+  mpa bench model --shape smolvlm-256m --train --write peer
+  mpa bench model --model smollm2-int8 --tiles 0")]
 pub struct BenchModel {
     /// smolvlm-256m, smolvlm-500m, smolvlm-2.2b, qwen2-vl-2b, qwen2-vl-7b; smollm2-135m, text alone; tiny and qwen2-vl-tiny for tests
-    #[arg(long, value_name = "NAME")]
-    pub shape: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "model")]
+    pub shape: Option<String>,
+    /// Instead of a shape a checkpoint folder (without --train): of `mpa quantize`, for the memory that a model takes which need not be quantised
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["shape", "train", "write"])]
+    pub model: Option<String>,
     #[command(flatten)]
     pub loading: Loading,
     /// Prompts, or samples of a step
