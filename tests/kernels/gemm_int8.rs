@@ -178,12 +178,7 @@ fn a_scale_of_nan_reaches_its_row_alone() {
     });
 }
 
-pub fn swiglu(
-    device: &Device,
-    x: &Matrix,
-    [gate, up]: [&Matrix; 2],
-    rotation: usize,
-) -> (Vec<i8>, Vec<f32>) {
+pub fn swiglu(device: &Device, x: &Matrix, [gate, up]: [&Matrix; 2], rotation: usize) -> (Vec<i8>, Vec<f32>) {
     let (m, n) = (x.rows(), gate.rows());
     let mut q = Tensor::from_i8(&[m, n], vec![99; m * n]).unwrap().to_device(device).unwrap();
     let mut scale = q.like_f32(&[m]).unwrap();

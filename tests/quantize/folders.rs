@@ -149,7 +149,8 @@ fn memory_does_not_grow_with_the_shards() {
     let bytes = llama(plain.path(), 6, width);
     let mut vlm = load(plain.path());
     let out = tempfile::tempdir().unwrap();
-    let (written, held) = peak(|| int8::write(&mut vlm, Parts::TextHead, &Folds::new(), ROTATION, out.path()).unwrap());
+    let (written, held) =
+        peak(|| int8::write(&mut vlm, Parts::TextHead, &Folds::new(), ROTATION, out.path()).unwrap());
     assert!((written.bytes as f64) < 0.4 * written.bytes_before as f64, "{written:?}");
     // The largest matrix in int8, 1 MiB of it in f32 and in int8, the writer's 1 MiB, and a little: far below a shard.
     let most = 2 * width * width + (1 << 20) + (1 << 18) + (1 << 20) + (1 << 19);
@@ -169,7 +170,12 @@ fn a_tied_head_becomes_a_layer_of_its_own() {
     assert!(!stored.text.is_tied());
     let loaded = quantized(plain.path(), Parts::TextHead, &Folds::new());
     assert_eq!(states(&stored).f32s().unwrap(), states(&loaded).f32s().unwrap());
-    assert!(load(write(plain.path(), Parts::Text).path()).text.is_tied());
+    let ignored = |folder: &Path| config(folder)["quantization_config"]["ignore"].clone();
+    assert_eq!(ignored(folder.path()), json!([]));
+    let folder = write(plain.path(), Parts::Text);
+    assert!(load(folder.path()).text.is_tied());
+    // To transformers a tied head is a linear layer as others are.
+    assert_eq!(ignored(folder.path()), json!(["lm_head"]));
 }
 
 /// Rewrites the weights of an int8 folder.

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::models::config::read_json;
 use crate::models::family::Renames;
 use crate::models::hub;
+use crate::models::text::HEAD;
 use crate::models::vlm::Vlm;
 use crate::models::weight::SCALE;
 use crate::models::weights::{self, Announced, INDEX, SINGLE, Weights};
@@ -44,6 +45,10 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, rotation: usize, out: &
             dense.push(name.to_string());
         }
     });
+    if tied && parts == Parts::Text {
+        // No layer here, but one to transformers, which would want its scales.
+        dense.push(HEAD.to_string());
+    }
     let mut names = Vec::new();
     vlm.visit(&mut |name, _| names.push(name.to_string()));
     let plan = Plan {
@@ -81,7 +86,10 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, rotation: usize, out: &
     for name in hub::SETTINGS.iter().rev().filter(|name| from.join(name).exists()) {
         let path = from.join(name);
         if *name == "config.json" {
-            save_json(&out.join(name), &config(&path, scheme::section(&dense, rotation), tied && parts != Parts::Text)?)?;
+            save_json(
+                &out.join(name),
+                &config(&path, scheme::section(&dense, rotation), tied && parts != Parts::Text)?,
+            )?;
         } else {
             std::fs::copy(&path, out.join(name)).map_err(|e| Error::io(&path, e))?;
         }
@@ -134,8 +142,8 @@ impl Plan<'_> {
 
     /// The names of what comes of a tensor.
     fn becomes(&self, name: &str) -> Vec<(String, Origin)> {
-        let head = self.layers.iter().find(|layer| layer.as_str() == crate::models::text::HEAD);
-        if self.embedding.is_some() && name == format!("{}.weight", crate::models::text::HEAD) {
+        let head = self.layers.iter().find(|layer| layer.as_str() == HEAD);
+        if self.embedding.is_some() && name == format!("{HEAD}.weight") {
             // Stored although the embedding counts.
             return Vec::new();
         }
