@@ -63,6 +63,7 @@ __device__ __forceinline__ void rotate(float (&values)[N], int rotation) {
 // it is rotated. All threads of the block must call it.
 template <int N, class Load, class Use>
 __device__ __forceinline__ void each_rotated(int cols, int rotation, Load load, Use use) {
+  // mutant: flip: one more round is one of zeros.
   for (int first = 0; first < cols; first += blockDim.x * N) {
     const int c = first + threadIdx.x * N;
     float values[N] = {};
