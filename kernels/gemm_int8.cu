@@ -9,13 +9,11 @@
 //   gemm_int8_skinny_forward_*  M <= 16 or 32 (_m32). A block takes 16 rows of W, its 8 warps every 8th stretch of 64 along K. x is the A operand of
 //                               an mma, padded to 16 rows, straight from L1/L2; a lane reads 16 bytes of a row of W, past which L1 need keep
 //                               none, and of the rows of x. The warps' sums meet in shared memory.
-//   gemm_int8_swiglu_*          act = silu(x G^T) * (x U^T), from two matrices and in bf16, with the largest magnitude of each row (below).
+//   gemm_int8_swiglu_*          act = silu(x G^T) * (x U^T), from two matrices and in bf16; quantize.cu then makes int8 of it.
 //   gemm_int8_hopper.cu         the same by wgmma, for M > 32 where K is a multiple of 16.
 // An int8 pair lies where a bf16 would, so shared memory, ldmatrix and fragments are those of gemm.cuh.
 //
-// swiglu: the rows of G and U alternate by eight in a tile's columns, so that a lane has both sums of an element. The row's largest |act| is an
-// integer maximum over bits of floats, which has no order; quantize_known_forward_bf16 then makes int8 of it. act is rounded to bf16 first: the
-// maximum is taken of what is stored.
+// swiglu: the rows of G and U alternate by eight in a tile's columns, so that a lane has both sums of an element.
 //
 // FLOPs: 2 M N K. Bytes: M K + N K + 2 M N. On an H100 (3.35 TB/s, 1979 TOP/s): Qwen2-VL-7B's gate projection (N = 18944, K = 3584) takes
 // 141 us of arithmetic for M = 2048, gate and up with SwiGLU 281 us, and 20 us of reading W for M = 1.
@@ -91,24 +89,22 @@ __device__ __forceinline__ void gemm_int8_forward(T* y, const int8_t* x, const i
   tile.store(y, rows, cols, m0, n0, finish);
 }
 
-// act [rows, cols], and most[row] = the larger of it and the row's magnitudes, by atomics.
+// act [rows, cols]
 template <class Tile>
-__device__ __forceinline__ void gemm_int8_swiglu(bf16* act, unsigned* most, const int8_t* x, const int8_t* gate, const int8_t* up,
-                                                 const Swiglu& finish, int rows, int cols, int depth) {
+__device__ __forceinline__ void gemm_int8_swiglu(bf16* act, const int8_t* x, const int8_t* gate, const int8_t* up, const Swiglu& finish, int rows,
+                                                 int cols, int depth) {
   const int m0 = blockIdx.x * Tile::ROWS, n0 = blockIdx.y * Tile::COLS / 2, quad = lane_id() % 4;
   Tile tile;
   tile.multiply(shared_memory<bf16>(), Bytes{x, rows, depth}, Alternating{{gate, cols, depth}, up}, m0, 2 * n0, (depth + 1) / 2);
 #pragma unroll
   for (int i = 0; i < 2 * Tile::MT; i++) {
     const int row = m0 + Tile::warp_m() + 8 * i + lane_id() / 4;
-    unsigned mine = 0;
+    if (row >= rows) break;
 #pragma unroll
     for (int j = 0; j < Tile::NT / 2; j++) {
-      if (row >= rows) break;
       const int col = n0 + Tile::warp_n() / 2 + 8 * j + 2 * quad;
-      mine = max(mine, finish.store(act, row, col, tile.sums[i / 2][2 * j] + i % 2 * 2, tile.sums[i / 2][2 * j + 1] + i % 2 * 2));
+      finish.store(act, row, col, tile.sums[i / 2][2 * j] + i % 2 * 2, tile.sums[i / 2][2 * j + 1] + i % 2 * 2);
     }
-    raise_of_quad(most, row, rows, mine);
   }
 }
 
@@ -179,23 +175,13 @@ __device__ __forceinline__ void gemm_int8_skinny_forward(T* y, const int8_t* x, 
 }
 
 template <int MT>
-__device__ __forceinline__ void gemm_int8_swiglu_skinny(bf16* act, unsigned* most, const int8_t* x, const int8_t* gate, const int8_t* up,
-                                                        const Swiglu& finish, int rows, int cols, int depth) {
+__device__ __forceinline__ void gemm_int8_swiglu_skinny(bf16* act, const int8_t* x, const int8_t* gate, const int8_t* up, const Swiglu& finish,
+                                                        int rows, int cols, int depth) {
   const int n0 = blockIdx.x * SKINNY / 2;
   const Skinny<MT, Alternating> sums({x, rows, depth}, {{gate, cols, depth}, up}, 2 * n0);
   // Eight threads a row.
-  const int row = threadIdx.x / 8, col = n0 + threadIdx.x % 8;
-  unsigned mine = 0;
-  if (row < rows && col < cols) {
-    const int at = row * SKINNY + threadIdx.x % 8;
-    const bf16 value = finish(row, col, sums.sum(at), sums.sum(at + 8));
-    act[static_cast<int64_t>(row) * cols + col] = value;
-    mine = magnitude(to_f32(value));
-  }
-#pragma unroll
-  for (int bit = 4; bit > 0; bit /= 2) mine = max(mine, __shfl_xor_sync(FULL_WARP, mine, bit));
-  // mutant: term: more threads would say the same.
-  if (threadIdx.x % 8 == 0 && row < rows) atomicMax(most + row, mine);
+  const int row = threadIdx.x / 8, col = n0 + threadIdx.x % 8, at = row * SKINNY + threadIdx.x % 8;
+  if (row < rows && col < cols) act[static_cast<int64_t>(row) * cols + col] = finish(row, col, sums.sum(at), sums.sum(at + 8));
 }
 
 extern "C" __global__ void __launch_bounds__(128) gemm_int8_forward_bf16(bf16* y, const int8_t* x, const float* x_scale, const int8_t* weight,
@@ -246,28 +232,28 @@ extern "C" __global__ void __launch_bounds__(256) gemm_int8_skinny_forward_f32_m
   gemm_int8_skinny_forward<2>(y, x, weight, Dequantize<float>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(128) gemm_int8_swiglu_forward_bf16(bf16* act, unsigned* most, const int8_t* x, const float* x_scale,
+extern "C" __global__ void __launch_bounds__(128) gemm_int8_swiglu_forward_bf16(bf16* act, const int8_t* x, const float* x_scale,
                                                                                 const int8_t* gate, const float* gate_scale, const int8_t* up,
                                                                                 const float* up_scale, int rows, int cols, int depth) {
-  gemm_int8_swiglu<LargeBytes>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
+  gemm_int8_swiglu<LargeBytes>(act, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(128) gemm_int8_swiglu_forward_bf16_t64(bf16* act, unsigned* most, const int8_t* x, const float* x_scale,
+extern "C" __global__ void __launch_bounds__(128) gemm_int8_swiglu_forward_bf16_t64(bf16* act, const int8_t* x, const float* x_scale,
                                                                                     const int8_t* gate, const float* gate_scale, const int8_t* up,
                                                                                     const float* up_scale, int rows, int cols, int depth) {
-  gemm_int8_swiglu<SmallBytes>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
+  gemm_int8_swiglu<SmallBytes>(act, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_int8_swiglu_skinny_forward_bf16(bf16* act, unsigned* most, const int8_t* x,
+extern "C" __global__ void __launch_bounds__(256) gemm_int8_swiglu_skinny_forward_bf16(bf16* act, const int8_t* x,
                                                                                        const float* x_scale, const int8_t* gate,
                                                                                        const float* gate_scale, const int8_t* up,
                                                                                        const float* up_scale, int rows, int cols, int depth) {
-  gemm_int8_swiglu_skinny<1>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
+  gemm_int8_swiglu_skinny<1>(act, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_int8_swiglu_skinny_forward_bf16_m32(bf16* act, unsigned* most, const int8_t* x,
+extern "C" __global__ void __launch_bounds__(256) gemm_int8_swiglu_skinny_forward_bf16_m32(bf16* act, const int8_t* x,
                                                                                            const float* x_scale, const int8_t* gate,
                                                                                            const float* gate_scale, const int8_t* up,
                                                                                            const float* up_scale, int rows, int cols, int depth) {
-  gemm_int8_swiglu_skinny<2>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
+  gemm_int8_swiglu_skinny<2>(act, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }

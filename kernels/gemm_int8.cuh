@@ -1,7 +1,6 @@
 // What becomes of the exact sums of gemm_int8.cu and gemm_int8_hopper.cu.
 #pragma once
 #include "elementwise.cuh"
-#include "quantize.cuh"
 
 // Nothing is fused, so these are the bits of the CPU.
 template <class T>
@@ -28,14 +27,14 @@ struct Swiglu {
     return from_f32<bf16>(z * sigmoid<bf16>(z) * (__int2float_rn(up) * (scale * __ldg(up_scale + col))));
   }
 
-  // Stores those of columns col (even) and col + 1; their larger magnitude.
-  __device__ __forceinline__ unsigned store(bf16* act, int row, int col, const int* gates, const int* ups) const {
-    if (col >= cols) return 0;
+  // Stores those of columns col (even) and col + 1.
+  __device__ __forceinline__ void store(bf16* act, int row, int col, const int* gates, const int* ups) const {
+    if (col >= cols) return;
     bf16* to = act + static_cast<int64_t>(row) * cols + col;
     const bf16 left = (*this)(row, col, gates[0], ups[0]);
     if (col + 1 == cols) {
       *to = left;
-      return magnitude(to_f32(left));
+      return;
     }
     const bf16 right = (*this)(row, col + 1, gates[1], ups[1]);
     // mutant: condition: false stores pairs one by one, which only takes longer.
@@ -45,14 +44,5 @@ struct Swiglu {
       to[0] = left;
       to[1] = right;
     }
-    return max(magnitude(to_f32(left)), magnitude(to_f32(right)));
   }
 };
-
-// most[row] = the larger of it and of what the four lanes with this row have. All lanes of the warp must call it.
-__device__ __forceinline__ void raise_of_quad(unsigned* most, int row, int rows, unsigned mine) {
-  mine = max(mine, __shfl_xor_sync(FULL_WARP, mine, 1));
-  mine = max(mine, __shfl_xor_sync(FULL_WARP, mine, 2));
-  // mutant: term: more lanes would say the same.
-  if (lane_id() % 4 == 0 && row < rows) atomicMax(most + row, mine);
-}

@@ -119,17 +119,13 @@ __device__ __forceinline__ void forward(T* y, const TensorMap& x, const TensorMa
 }
 
 template <int N>
-__device__ __forceinline__ void swiglu(bf16* act, unsigned* most, const TensorMap& x, const TensorMap& gate, const TensorMap& up, const Swiglu& finish,
-                                       int rows, int depth) {
+__device__ __forceinline__ void swiglu(bf16* act, const TensorMap& x, const TensorMap& gate, const TensorMap& up, const Swiglu& finish, int rows,
+                                       int depth) {
   const int n0 = blockIdx.y * (N / 2);
   multiply<N>(x, gate, up, n0, n0, depth, [&](int row, const int* sums) {
-    unsigned mine = 0;
+    if (row >= rows) return;
 #pragma unroll
-    for (int j = 0; j < N / 16; j++) {
-      if (row >= rows) break;
-      mine = max(mine, finish.store(act, row, n0 + 8 * j + lane_id() % 4 * 2, sums + 4 * j, sums + N / 4 + 4 * j));
-    }
-    raise_of_quad(most, row, rows, mine);
+    for (int j = 0; j < N / 16; j++) finish.store(act, row, n0 + 8 * j + lane_id() % 4 * 2, sums + 4 * j, sums + N / 4 + 4 * j);
   });
 }
 
@@ -181,20 +177,20 @@ extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_forward_f3
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_swiglu_forward_bf16(bf16* act, unsigned* most,
+extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_swiglu_forward_bf16(bf16* act,
                                                                                           const __grid_constant__ TensorMap x, const float* x_scale,
                                                                                           const __grid_constant__ TensorMap gate,
                                                                                           const float* gate_scale,
                                                                                           const __grid_constant__ TensorMap up, const float* up_scale,
                                                                                           int rows, int cols, int depth) {
 #ifdef MPA_HOPPER
-  hopper::swiglu<256>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, depth);
+  hopper::swiglu<256>(act, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, depth);
 #else
   __trap();
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_swiglu_forward_bf16_n128(bf16* act, unsigned* most,
+extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_swiglu_forward_bf16_n128(bf16* act,
                                                                                                const __grid_constant__ TensorMap x,
                                                                                                const float* x_scale,
                                                                                                const __grid_constant__ TensorMap gate,
@@ -202,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_swiglu_for
                                                                                                const __grid_constant__ TensorMap up,
                                                                                                const float* up_scale, int rows, int cols, int depth) {
 #ifdef MPA_HOPPER
-  hopper::swiglu<128>(act, most, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, depth);
+  hopper::swiglu<128>(act, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, depth);
 #else
   __trap();
 #endif

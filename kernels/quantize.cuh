@@ -1,5 +1,6 @@
 // Symmetric int8 by row: scale = max|x| / 127, q = round(x * (127 / max|x|)), ties to even. The CPU's bits (src/ops/quantize.rs): a product and a
-// rounding an element, nothing that a compiler could fuse.
+// rounding an element, nothing that a compiler could fuse. Rows may be rotated before: each `rotation` elements, a power of two up to 128 that
+// divides the row, times the Hadamard matrix, as sums and differences in the CPU's order.
 #pragma once
 #include "rows.cuh"
 
@@ -35,18 +36,61 @@ struct Levels {
   __device__ __forceinline__ int8_t operator()(float x) const { return static_cast<int8_t>(__float2int_rn(x * inverse)); }
 };
 
-// The larger of `most` and the magnitudes of a[i].
-template <class T, int N>
-__device__ __forceinline__ unsigned larger(unsigned most, const Pack<T, N>& a) {
+// values[i]: element i of N that this lane has of a row, the next lanes the next ones. All lanes of the warp must call it.
+template <int N>
+__device__ __forceinline__ void rotate(float (&values)[N], int rotation) {
 #pragma unroll
-  for (int i = 0; i < N; i++) most = max(most, magnitude(to_f32(a[i])));
-  return most;
+  for (int stride = 1; stride < N; stride *= 2) {
+    if (stride >= rotation) return;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      if (i & stride) continue;
+      const float a = values[i], b = values[i + stride];
+      values[i] = a + b;
+      values[i + stride] = a - b;
+    }
+  }
+  for (int lanes = 1; N * lanes < rotation; lanes *= 2) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      const float other = __shfl_xor_sync(FULL_WARP, values[i], lanes);
+      values[i] = lane_id() & lanes ? other - values[i] : values[i] + other;
+    }
+  }
 }
 
-template <class T, int N>
-__device__ __forceinline__ Pack<int8_t, N> quantized(const Levels& levels, const Pack<T, N>& a) {
-  Pack<int8_t, N> q;
-#pragma unroll
-  for (int i = 0; i < N; i++) q[i] = levels(to_f32(a[i]));
-  return q;
+// use(c, values) for each pack [c, c + N) of a row that is this thread's, of a block that has the row; load(Width<N>, c, values) gives the pack before
+// it is rotated. All threads of the block must call it.
+template <int N, class Load, class Use>
+__device__ __forceinline__ void each_rotated(int cols, int rotation, Load load, Use use) {
+  // mutant: flip: one more round is one of zeros.
+  for (int first = 0; first < cols; first += blockDim.x * N) {
+    const int c = first + threadIdx.x * N;
+    float values[N] = {};
+    if (c < cols) load(Width<N>(), c, values);
+    rotate(values, rotation);
+    if (c < cols) use(c, values);
+  }
+}
+
+// Writes a row, rotated and quantised, by a block; its scale. load as above. Rows that are no multiple of a pack of T wide go element by element: a
+// rotation that divides them is smaller than a pack. scratch: 32 numbers of shared memory, used this once.
+template <class T, class Load>
+__device__ __forceinline__ float quantize_row(int8_t* q, int cols, int rotation, unsigned* scratch, Load load) {
+  auto go = [&](auto width) {
+    constexpr int N = decltype(width)::N_ELEMENTS;
+    unsigned most = 0;
+    each_rotated<N>(cols, rotation, load, [&](int, const float(&values)[N]) {
+      for (int i = 0; i < N; i++) most = max(most, magnitude(values[i]));
+    });
+    const Levels levels(block_max(most, scratch));
+    each_rotated<N>(cols, rotation, load, [&](int c, const float(&values)[N]) {
+      Pack<int8_t, N> small;
+      for (int i = 0; i < N; i++) small[i] = levels(values[i]);
+      store_pack(q + c, small);
+    });
+    return levels.scale;
+  };
+  constexpr int N = 16 / sizeof(T);
+  return cols % N == 0 ? go(Width<N>()) : go(Width<1>());
 }

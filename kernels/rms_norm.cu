@@ -13,11 +13,12 @@
 // Bytes: 3 T C sizeof (4 with a residual), and T C / 2 for partial sums. FLOPs: 11 T C. T = 8192, C = 960 in bf16: 14 us, 19 us with a residual.
 // Reached: not yet run on a GPU.
 //
-// quantized: the row goes on in int8 (quantize.cuh), with r = 1 / sqrt(mean(x^2) + eps):
-//   q = round(x weight (127 / max|x weight|)),   scale = max|x weight| / 127 * r
-// which is the float row x r weight quantised: r is a factor of all elements, so q does not need it and has the same bits on every device. The
-// row itself, in T, is written only where y is given. One block of 128 threads a row, for few rows of a decode step to be many threads.
-// Bytes: T C (sizeof + 1), with a residual T C (3 sizeof + 1). T = 2048, C = 3584 in bf16 with a residual (Qwen2-VL-7B): 15 us.
+// quantized: the row goes on in int8 (quantize.cuh), with r = 1 / sqrt(mean(x^2) + eps) and v = x weight, rotated:
+//   q = round(v (127 / max|v|)),   scale = max|v| / 127 * r
+// which is the float row x r weight rotated and quantised: r is a factor of all elements, so q does not need it and has the same bits on every device.
+// One block of 128 threads a row, for few rows of a decode step to be many threads; x is read three times, all but the first from L1.
+// Bytes: T C (sizeof + 1), with a residual T C (3 sizeof + 1). T = 2048, C = 3584 in bf16 with a residual (Qwen2-VL-7B): 15 us. Shuffles of a rotation
+// by 128: 8 an element, 8 us.
 // Reached: not yet run on a GPU.
 // Considered: a lane's share of dweight in registers (one kernel per width); 1 / rms kept by the forward (saves no byte: x is read for n).
 #include "column_sums.cuh"
@@ -51,40 +52,28 @@ __device__ __forceinline__ void rms_norm_forward(T* y, T* x, const T* residual, 
 }
 
 template <class T>
-__device__ __forceinline__ void rms_norm_quantized_forward(int8_t* q, float* scales, T* y, T* x, const T* residual, const T* weight, int cols,
-                                                           float eps) {
+__device__ __forceinline__ void rms_norm_quantized_forward(int8_t* q, float* scales, T* x, const T* residual, const T* weight, int cols, float eps,
+                                                           int rotation) {
   float* scratch = shared_memory<float>();  // [2][32]
   const int64_t start = static_cast<int64_t>(blockIdx.x) * cols;
   x += start;
-  q += start;
-  if (y != nullptr) y += start;
   if (residual != nullptr) residual += start;
 
   float sum = 0.0f;
-  unsigned most = 0;
   each_pack_of_block<T>(cols, [&](auto width, int c) {
     constexpr int N = decltype(width)::N_ELEMENTS;
-    const Pack<T, N> a = load_with_residual<N>(x, residual, c), w = load_pack<N>(weight + c);
-    for (int i = 0; i < N; i++) {
-      sum += to_f32(a[i]) * to_f32(a[i]);
-      most = max(most, magnitude(to_f32(a[i]) * to_f32(w[i])));
-    }
+    const Pack<T, N> a = load_with_residual<N>(x, residual, c);
+    for (int i = 0; i < N; i++) sum += to_f32(a[i]) * to_f32(a[i]);
   });
   const float r = rsqrtf(block_sum(sum, scratch) / cols + eps);
-  const Levels levels(block_max(most, reinterpret_cast<unsigned*>(scratch + 32)));
 
-  each_pack_of_block<T>(cols, [&](auto width, int c) {
+  // A thread reads what it has written itself.
+  const float scale = quantize_row<T>(q + start, cols, rotation, reinterpret_cast<unsigned*>(scratch + 32), [&](auto width, int c, auto& values) {
     constexpr int N = decltype(width)::N_ELEMENTS;
     const Pack<T, N> a = load_pack<N>(x + c), w = load_pack<N>(weight + c);
-    Pack<int8_t, N> small;
-    for (int i = 0; i < N; i++) small[i] = levels(to_f32(a[i]) * to_f32(w[i]));
-    store_pack(q + c, small);
-    if (y == nullptr) return;
-    Pack<T, N> normed;
-    for (int i = 0; i < N; i++) normed[i] = from_f32<T>(to_f32(a[i]) * r * to_f32(w[i]));
-    store_pack(y + c, normed);
+    for (int i = 0; i < N; i++) values[i] = __fmul_rn(to_f32(a[i]), to_f32(w[i]));  // not fused with the sums of the rotation
   });
-  if (threadIdx.x == 0) scales[blockIdx.x] = levels.scale * r;
+  if (threadIdx.x == 0) scales[blockIdx.x] = scale * r;
 }
 
 // One row of dx, by one warp; gives r.
@@ -148,14 +137,14 @@ extern "C" __global__ void __launch_bounds__(128) rms_norm_forward_f32(float* y,
   rms_norm_forward(y, x, residual, weight, rows, cols, eps);
 }
 
-extern "C" __global__ void __launch_bounds__(128) rms_norm_quantized_forward_bf16(int8_t* q, float* scale, bf16* y, bf16* x, const bf16* residual,
-                                                                                 const bf16* weight, int cols, float eps) {
-  rms_norm_quantized_forward(q, scale, y, x, residual, weight, cols, eps);
+extern "C" __global__ void __launch_bounds__(128) rms_norm_quantized_forward_bf16(int8_t* q, float* scale, bf16* x, const bf16* residual,
+                                                                                  const bf16* weight, int cols, float eps, int rotation) {
+  rms_norm_quantized_forward(q, scale, x, residual, weight, cols, eps, rotation);
 }
 
-extern "C" __global__ void __launch_bounds__(128) rms_norm_quantized_forward_f32(int8_t* q, float* scale, float* y, float* x, const float* residual,
-                                                                                const float* weight, int cols, float eps) {
-  rms_norm_quantized_forward(q, scale, y, x, residual, weight, cols, eps);
+extern "C" __global__ void __launch_bounds__(128) rms_norm_quantized_forward_f32(int8_t* q, float* scale, float* x, const float* residual,
+                                                                                 const float* weight, int cols, float eps, int rotation) {
+  rms_norm_quantized_forward(q, scale, x, residual, weight, cols, eps, rotation);
 }
 
 extern "C" __global__ void __launch_bounds__(256) rms_norm_backward_bf16(bf16* dx, float* partial, const bf16* dy, const bf16* x, const bf16* weight,

@@ -4,7 +4,8 @@ use super::cases::{Call, EPS, Maker};
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::ops::gemm_int8::{self, Quantized};
-use crate::ops::{quantize, rms_norm};
+use crate::ops::quantize::{self, MOST_ROTATED};
+use crate::ops::rms_norm;
 use crate::tensor::Tensor;
 
 impl Maker {
@@ -17,21 +18,24 @@ impl Maker {
             Work::GemmInt8Swiglu { m, n, k } => {
                 let (x, gate, up) = (self.int8(m, k)?, self.int8(n, k)?, self.int8(n, k)?);
                 let (mut q, mut scale) = self.int8(m, n)?;
+                let rotation = quantize::rotation(n, MOST_ROTATED);
                 Box::new(move || {
-                    gemm_int8::forward_swiglu(&mut q, &mut scale, view(&x), view(&gate), view(&up))
+                    gemm_int8::forward_swiglu(&mut q, &mut scale, view(&x), view(&gate), view(&up), rotation)
                 })
             }
             Work::Quantize { rows, cols } => {
                 let (x, (mut q, mut scale)) = (self.random(&[rows, cols])?, self.int8(rows, cols)?);
-                Box::new(move || quantize::forward(&mut q, &mut scale, &x))
+                let rotation = quantize::rotation(cols, MOST_ROTATED);
+                Box::new(move || quantize::forward(&mut q, &mut scale, &x, rotation))
             }
             Work::RmsNormQuantized { rows, cols } => {
                 // The sum grows by the same amount in each run, and stays a number.
                 let ([mut x, residual], weight) = (self.randoms(&[rows, cols])?, self.random(&[cols])?);
+                let rotation = quantize::rotation(cols, MOST_ROTATED);
                 let (mut q, mut scale) = self.int8(rows, cols)?;
                 Box::new(move || {
                     let residual = Some(&residual);
-                    rms_norm::forward_quantized(&mut q, &mut scale, None, &mut x, residual, &weight, EPS)
+                    rms_norm::forward_quantized(&mut q, &mut scale, &mut x, residual, &weight, EPS, rotation)
                 })
             }
             ref other => return Err(Error::Failure(format!("bench: no case for {}", other.op()))),
@@ -42,7 +46,7 @@ impl Maker {
     fn int8(&self, rows: usize, cols: usize) -> Result<(Tensor, Tensor)> {
         let x = self.random(&[rows, cols])?;
         let (mut q, mut scale) = (x.like_i8(&[rows, cols])?, x.like_f32(&[rows])?);
-        quantize::forward(&mut q, &mut scale, &x)?;
+        quantize::forward(&mut q, &mut scale, &x, 1)?;
         Ok((q, scale))
     }
 }

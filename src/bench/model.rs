@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::models::adapter::{self, LoraOptions};
 use crate::models::generate::Request;
 use crate::models::image::Rgb;
-use crate::models::int8::Parts;
+use crate::models::int8::{self, Parts};
 use crate::models::prompt::{Content, Message};
 use crate::models::vlm::Vlm;
 use crate::models::weights;
@@ -75,7 +75,7 @@ pub fn load(
 ) -> Result<Vlm> {
     let mut vlm = shape.build(folder, load.tiles > 1, DType::Bf16, SEED)?;
     if let Some(parts) = int8 {
-        vlm.quantize(parts, &Folds::new())?;
+        vlm.quantize(parts, &Folds::new(), int8::ROTATION)?;
     }
     vlm.to_place(place)
 }

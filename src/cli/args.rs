@@ -346,6 +346,10 @@ pub struct Quantize {
     /// Which linear layers become int8: text (the blocks of the text tower), text+head, or all (the vision tower too)
     #[arg(long, value_name = "PARTS", value_enum, default_value = "text")]
     pub parts: Parts,
+    /// Leave what layers read as it is, for other programs that read int8 folders in compressed-tensors' form: less exact. Else it is rotated by
+    /// Hadamard matrices, which this program alone knows how to read
+    #[arg(long)]
+    pub no_rotation: bool,
     /// Where the checkpoint goes; a new or empty folder
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

@@ -37,7 +37,8 @@ pub fn run(args: &args::Quantize, compute: &args::Compute, progress: &Progress) 
             calibrate(&mut model, args, path, progress)?
         }
     };
-    let written = int8::write(&mut vlm, args.parts, &folds, &args.out)?;
+    let rotation = if args.no_rotation { 1 } else { int8::ROTATION };
+    let written = int8::write(&mut vlm, args.parts, &folds, rotation, &args.out)?;
     let text = format!(
         "{}: {} layers in int8, {:.1} MB of {:.1} MB",
         args.out.display(),

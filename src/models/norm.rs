@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::models::param::{Grads, Param, VisitParam};
-use crate::models::weight::QuantizedInput;
+use crate::models::weight::{QuantizedInput, Weight};
 use crate::models::weights::Weights;
 use crate::ops::{layer_norm, rms_norm};
 use crate::tensor::Tensor;
@@ -91,11 +91,16 @@ impl RmsNorm {
         Ok(out)
     }
 
-    /// x += residual where there is one, then the norm of x in int8.
-    pub fn forward_quantized(&self, x: &mut Tensor, residual: Option<&Tensor>) -> Result<QuantizedInput> {
+    /// x += residual where there is one, then the norm of x in int8, as `reader` takes it.
+    pub(super) fn forward_quantized(
+        &self,
+        x: &mut Tensor,
+        residual: Option<&Tensor>,
+        reader: &Weight,
+    ) -> Result<QuantizedInput> {
         let mut out = QuantizedInput::room(x, x.shape())?;
         let (q, scale) = out.parts();
-        rms_norm::forward_quantized(q, scale, None, x, residual, self.weight.get(), self.eps)?;
+        rms_norm::forward_quantized(q, scale, x, residual, self.weight.get(), self.eps, reader.rotation())?;
         Ok(out)
     }
 

@@ -12,8 +12,13 @@ use crate::tensor::{DType, Tensor};
 pub(super) const SCALE: &str = "weight_scale";
 
 pub enum Weight {
-    Dense(Param),                    // [N, K]
-    Int8 { q: Param, scale: Param }, // i8 [N, K], f32 [N]
+    Dense(Param), // [N, K]
+    Int8 {
+        q: Param,     // i8 [N, K]
+        scale: Param, // f32 [N]
+        /// Of the rows of its input (ops::quantize), as its own are.
+        rotation: usize,
+    },
 }
 
 /// An input with each of its rows in int8: made once for all the layers that read it.
@@ -23,9 +28,9 @@ pub struct QuantizedInput {
 }
 
 impl QuantizedInput {
-    pub fn new(x: &Tensor) -> Result<Self> {
+    pub fn new(x: &Tensor, rotation: usize) -> Result<Self> {
         let mut made = QuantizedInput::room(x, x.shape())?;
-        quantize::forward(&mut made.q, &mut made.scale, x)?;
+        quantize::forward(&mut made.q, &mut made.scale, x, rotation)?;
         Ok(made)
     }
 
@@ -41,9 +46,14 @@ impl QuantizedInput {
     }
 
     /// silu(x G^T) * (x U^T): what `down` reads. `beside` is any tensor of the pass.
-    pub(super) fn swiglu(x: &QuantizedInput, gate: &Weight, up: &Weight, beside: &Tensor) -> Result<Self> {
+    pub(super) fn swiglu(
+        x: &QuantizedInput,
+        [gate, up, down]: [&Weight; 3],
+        beside: &Tensor,
+    ) -> Result<Self> {
         let mut act = QuantizedInput::room(beside, &[x.q.rows(), gate.matrix().rows()])?;
-        gemm_int8::forward_swiglu(&mut act.q, &mut act.scale, x.get(), gate.need_int8()?, up.need_int8()?)?;
+        let (gate, up) = (gate.need_int8()?, up.need_int8()?);
+        gemm_int8::forward_swiglu(&mut act.q, &mut act.scale, x.get(), gate, up, down.rotation())?;
         Ok(act)
     }
 
@@ -62,6 +72,8 @@ pub(super) struct Product<'a> {
 /// out = x W^T + b of each; x [M, K] is quantised once for all that are int8.
 pub(super) fn products(products: &mut [Product], x: &Tensor) -> Result<()> {
     let (mut dense, mut int8) = (Vec::new(), Vec::new());
+    // The same for all: it goes by the width of x.
+    let rotation = products.iter().map(|p| p.weight.rotation()).max().unwrap_or(1);
     for Product { out, weight, bias } in products {
         match &**weight {
             Weight::Dense(weight) => dense.push(linear::Layer { out, weight: weight.get(), bias: *bias }),
@@ -72,7 +84,7 @@ pub(super) fn products(products: &mut [Product], x: &Tensor) -> Result<()> {
         }
     }
     if !int8.is_empty() {
-        gemm_int8::forward_group(&mut int8, QuantizedInput::new(x)?.get())?;
+        gemm_int8::forward_group(&mut int8, QuantizedInput::new(x, rotation)?.get())?;
     }
     if !dense.is_empty() {
         linear::forward_group(&mut dense, x)?;
@@ -88,7 +100,7 @@ impl Weight {
         }
         let q = weights.take_i8(&format!("{name}.weight"), &[n, k]);
         let scale = weights.take_scale(&format!("{name}.{SCALE}"), n);
-        Weight::Int8 { q: Param::exact(q), scale: Param::exact(scale) }
+        Weight::Int8 { q: Param::exact(q), scale: Param::exact(scale), rotation: weights.rotation(k) }
     }
 
     /// The matrix, whose elements count only together with the scales where it is int8.
@@ -101,6 +113,14 @@ impl Weight {
 
     pub fn is_int8(&self) -> bool {
         matches!(self, Weight::Int8 { .. })
+    }
+
+    /// Of the rows of its input, before they are quantised.
+    pub(super) fn rotation(&self) -> usize {
+        match self {
+            Weight::Dense(_) => 1,
+            Weight::Int8 { rotation, .. } => *rotation,
+        }
     }
 
     pub fn slot(&self) -> Option<usize> {
@@ -126,22 +146,24 @@ impl Weight {
 
     pub(super) fn need_int8(&self) -> Result<Quantized<'_>> {
         match self {
-            Weight::Int8 { q, scale } => Ok(Quantized { q: q.get(), scale: scale.get() }),
+            Weight::Int8 { q, scale, .. } => Ok(Quantized { q: q.get(), scale: scale.get() }),
             Weight::Dense(_) => Err(Error::Failure("a dense weight where an int8 one is expected".into())),
         }
     }
 
-    /// Makes it int8 after `fold` is multiplied into it.
-    pub fn quantize(&mut self, fold: Option<&Fold>) -> Result<()> {
-        let (q, scale) = quant::matrix(&self.need_dense("quantising")?.value, fold)?;
-        *self = Weight::Int8 { q: Param::exact(q), scale: Param::exact(scale) };
+    /// Makes it int8 after `fold` is multiplied into it; `rotation` is the largest that its input may get.
+    pub fn quantize(&mut self, fold: Option<&Fold>, rotation: usize) -> Result<()> {
+        let weight = &self.need_dense("quantising")?.value;
+        let rotation = quantize::rotation(weight.cols(), rotation);
+        let (q, scale) = quant::matrix(weight, fold, rotation)?;
+        *self = Weight::Int8 { q: Param::exact(q), scale: Param::exact(scale), rotation };
         Ok(())
     }
 
     pub fn visit(&mut self, name: &str, f: VisitParam) {
         match self {
             Weight::Dense(weight) => f(&format!("{name}.weight"), weight),
-            Weight::Int8 { q, scale } => {
+            Weight::Int8 { q, scale, .. } => {
                 f(&format!("{name}.weight"), q);
                 f(&format!("{name}.{SCALE}"), scale);
             }

@@ -9,7 +9,7 @@ use crate::models::adapter;
 use crate::models::engine::{Exchange, Limits, Next};
 use crate::models::generate::{Completion, Request};
 use crate::models::image::PixelBounds;
-use crate::models::int8::Parts;
+use crate::models::int8::{self, Parts};
 use crate::models::vlm::Vlm;
 use crate::mpa::progress::Progress;
 use crate::ops::kv_cache::PageType;
@@ -132,7 +132,7 @@ impl Native {
         let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
         let mut vlm = Vlm::load(name, adapter)?.with_pixels(loading.pixels)?;
         if let Some(parts) = loading.int8 {
-            vlm.quantize(parts, &Folds::new())?;
+            vlm.quantize(parts, &Folds::new(), int8::ROTATION)?;
         }
         vlm.pages = loading.kv_cache;
         vlm.to_place(&self.0)

@@ -83,14 +83,15 @@ vectorised! {
     }
 }
 
-/// q i8 [M, I] and scale f32 [M] are act = silu(x G^T) * (x U^T), quantised by row (ops::quantize); x [M, K], gate G and up U [I, K].
-/// In main memory act is f32 in between. On a GPU it is rounded to bf16, and its row's largest magnitude is known when the products are done.
+/// q i8 [M, I] and scale f32 [M] are act = silu(x G^T) * (x U^T), rotated and quantised by row (ops::quantize); x [M, K], gate G and up U [I, K].
+/// In main memory act is f32 in between, on a GPU it is rounded to bf16.
 pub fn forward_swiglu(
     q: &mut Tensor,
     scale: &mut Tensor,
     x: Quantized,
     gate: Quantized,
     up: Quantized,
+    rotation: usize,
 ) -> Result<()> {
     let size = check(q, x, gate, None, None)?;
     if up.q.shape() != gate.q.shape() {
@@ -98,15 +99,17 @@ pub fn forward_swiglu(
     }
     check(q, x, up, None, None)?;
     quantize::expect_outputs(OP, q, scale, q.shape())?;
+    quantize::expect_rotation(OP, rotation, q.cols())?;
     if let Some(gpu) = x.q.gpu() {
-        return launch::forward_swiglu(gpu, (q, scale), x, gate, up, size);
+        let act = launch::forward_swiglu(gpu, x, gate, up, size)?;
+        return quantize::launch(gpu, q, scale, (act.ptr(), DType::Bf16), rotation);
     }
     let made = || x.scale.like_f32(q.shape());
     let (mut gates, mut ups, mut act) = (made()?, made()?, made()?);
     let layer = |out, weight| Layer { out, weight, bias: None, residual: None };
     forward_group(&mut [layer(&mut gates, gate), layer(&mut ups, up)], x)?;
     swiglu::forward(&mut act, &gates, &ups)?;
-    quantize::forward(q, scale, &act)
+    quantize::forward(q, scale, &act, rotation)
 }
 
 const OP: &str = "gemm_int8";

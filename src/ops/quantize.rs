@@ -1,6 +1,11 @@
 //! Symmetric int8 by row (Jacob et al. 2018, without zero points; per token as in Dettmers et al. 2022): scale = max|x| / 127,
 //! q = round(x / scale), ties to even, in -127..=127. A row of zeros has scale 0 and is zero.
 //! As the kernels do: x * (127 / max|x|), one product an element. Both give the same bits.
+//!
+//! Rows can be rotated first (QuaRot, Ashkboos et al. 2024): each `rotation` columns, a power of two, are multiplied by the Hadamard matrix of that
+//! size, entries 1 and -1. That spreads an outlier over all of them, so that the largest is nearer to the rest. H H^T = `rotation` I: where the rows of
+//! x and of W are rotated, a product over K is `rotation` times what it was. Nothing but sums and differences of two, in one order: the same bits too.
+use std::array::from_fn;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -18,15 +23,43 @@ const TINY: f32 = 1e-36;
 
 const OP: &str = "quantize";
 
-/// q i8 [M, K], scale f32 [M]; x [M, K]. A row with NaN or infinity gets scale NaN: what is made of it later is NaN as well.
-pub fn forward(q: &mut Tensor, scale: &mut Tensor, x: &Tensor) -> Result<()> {
+/// The largest rotation: a warp's, of four bytes a column and 16 a lane.
+pub const MOST_ROTATED: usize = 128;
+
+/// The rotation of rows of so many columns: the largest that divides them, and is no larger than `most`.
+pub fn rotation(cols: usize, most: usize) -> usize {
+    (1 << cols.max(1).trailing_zeros()).min(most)
+}
+
+/// q i8 [M, K], scale f32 [M]; x [M, K]. A row with NaN or infinity, or whose rotation has one, gets scale NaN: what is made of it later is NaN as well.
+/// `rotation` is a power of two that divides K, up to `MOST_ROTATED`; 1 leaves x as it is.
+pub fn forward(q: &mut Tensor, scale: &mut Tensor, x: &Tensor, rotation: usize) -> Result<()> {
     let cols = x.cols();
     expect_outputs(OP, q, scale, x.shape())?;
+    expect_rotation(OP, rotation, cols)?;
     if let Some(gpu) = x.gpu() {
-        return launch(gpu, q, scale, x);
+        let dtype = kernel_dtype(OP, &[x])?;
+        return launch(gpu, q, scale, (x.ptr(gpu)?, dtype), rotation);
     }
     let x = pieces::widened(x)?;
-    each_row(q, scale, |i, q| row(q, &x[i * cols..][..cols]))
+    each_row(q, scale, |i, q| {
+        let x = &x[i * cols..][..cols];
+        if rotation == 1 {
+            return row(q, x);
+        }
+        let mut rotated = x.to_vec();
+        rotate(&mut rotated, rotation);
+        row(q, &rotated)
+    })
+}
+
+/// `Ok` if rows of so many columns can be rotated so.
+pub(super) fn expect_rotation(op: &'static str, rotation: usize, cols: usize) -> Result<()> {
+    if rotation.is_power_of_two() && rotation <= MOST_ROTATED && cols.is_multiple_of(rotation) {
+        return Ok(());
+    }
+    let expected = format!("a rotation of 1, 2, 4, .. or {MOST_ROTATED} that divides {cols} columns");
+    Err(Error::op(op, expected, rotation.to_string()))
 }
 
 /// `Ok` if q and scale can hold what is made of rows of this shape.
@@ -88,39 +121,54 @@ vectorised! {
     }
 }
 
+/// Columns that a stage with small strides has at hand.
+const NEAR: usize = 16;
+
+vectorised! {
+    /// Each `rotation` elements of x times the Hadamard matrix in Sylvester's order: sums and differences of elements 1 apart, then 2, 4, ...
+    pub(super) fn rotate(x: &mut [f32], rotation: usize) {
+        let mut stride = 1;
+        if rotation >= NEAR {
+            for near in x.as_chunks_mut::<NEAR>().0 {
+                *near = apart::<8>(&apart::<4>(&apart::<2>(&apart::<1>(near))));
+            }
+            stride = NEAR;
+        }
+        while stride < rotation {
+            for pair in x.chunks_exact_mut(2 * stride) {
+                let (a, b) = pair.split_at_mut(stride);
+                for (a, b) in a.iter_mut().zip(b) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            stride *= 2;
+        }
+    }
+}
+
+/// A stage within a vector's reach.
+#[inline(always)]
+fn apart<const STRIDE: usize>(x: &[f32; NEAR]) -> [f32; NEAR] {
+    let (low, high): ([f32; NEAR], [f32; NEAR]) = (from_fn(|i| x[i & !STRIDE]), from_fn(|i| x[i | STRIDE]));
+    from_fn(|i| if i & STRIDE == 0 { low[i] + high[i] } else { low[i] - high[i] })
+}
+
 /// Threads of a block, and its shared memory: a number a warp.
 const THREADS: usize = 256;
 const SHARED: usize = 32 * size_of::<u32>();
 
-/// kernels/quantize.cu
-fn launch(gpu: &Arc<Gpu>, q: &mut Tensor, scale: &mut Tensor, x: &Tensor) -> Result<()> {
-    let dtype = kernel_dtype(OP, &[x])?;
-    let at = Launch { grid: [x.rows(), 1, 1], block: THREADS as u32, shared: SHARED };
-    let args =
-        [q.ptr_mut(gpu)?.into(), scale.ptr_mut(gpu)?.into(), x.ptr(gpu)?.into(), int(OP, x.cols())?.into()];
-    gpu.launch(&format!("quantize_forward_{dtype}"), at, &args)
-}
-
-/// The same for bf16 at `x`, whose rows' largest magnitudes, as f32, are known.
-pub(super) fn launch_known(
+/// kernels/quantize.cu; x, of the shape of q and this type, lies at the address. Shapes have been checked.
+pub(super) fn launch(
     gpu: &Arc<Gpu>,
     q: &mut Tensor,
     scale: &mut Tensor,
-    x: Ptr,
-    most: &Tensor,
+    (x, dtype): (Ptr, DType),
+    rotation: usize,
 ) -> Result<()> {
-    /// Elements of a row that a block takes at a time.
-    const STRETCH: usize = 8 * THREADS;
-    let grid = [q.rows(), q.cols().div_ceil(STRETCH).max(1), 1];
-    let at = Launch { grid, block: THREADS as u32, shared: 0 };
-    let args = [
-        q.ptr_mut(gpu)?.into(),
-        scale.ptr_mut(gpu)?.into(),
-        x.into(),
-        most.ptr(gpu)?.into(),
-        int(OP, q.cols())?.into(),
-    ];
-    gpu.launch("quantize_known_forward_bf16", at, &args)
+    let at = Launch { grid: [q.rows(), 1, 1], block: THREADS as u32, shared: SHARED };
+    let (cols, rotation) = (int(OP, q.cols())?, int(OP, rotation)?);
+    let args = [q.ptr_mut(gpu)?.into(), scale.ptr_mut(gpu)?.into(), x.into(), cols.into(), rotation.into()];
+    gpu.launch(&format!("quantize_forward_{dtype}"), at, &args)
 }
 
 /// How the kernels of norms that quantise are launched: a block a row.

@@ -70,35 +70,34 @@ fn launch(
     gpu.launch(&format!("rms_norm_forward_{dtype}"), at, &args)
 }
 
-/// x += residual where there is one; then q i8 [T, C] and scale f32 [T] are the norm of x, quantised from its f32 values as ops::quantize does:
-/// scale = max|x w| / 127 / sqrt(mean(x^2) + eps), q = round(x w * (127 / max|x w|)). The root is a factor of all elements of a row, so q does
-/// without it and has the same bits on every device. `out` gets the norm itself, if it is wanted too.
+/// x += residual where there is one; then q i8 [T, C] and scale f32 [T] are the norm of x, rotated and quantised from its f32 values as ops::quantize
+/// does. With v = x w rotated: scale = max|v| / 127 / sqrt(mean(x^2) + eps), q = round(v * (127 / max|v|)). The root is a factor of all elements of a
+/// row, so q does without it and has the same bits on every device.
 pub fn forward_quantized(
     q: &mut Tensor,
     scale: &mut Tensor,
-    out: Option<&mut Tensor>,
     x: &mut Tensor,
     residual: Option<&Tensor>,
     weight: &Tensor,
     eps: f32,
+    rotation: usize,
 ) -> Result<()> {
     const OP: &str = "rms_norm";
     let cols = x.cols();
     quantize::expect_outputs(OP, q, scale, x.shape())?;
+    quantize::expect_rotation(OP, rotation, cols)?;
     expect_shape(OP, "weight", weight, &[cols])?;
     if let Some(gpu) = x.gpu().cloned() {
-        return launch_quantized(&gpu, (q, scale), out, x, residual, weight, eps);
+        return launch_quantized(&gpu, (q, scale), x, residual, (weight, eps), rotation);
     }
     if let Some(residual) = residual {
         add::forward(x, residual)?;
-    }
-    if let Some(out) = out {
-        forward(out, x, weight, eps)?;
     }
     let (x, weight) = (x.f32s()?, widened(weight)?);
     quantize::each_row(q, scale, |i, q| {
         let mut weighted = vec![0.0; cols];
         let r = weigh(&mut weighted, &x[i * cols..][..cols], &weight, eps);
+        quantize::rotate(&mut weighted, rotation);
         quantize::row(q, &weighted) * r
     })
 }
@@ -107,22 +106,21 @@ pub fn forward_quantized(
 fn launch_quantized(
     gpu: &Arc<Gpu>,
     (q, scale): (&mut Tensor, &mut Tensor),
-    mut out: Option<&mut Tensor>,
     x: &mut Tensor,
     residual: Option<&Tensor>,
-    weight: &Tensor,
-    eps: f32,
+    (weight, eps): (&Tensor, f32),
+    rotation: usize,
 ) -> Result<()> {
-    let dtype = expect_beside("rms_norm", out.as_deref(), x, residual, &[weight])?;
+    let dtype = expect_beside("rms_norm", None, x, residual, &[weight])?;
     let args = [
         q.ptr_mut(gpu)?.into(),
         scale.ptr_mut(gpu)?.into(),
-        out.as_mut().map_or(Ok(Ptr::NULL), |out| out.ptr_mut(gpu))?.into(),
         x.ptr_mut(gpu)?.into(),
         residual.map_or(Ok(Ptr::NULL), |r| r.ptr(gpu))?.into(),
         weight.ptr(gpu)?.into(),
         int("rms_norm", x.cols())?.into(),
         eps.into(),
+        int("rms_norm", rotation)?.into(),
     ];
     gpu.launch(&format!("rms_norm_quantized_forward_{dtype}"), quantize::norm_at(x.rows()), &args)
 }

@@ -1,7 +1,7 @@
 //! int8 (W8A8): weights with a scale for each output channel, activations with one for each token (ops::quantize), both symmetric.
 //!
 //! ```text
-//! calibration --see--> maxima of inputs --folds--> powers of two --matrix--> int8 and scales
+//! calibration --see--> maxima of inputs --folds--> powers of two --matrix (rotated)--> int8 and scales
 //! ```
 //!
 //! Which layers these are, and what comes before them, is the models' business (models/int8).

@@ -7,12 +7,13 @@ use crate::tensor::{Device, Tensor};
 /// Elements of the rows that are widened at a time.
 const PIECE: usize = 1 << 18;
 
-/// i8 [N, K] and f32 [N] of a weight [N, K], after `fold` is multiplied into it.
-pub fn matrix(weight: &Tensor, fold: Option<&Fold>) -> Result<(Tensor, Tensor)> {
+/// i8 [N, K] and f32 [N] of a weight [N, K], after `fold` is multiplied into it, for an input that is rotated so (ops::quantize): the rows of the
+/// weight are too, and their scales hold what both rotations together are too large by.
+pub fn matrix(weight: &Tensor, fold: Option<&Fold>, rotation: usize) -> Result<(Tensor, Tensor)> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let mut q = Vec::with_capacity(weight.len());
     let mut scales = Vec::with_capacity(rows);
-    pieces(weight, fold, |piece, scale| {
+    pieces(weight, fold, rotation, |piece, scale| {
         q.extend_from_slice(piece);
         scales.extend_from_slice(scale);
     })?;
@@ -20,13 +21,18 @@ pub fn matrix(weight: &Tensor, fold: Option<&Fold>) -> Result<(Tensor, Tensor)> 
 }
 
 /// The second of the two alone.
-pub fn scales(weight: &Tensor, fold: Option<&Fold>) -> Result<Tensor> {
+pub fn scales(weight: &Tensor, fold: Option<&Fold>, rotation: usize) -> Result<Tensor> {
     let mut scales = Vec::with_capacity(weight.rows());
-    pieces(weight, fold, |_, scale| scales.extend_from_slice(scale))?;
+    pieces(weight, fold, rotation, |_, scale| scales.extend_from_slice(scale))?;
     Tensor::from_vec(&[weight.rows()], scales)
 }
 
-fn pieces(weight: &Tensor, fold: Option<&Fold>, mut made: impl FnMut(&[i8], &[f32])) -> Result<()> {
+fn pieces(
+    weight: &Tensor,
+    fold: Option<&Fold>,
+    rotation: usize,
+    mut made: impl FnMut(&[i8], &[f32]),
+) -> Result<()> {
     let here = weight.to_device(&Device::Cpu)?;
     let (rows, cols, elements) = (weight.rows(), weight.cols(), here.elements()?);
     let step = (PIECE / cols.max(1)).max(1);
@@ -40,7 +46,9 @@ fn pieces(weight: &Tensor, fold: Option<&Fold>, mut made: impl FnMut(&[i8], &[f3
         let x = Tensor::from_vec(&[count, cols], wide)?;
         let mut q = x.like_i8(&[count, cols])?;
         let mut scale = Tensor::zeros(&[count]);
-        quantize::forward(&mut q, &mut scale, &x)?;
+        quantize::forward(&mut q, &mut scale, &x, rotation)?;
+        // Exact: a power of two.
+        scale.f32s_mut()?.iter_mut().for_each(|scale| *scale /= rotation as f32);
         made(q.i8s()?, scale.f32s()?);
     }
     Ok(())

@@ -34,8 +34,11 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
     let mut cases = Vec::new();
     for &(rows, cols) in ROWS_QUICK.iter().chain(rows) {
         let shape = format!("{rows} x {cols}");
-        cases.push(Case::new("quantize", &shape, move |on| rows_of(on, rows, cols)));
-        cases.push(Case::new("rms_norm quantized", &shape, move |on| rms(on, rows, cols)));
+        for rotation in rotations(cols) {
+            let shape = format!("{shape} rotated {rotation}");
+            cases.push(Case::new("quantize", &shape, move |on| rows_of(on, rows, cols, rotation)));
+            cases.push(Case::new("rms_norm quantized", &shape, move |on| rms(on, rows, cols, rotation)));
+        }
         cases.push(Case::new("layer_norm quantized", &shape, move |on| layer(on, rows, cols)));
     }
     for &sizes in QUICK.iter().chain(products) {
@@ -49,24 +52,31 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
     cases
 }
 
+/// None, and the largest that the models ask for.
+fn rotations(cols: usize) -> Vec<usize> {
+    let mut all = vec![1, quantize::rotation(cols, quantize::MOST_ROTATED)];
+    all.dedup();
+    all
+}
+
 /// Elements and scales to write to: what is not overwritten shows in the scales.
 fn outputs(on: &mut On, rows: usize, cols: usize) -> Result<(Tensor, Tensor)> {
     let scale = on.output_f32(&[rows])?;
     Ok((on.moved(Tensor::from_i8(&[rows, cols], vec![99; rows * cols])?)?, scale))
 }
 
-fn rows_of(on: &mut On, rows: usize, cols: usize) -> Result<Vec<Output>> {
+fn rows_of(on: &mut On, rows: usize, cols: usize, rotation: usize) -> Result<Vec<Output>> {
     let x = on.random(&[rows, cols], 3.0)?;
     let (mut q, mut scale) = outputs(on, rows, cols)?;
-    quantize::forward(&mut q, &mut scale, &x)?;
+    quantize::forward(&mut q, &mut scale, &x, rotation)?;
     let exact = || Tolerance::exact(SAME);
     Ok(vec![Output::new("q", q.to_f32()?, exact()), Output::new("scale", scale, exact())])
 }
 
-fn rms(on: &mut On, rows: usize, cols: usize) -> Result<Vec<Output>> {
+fn rms(on: &mut On, rows: usize, cols: usize, rotation: usize) -> Result<Vec<Output>> {
     let (mut x, weight) = (on.random(&[rows, cols], 1.0)?, on.random(&[cols], 2.0)?);
     let (mut q, mut scale) = outputs(on, rows, cols)?;
-    rms_norm::forward_quantized(&mut q, &mut scale, None, &mut x, None, &weight, EPS)?;
+    rms_norm::forward_quantized(&mut q, &mut scale, &mut x, None, &weight, EPS, rotation)?;
     Ok(vec![
         Output::new("q", q.to_f32()?, Tolerance::exact(SAME)),
         Output::new("scale", scale, Tolerance::norm(DType::F32, 0.02)),
@@ -111,7 +121,7 @@ fn swiglu(on: &mut On, [m, n, k]: [usize; 3]) -> Result<Vec<Output>> {
     let x = matrix(on, m, k, 3.0)?;
     let (gate, up) = (matrix(on, n, k, small(k))?, matrix(on, n, k, small(k))?);
     let (mut q, mut scale) = outputs(on, m, n)?;
-    gemm_int8::forward_swiglu(&mut q, &mut scale, view(&x), view(&gate), view(&up))?;
+    gemm_int8::forward_swiglu(&mut q, &mut scale, view(&x), view(&gate), view(&up), 1)?;
     Ok(vec![
         Output::new(
             "q",

@@ -85,6 +85,16 @@ pub fn to_f64(x: &Tensor) -> Vec<f64> {
     x.to_f32().unwrap().f32s().unwrap().iter().map(|&v| f64::from(v)).collect()
 }
 
+/// Each `size` elements times the Hadamard matrix of that size by its definition: entry (i, j) is -1 to the number of ones that i and j share.
+pub fn rotated(x: &[f64], size: usize) -> Vec<f64> {
+    let sum = |group: &[f64], i: usize| {
+        let signed =
+            group.iter().enumerate().map(|(j, x)| if (i & j).count_ones() % 2 == 0 { *x } else { -x });
+        signed.sum()
+    };
+    x.chunks(size).flat_map(|group| (0..size).map(move |i| sum(group, i))).collect()
+}
+
 /// Central differences of the scalar function `loss` in f64 at `x`, one element after the other.
 pub fn finite_differences(x: &[f64], mut loss: impl FnMut(&[f64]) -> f64) -> Vec<f64> {
     let mut x = x.to_vec();

@@ -1,7 +1,8 @@
 use mpa::ops::gemm_int8::{MAX_DEPTH, Quantized, forward, forward_swiglu};
+use mpa::ops::quantize;
 use mpa::tensor::{DType, Device, Gpu, Tensor};
 
-use crate::common::{Rng, assert_op_error, to_f64};
+use crate::common::{Rng, assert_op_error, rotated, to_f64};
 use crate::device::{DTYPES, on_each_device_without_hopper, output, random, values, what};
 
 /// Elements in -127..=127, and a scale a row: here.
@@ -169,7 +170,7 @@ fn a_scale_of_nan_reaches_its_row_alone() {
             for (i, row) in values(&out).chunks(5).enumerate() {
                 assert!(row.iter().all(|y| y.is_nan() == (i == nan)), "{i}");
             }
-            let (q, scale) = swiglu(device, &x, &w, &w);
+            let (q, scale) = swiglu(device, &x, [&w, &w], 1);
             for (i, (q, scale)) in q.chunks(5).zip(scale).enumerate() {
                 assert_eq!((scale.is_nan(), q.iter().all(|&q| q == 0)), (i == nan, i == nan), "{i}");
             }
@@ -177,23 +178,30 @@ fn a_scale_of_nan_reaches_its_row_alone() {
     });
 }
 
-pub fn swiglu(device: &Device, x: &Matrix, gate: &Matrix, up: &Matrix) -> (Vec<i8>, Vec<f32>) {
+pub fn swiglu(device: &Device, x: &Matrix, [gate, up]: [&Matrix; 2], rotation: usize) -> (Vec<i8>, Vec<f32>) {
     let (m, n) = (x.rows(), gate.rows());
     let mut q = Tensor::from_i8(&[m, n], vec![99; m * n]).unwrap().to_device(device).unwrap();
     let mut scale = q.like_f32(&[m]).unwrap();
     let [x, gate, up] = [x, gate, up].map(|m| m.on(device));
-    forward_swiglu(&mut q, &mut scale, view(&x), view(&gate), view(&up)).unwrap();
+    forward_swiglu(&mut q, &mut scale, view(&x), view(&gate), view(&up), rotation).unwrap();
     (q.to_device(&Device::Cpu).unwrap().i8s().unwrap().to_vec(), values(&scale))
 }
 
-/// Against float64: half a level, and what act's rounding to bf16, of 8 bits, and the largest one's do.
+/// Against float64, as it is and rotated: half a level, and what act's rounding to bf16, of 8 bits, does to all that a sum adds up.
 pub fn check_swiglu(rng: &mut Rng, device: &Device, (m, n, k): (usize, usize, usize)) {
-    let name = what(&[&"swiglu", &m, &"x", &n, &"x", &k, device]);
+    let rotations = [1, quantize::rotation(n, quantize::MOST_ROTATED)];
+    for rotation in rotations.into_iter().take(if rotations[1] > 1 { 2 } else { 1 }) {
+        check_rotated_swiglu(rng, device, (m, n, k), rotation);
+    }
+}
+
+fn check_rotated_swiglu(rng: &mut Rng, device: &Device, (m, n, k): (usize, usize, usize), rotation: usize) {
+    let name = what(&[&"swiglu", &m, &"x", &n, &"x", &k, &rotation, device]);
     let mut x = Matrix::random(rng, m, k);
     // Gates of about 1, whatever K is.
     x.scale.iter_mut().for_each(|s| *s /= (k as f32).sqrt().max(1.0));
     let (gate, up) = (Matrix::random(rng, n, k), Matrix::random(rng, n, k));
-    let (q, scale) = swiglu(device, &x, &gate, &up);
+    let (q, scale) = swiglu(device, &x, [&gate, &up], rotation);
     for i in 0..m {
         let term =
             |w: &Matrix, j: usize| f64::from(x.sum(i, w, j)) * f64::from(x.scale[i]) * f64::from(w.scale[j]);
@@ -203,15 +211,19 @@ pub fn check_swiglu(rng: &mut Rng, device: &Device, (m, n, k): (usize, usize, us
                 z / (1.0 + (-z).exp()) * term(&up, j)
             })
             .collect();
-        let most = act.iter().fold(0.0f64, |most, a| most.max(a.abs()));
-        let step = f64::from(scale[i]);
-        assert!((step - most / 127.0).abs() <= most / 127.0 / 256.0, "{name}: scale {step} for {most}");
-        for (j, (&q, act)) in q[i * n..][..n].iter().zip(&act).enumerate() {
-            let error = (f64::from(q) * step - act).abs();
-            assert!(error <= step * 0.5001 + act.abs() / 256.0, "{name}: {q} x {step} for {act} at {i} {j}");
+        let rounding = |j: usize| {
+            act[j / rotation * rotation..][..rotation].iter().map(|a| a.abs()).sum::<f64>() / 256.0
+        };
+        let (want, step) = (rotated(&act, rotation), f64::from(scale[i]));
+        let most = want.iter().fold(0.0f64, |most, a| most.max(a.abs()));
+        let off = (0..n).map(rounding).fold(0.0, f64::max);
+        assert!((127.0 * step - most).abs() <= off, "{name}: scale {step} for {most}");
+        for (j, (&q, want)) in q[i * n..][..n].iter().zip(&want).enumerate() {
+            let error = (f64::from(q) * step - want).abs();
+            assert!(error <= step * 0.5001 + rounding(j), "{name}: {q} x {step} for {want} at {i} {j}");
         }
     }
-    assert_eq!((q, scale.clone()), swiglu(device, &x, &gate, &up), "{name} twice");
+    assert_eq!((q, scale.clone()), swiglu(device, &x, [&gate, &up], rotation), "{name} twice");
 }
 
 #[test]
@@ -224,7 +236,7 @@ fn swiglu_matches_f64() {
     });
 }
 
-/// 128x128 tiles, and more than one block a row when it is quantised.
+/// 128x128 tiles, and more than one round of a block over a row when it is quantised.
 #[test]
 fn swiglu_in_large_tiles_matches_f64() {
     let device = Device::Cuda(Gpu::host_without_hopper(2).unwrap());
@@ -242,7 +254,7 @@ fn the_largest_activation_may_be_anywhere() {
                 gate.scale.iter_mut().for_each(|s| *s /= 1e3);
                 let mut up = Matrix::random(&mut rng, n, 32);
                 up.scale.iter_mut().enumerate().for_each(|(j, s)| *s = if j == place { 1e3 } else { 1e-6 });
-                let (q, _) = swiglu(device, &x, &gate, &up);
+                let (q, _) = swiglu(device, &x, [&gate, &up], 1);
                 for (i, row) in q.chunks(n).enumerate() {
                     let is_zero = x.sum(i, &up, place) == 0 || x.sum(i, &gate, place) == 0;
                     assert!(is_zero || row[place].unsigned_abs() == 127, "{m} {n} {place} row {i}: {row:?}");
@@ -267,7 +279,7 @@ fn other_shapes_types_and_devices_are_refused() {
         let mut off = Tensor::from_i8(&[3, 2], vec![0; 6]).unwrap();
         let mut scale = out.like_f32(&[3]).unwrap();
         let swiglu = |q: &mut Tensor, scale: &mut Tensor, up: Quantized| {
-            forward_swiglu(q, scale, view(&x), view(&w), up)
+            forward_swiglu(q, scale, view(&x), view(&w), up, 1)
         };
         assert_op_error(swiglu(&mut off, &mut scale, view(&w)), "tensor", "host-executed");
         assert_op_error(swiglu(&mut out, &mut scale, view(&w)), "gemm_int8", "q in i8");

@@ -65,6 +65,6 @@ fn other_cards_give_the_same_bits() {
     let mut rng = Rng(15);
     let (x, gate) = (Matrix::random(&mut rng, 70, 208), Matrix::random(&mut rng, 77, 208));
     let up = Matrix::random(&mut rng, 77, 208);
-    let [hopper, other] = devices.each_ref().map(|device| swiglu(device, &x, &gate, &up));
+    let [hopper, other] = devices.each_ref().map(|device| swiglu(device, &x, [&gate, &up], 1));
     assert_eq!(hopper, other);
 }

@@ -1,16 +1,15 @@
-use mpa::ops::quantize::forward;
+use mpa::ops::quantize::{MOST_ROTATED, forward};
 use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, assert_op_error};
 use crate::device::{DTYPES, on_each_device, random, what};
-use crate::gemm_int8::check_swiglu;
 
 /// Elements and scales, of the device or of the CPU, for the same x.
-fn quantised(x: &Tensor) -> (Vec<i8>, Vec<u32>) {
+fn quantised(x: &Tensor, rotation: usize) -> (Vec<i8>, Vec<u32>) {
     let poison = Tensor::from_i8(x.shape(), vec![99; x.len()]).unwrap();
     let mut q = poison.to_device(&x.device()).unwrap();
     let mut scale = x.like_f32(&[x.rows()]).unwrap();
-    forward(&mut q, &mut scale, x).unwrap();
+    forward(&mut q, &mut scale, x, rotation).unwrap();
     here(&q, &scale)
 }
 
@@ -21,13 +20,18 @@ fn here(q: &Tensor, scale: &Tensor) -> (Vec<i8>, Vec<u32>) {
     (q.i8s().unwrap().to_vec(), scale.f32s().unwrap().iter().map(bits).collect())
 }
 
+/// By every rotation that the row allows.
 fn check(name: &str, x: &Tensor) {
-    assert!(quantised(x) == quantised(&x.to_device(&Device::Cpu).unwrap()), "{name}");
+    let here = x.to_device(&Device::Cpu).unwrap();
+    let sizes = (0..).map(|i| 1 << i).take_while(|&size| size <= MOST_ROTATED && x.cols() % size == 0);
+    for rotation in sizes {
+        assert!(quantised(x, rotation) == quantised(&here, rotation), "{name} rotated {rotation}");
+    }
 }
 
 /// Rows and columns: one of each, odd ones, less than a warp's packs, less than a block's, more than one round of them.
-const SHAPES: [(usize, usize); 8] =
-    [(1, 1), (5, 3), (3, 8), (4, 64), (9, 100), (2, 2056), (3, 1025), (2, 2600)];
+const SHAPES: [(usize, usize); 10] =
+    [(1, 1), (5, 3), (3, 8), (4, 64), (9, 100), (3, 128), (2, 2056), (3, 1025), (2, 2600), (2, 2688)];
 
 #[test]
 fn forward_has_the_bits_of_the_cpu() {
@@ -80,17 +84,7 @@ fn rows_of_zeros_and_without_bounds_and_ties() {
             check("quantize", &x.to_device(device).unwrap());
         }
         let x = random(&mut Rng(2), device, DType::F32, &[3, 0], 1.0);
-        assert_eq!(quantised(&x).1, [0, 0, 0]);
-    });
-}
-
-/// After a product, which knows the largest: rows of one block and of several.
-#[test]
-fn known_maxima_are_taken() {
-    on_each_device(|device| {
-        for shape in [(3, 4100, 16), (2, 2056, 16), (2, 33, 16), (1, 1, 1)] {
-            check_swiglu(&mut Rng(4), device, shape);
-        }
+        assert_eq!(quantised(&x, 1).1, [0, 0, 0]);
     });
 }
 
@@ -99,12 +93,13 @@ fn other_types_and_devices_are_refused() {
     on_each_device(|device| {
         let x = random(&mut Rng(3), device, DType::F32, &[2, 3], 1.0);
         let (mut q, mut scale) = (x.like_i8(&[2, 3]).unwrap(), x.like_f32(&[2]).unwrap());
-        assert_op_error(forward(&mut x.clone(), &mut scale, &x), "quantize", "q in i8");
+        assert_op_error(forward(&mut x.clone(), &mut scale, &x, 1), "quantize", "q in i8");
         let small = q.clone();
-        assert_op_error(forward(&mut q, &mut scale, &small), "quantize", "all f32");
+        assert_op_error(forward(&mut q, &mut scale, &small, 1), "quantize", "all f32");
         let mut narrow = random(&mut Rng(3), device, DType::Bf16, &[2], 1.0);
-        assert_op_error(forward(&mut q, &mut narrow, &x), "quantize", "scale in f32");
+        assert_op_error(forward(&mut q, &mut narrow, &x, 1), "quantize", "scale in f32");
+        assert_op_error(forward(&mut q, &mut scale, &x, 2), "quantize", "a rotation");
         let mut off = Tensor::from_i8(&[2, 3], vec![0; 6]).unwrap();
-        assert_op_error(forward(&mut off, &mut scale, &x), "tensor", "host-executed");
+        assert_op_error(forward(&mut off, &mut scale, &x, 1), "tensor", "host-executed");
     });
 }

@@ -77,7 +77,7 @@ fn the_largest_sums_do_not_overflow() {
 #[test]
 fn swiglu_is_its_parts() {
     let mut rng = Rng(6);
-    for (m, n, k) in [(0, 3, 4), (1, 1, 1), (5, 33, 70)] {
+    for (m, n, k, rotation) in [(0, 3, 4, 1), (1, 1, 1, 1), (5, 33, 70, 1), (5, 96, 70, 32)] {
         let [x, gate, up] = [m, n, n].map(|rows| quantised(&mut rng, rows, k));
         let [mut gates, mut ups, mut act] = [(); 3].map(|()| poisoned(&[m, n]));
         forward(&mut gates, view(&x), view(&gate), None, None).unwrap();
@@ -85,8 +85,8 @@ fn swiglu_is_its_parts() {
         swiglu::forward(&mut act, &gates, &ups).unwrap();
         let outputs = || (act.like_i8(&[m, n]).unwrap(), poisoned(&[m]));
         let ((mut q, mut scale), (mut q_parts, mut scale_parts)) = (outputs(), outputs());
-        quantize::forward(&mut q_parts, &mut scale_parts, &act).unwrap();
-        forward_swiglu(&mut q, &mut scale, view(&x), view(&gate), view(&up)).unwrap();
+        quantize::forward(&mut q_parts, &mut scale_parts, &act, rotation).unwrap();
+        forward_swiglu(&mut q, &mut scale, view(&x), view(&gate), view(&up), rotation).unwrap();
         assert_eq!((q.i8s().unwrap(), values(&scale)), (q_parts.i8s().unwrap(), values(&scale_parts)));
     }
 }
@@ -149,7 +149,10 @@ fn other_shapes_and_types_are_refused() {
         "residual [3, 2]",
     );
     let (mut q, mut scale) = (out.like_i8(&[3, 2]).unwrap(), Tensor::zeros(&[3]));
-    let mut swiglu = |q: &mut Tensor, up: Quantized| forward_swiglu(q, &mut scale, view(&x), view(&w), up);
-    assert_op_error(swiglu(&mut q, view(&x)), "gemm_int8", "up [2, 8]");
-    assert_op_error(swiglu(&mut out, view(&w)), "gemm_int8", "q in i8");
+    let mut swiglu = |q: &mut Tensor, up: Quantized, rotation| {
+        forward_swiglu(q, &mut scale, view(&x), view(&w), up, rotation)
+    };
+    assert_op_error(swiglu(&mut q, view(&x), 1), "gemm_int8", "up [2, 8]");
+    assert_op_error(swiglu(&mut out, view(&w), 1), "gemm_int8", "q in i8");
+    assert_op_error(swiglu(&mut q, view(&w), 4), "gemm_int8", "a rotation");
 }

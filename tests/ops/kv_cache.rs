@@ -89,7 +89,7 @@ fn rounded(x: &Tensor, c: &Config) -> Tensor {
     let heads = x.clone().reshape(&[x.rows() * c.kv_heads, c.head_size]).unwrap();
     let mut q = Tensor::from_i8(heads.shape(), vec![0; heads.len()]).unwrap();
     let mut scale = Tensor::zeros(&[heads.rows()]);
-    quantize::forward(&mut q, &mut scale, &heads).unwrap();
+    quantize::forward(&mut q, &mut scale, &heads, 1).unwrap();
     let numbers = q.i8s().unwrap().iter().enumerate();
     let wide = numbers.map(|(i, &q)| f32::from(q) * values(&scale)[i / c.head_size]);
     Tensor::from_vec(x.shape(), wide.collect()).unwrap()

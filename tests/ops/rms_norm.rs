@@ -3,7 +3,7 @@ use mpa::tensor::{DType, Tensor};
 
 use crate::common::{
     Rng, assert_close, assert_op_error, assert_same_on_any_pool, dot, f32_sum, finite_differences, poisoned,
-    to_f64, values,
+    rotated, to_f64, values,
 };
 
 const EPS: f32 = 1e-5;
@@ -38,27 +38,26 @@ fn forward_matches_f64() {
 #[test]
 fn quantized_is_the_nearest_of_255_levels() {
     let mut rng = Rng(7);
-    for (rows, cols) in [(0, 8), (1, 1), (1, 17), (3, 5), (301, 64), (2, 961)] {
+    for (rows, cols, rotation) in
+        [(0, 8, 8), (1, 1, 1), (1, 17, 1), (3, 5, 1), (301, 64, 1), (2, 961, 1), (3, 40, 8), (5, 576, 64)]
+    {
         for with_residual in [false, true] {
             let (mut x, residual) = (rng.tensor(&[rows, cols], 3.0), rng.tensor(&[rows, cols], 1.0));
             let weight = rng.tensor(&[cols], 2.0);
             let sum: Vec<f32> = values(&x).iter().zip(values(&residual)).map(|(a, b)| a + b).collect();
             let (mut q, mut steps) = (x.like_i8(&[rows, cols]).unwrap(), poisoned(&[rows]));
-            let (mut out, mut alone) = (poisoned(&[rows, cols]), poisoned(&[rows, cols]));
             let residual = with_residual.then_some(&residual);
-            forward_quantized(&mut q, &mut steps, Some(&mut out), &mut x, residual, &weight, EPS).unwrap();
+            forward_quantized(&mut q, &mut steps, &mut x, residual, &weight, EPS, rotation).unwrap();
             assert!(!with_residual || values(&x) == sum);
-            forward(&mut alone, &x, &weight, EPS).unwrap();
-            assert_eq!(values(&out), values(&alone));
-            let (want, q) = (reference(&to_f64(&x), &to_f64(&weight)), q.i8s().unwrap());
+            let want = rotated(&reference(&to_f64(&x), &to_f64(&weight)), rotation);
+            let q = q.i8s().unwrap();
+            // Of a sum of `rotation` values of up to 4.
+            let off = f32_sum(cols).abs * 4.0 * rotation as f64;
             for ((q, want), &step) in q.chunks(cols).zip(want.chunks(cols)).zip(values(&steps)) {
                 let (step, most) = (f64::from(step), want.iter().fold(0.0f64, |most, v| most.max(v.abs())));
-                assert!((127.0 * step - most).abs() <= f32_sum(cols).abs * 4.0, "{step} for {most}");
+                assert!((127.0 * step - most).abs() <= off, "{step} for {most}");
                 for (&q, v) in q.iter().zip(want) {
-                    assert!(
-                        (f64::from(q) * step - v).abs() <= 0.5001 * step + f32_sum(cols).abs * 4.0,
-                        "{q} {v}"
-                    );
+                    assert!((f64::from(q) * step - v).abs() <= 0.5001 * step + off, "{q} {v}");
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
-use mpa::models::int8::{self, Parts};
+use mpa::models::int8::{self, Parts, ROTATION};
 use mpa::models::weights::{Weights, save};
 use mpa::quant::Folds;
 use mpa::tensor::{DType, Tensor};
@@ -17,26 +17,38 @@ use super::memory::peak;
 use super::{FAMILIES, PARTS, complaint, copy, golden, load, logits, quantized};
 
 fn write(from: &Path, parts: Parts) -> TempDir {
+    write_rotated(from, parts, ROTATION)
+}
+
+fn write_rotated(from: &Path, parts: Parts, rotation: usize) -> TempDir {
     let out = tempfile::tempdir().unwrap();
-    int8::write(&mut load(from), parts, &Folds::new(), out.path()).unwrap();
+    int8::write(&mut load(from), parts, &Folds::new(), rotation, out.path()).unwrap();
     out
+}
+
+fn config(folder: &Path) -> Value {
+    serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap()
 }
 
 #[test]
 fn a_folder_is_the_model_that_is_quantised_while_it_is_loaded() {
     for family in FAMILIES {
         for parts in PARTS {
-            let folder = write(&golden(family), parts);
-            let (stored, loaded) = (load(folder.path()), quantized(&golden(family), parts, &Folds::new()));
-            let (stored, loaded) = (logits(&stored), logits(&loaded));
-            assert_eq!(stored.f32s().unwrap(), loaded.f32s().unwrap(), "{family}, {parts:?}");
+            for rotation in [1, 16, ROTATION] {
+                let folder = write_rotated(&golden(family), parts, rotation);
+                let (stored, mut loaded) = (load(folder.path()), load(&golden(family)));
+                loaded.quantize(parts, &Folds::new(), rotation).unwrap();
+                let (stored, loaded) = (logits(&stored), logits(&loaded));
+                let what = format!("{family}, {parts:?}, {rotation}");
+                assert_eq!(stored.f32s().unwrap(), loaded.f32s().unwrap(), "{what}");
+            }
         }
     }
 }
 
 #[test]
 fn a_folder_has_what_compressed_tensors_has() {
-    let folder = write(&golden("smolvlm"), Parts::Text);
+    let folder = write_rotated(&golden("smolvlm"), Parts::Text, 1);
     let bytes = fs::read(folder.path().join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let layer = "model.text_model.layers.0.self_attn.k_proj";
@@ -46,9 +58,7 @@ fn a_folder_has_what_compressed_tensors_has() {
     );
     assert_eq!((weight.dtype(), weight.shape()), (Dtype::I8, &[32, 64][..]));
     assert_eq!((scale.dtype(), scale.shape()), (Dtype::F32, &[32, 1][..]));
-    let config: Value =
-        serde_json::from_slice(&fs::read(folder.path().join("config.json")).unwrap()).unwrap();
-    let section = &config["quantization_config"];
+    let section = &config(folder.path())["quantization_config"];
     assert_eq!(section["quant_method"], "compressed-tensors");
     assert_eq!(section["format"], "int-quantized");
     let ignored = section["ignore"].as_array().unwrap();
@@ -139,7 +149,8 @@ fn memory_does_not_grow_with_the_shards() {
     let bytes = llama(plain.path(), 6, width);
     let mut vlm = load(plain.path());
     let out = tempfile::tempdir().unwrap();
-    let (written, held) = peak(|| int8::write(&mut vlm, Parts::TextHead, &Folds::new(), out.path()).unwrap());
+    let (written, held) =
+        peak(|| int8::write(&mut vlm, Parts::TextHead, &Folds::new(), ROTATION, out.path()).unwrap());
     assert!((written.bytes as f64) < 0.4 * written.bytes_before as f64, "{written:?}");
     // The largest matrix in int8, 1 MiB of it in f32 and in int8, the writer's 1 MiB, and a little: far below a shard.
     let most = 2 * width * width + (1 << 20) + (1 << 18) + (1 << 20) + (1 << 19);
@@ -159,7 +170,12 @@ fn a_tied_head_becomes_a_layer_of_its_own() {
     assert!(!stored.text.is_tied());
     let loaded = quantized(plain.path(), Parts::TextHead, &Folds::new());
     assert_eq!(states(&stored).f32s().unwrap(), states(&loaded).f32s().unwrap());
-    assert!(load(write(plain.path(), Parts::Text).path()).text.is_tied());
+    let ignored = |folder: &Path| config(folder)["quantization_config"]["ignore"].clone();
+    assert_eq!(ignored(folder.path()), json!([]));
+    let folder = write(plain.path(), Parts::Text);
+    assert!(load(folder.path()).text.is_tied());
+    // To transformers a tied head is a linear layer as others are.
+    assert_eq!(ignored(folder.path()), json!(["lm_head"]));
 }
 
 /// Rewrites the weights of an int8 folder.
@@ -270,10 +286,15 @@ fn nothing_wrong_is_loaded() {
 
 #[test]
 fn the_config_must_say_what_the_weights_are() {
-    let edits: [(&str, Value, &str); 6] = [
+    let hadamard = "/config_groups/group_0/input_activations/hadamard";
+    let edits: [(&str, Value, &str); 10] = [
         ("", Value::Null, "not f32, bf16 or f16"),
         ("/quant_method", json!("gptq"), "quant_method"),
         ("/format", json!("pack-quantized"), "format"),
+        ("/format", json!("int-quantized"), "hadamard"),
+        (hadamard, json!(96), "hadamard"),
+        (hadamard, json!(256), "hadamard"),
+        (hadamard, json!("64"), "hadamard"),
         ("/config_groups/group_0/weights/strategy", json!("tensor"), "strategy"),
         ("/config_groups/group_0/input_activations/dynamic", json!(false), "dynamic"),
         ("/ignore", json!(["re:("]), "ignore"),
@@ -287,6 +308,21 @@ fn the_config_must_say_what_the_weights_are() {
         let said = complaint(mpa::models::vlm::Vlm::load(folder.path().to_str().unwrap(), None));
         assert!(said.contains(named), "{pointer}: {said}");
     }
+}
+
+/// What transformers would load and not rotate has a name and a key that it refuses, and so have programs of before there was a rotation; one of
+/// compressed-tensors' own transforms, which are another layout, is refused here.
+#[test]
+fn a_rotation_is_not_to_be_overlooked() {
+    let folder = write(&golden("smolvlm"), Parts::Text);
+    let mut config = config(folder.path());
+    let section = &mut config["quantization_config"];
+    assert_eq!(section["format"], "int-quantized-hadamard");
+    assert_eq!(section["config_groups"]["group_0"]["input_activations"]["hadamard"], 128);
+    section["transform_config"] = json!({"config_groups": {"R4": {"type": "hadamard"}}});
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let said = complaint(mpa::models::vlm::Vlm::load(folder.path().to_str().unwrap(), None));
+    assert!(said.contains("transform_config"), "{said}");
 }
 
 #[test]

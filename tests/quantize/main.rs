@@ -14,7 +14,7 @@ use common::Rng;
 use mpa::models::adapter;
 use mpa::models::generate::Request;
 use mpa::models::image::Rgb;
-use mpa::models::int8::Parts;
+use mpa::models::int8::{Parts, ROTATION};
 use mpa::models::linear::{Linear, Pass};
 use mpa::models::prompt::{Content, Message};
 use mpa::models::vlm::{Prompt, Vlm};
@@ -36,7 +36,7 @@ pub fn load(folder: &Path) -> Vlm {
 
 pub fn quantized(folder: &Path, parts: Parts, folds: &Folds) -> Vlm {
     let mut vlm = load(folder);
-    vlm.quantize(parts, folds).unwrap();
+    vlm.quantize(parts, folds, ROTATION).unwrap();
     vlm
 }
 
@@ -98,7 +98,7 @@ fn a_layer_is_off_by_its_roundings_alone() {
         let (x, w) = (rng.tensor(&[m, k], 3.0), rng.tensor(&[n, k], 0.2));
         let dense = Linear::new(w.clone());
         let mut int8 = Linear::new(w.clone());
-        int8.weight.quantize(None).unwrap();
+        int8.weight.quantize(None, ROTATION).unwrap();
         let (want, _) = dense.forward(&x, Pass::Infer).unwrap();
         let (got, _) = int8.forward(&x, Pass::Infer).unwrap();
         let (x, w) = (x.f32s().unwrap(), w.f32s().unwrap());
@@ -119,7 +119,7 @@ fn a_group_reads_what_each_layer_reads() {
     let mut rng = Rng(2);
     let layers = [8, 3, 5].map(|n| {
         let mut layer = Linear::new(rng.tensor(&[n, 16], 0.5));
-        layer.weight.quantize(None).unwrap();
+        layer.weight.quantize(None, ROTATION).unwrap();
         layer
     });
     let x = rng.tensor(&[6, 16], 2.0);
@@ -200,7 +200,7 @@ fn a_gpu_gets_int8_as_it_is() {
         quantized(&golden("smolvlm"), Parts::TextHead, &Folds::new()).to_device(&gpu, DType::Bf16).unwrap();
     let mut seen = 0;
     vlm.visit_linears(&mut |_, linear| match &linear.weight {
-        Weight::Int8 { q, scale } => {
+        Weight::Int8 { q, scale, .. } => {
             assert_eq!((q.value.dtype(), scale.value.dtype()), (DType::I8, DType::F32));
             seen += 1;
         }
@@ -226,7 +226,7 @@ fn what_needs_floating_point_says_so() {
     let said = complaint(adapter::merge(&mut vlm));
     assert!(said.contains("int8") && said.contains("merge first"), "{said}");
 
-    let said = complaint(vlm.quantize(Parts::Text, &Folds::new()));
+    let said = complaint(vlm.quantize(Parts::Text, &Folds::new(), ROTATION));
     assert!(said.contains("int8 already"), "{said}");
 
     let out = tempfile::tempdir().unwrap();

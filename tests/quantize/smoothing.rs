@@ -1,7 +1,7 @@
 //! SmoothQuant.
 use std::fs;
 
-use mpa::models::int8::{self, Example, Parts};
+use mpa::models::int8::{self, Example, Parts, ROTATION};
 use mpa::models::vlm::Vlm;
 use mpa::models::weight::Weight;
 use mpa::quant::{Fold, Folds, Group, Maxima, folds};
@@ -51,7 +51,7 @@ fn a_calibrated_folder_is_the_model_that_is_quantised_while_it_is_loaded() {
     for family in FAMILIES {
         let folds = calibrated(&mut load(&golden(family)), Parts::All);
         let out = tempfile::tempdir().unwrap();
-        int8::write(&mut load(&golden(family)), Parts::All, &folds, out.path()).unwrap();
+        int8::write(&mut load(&golden(family)), Parts::All, &folds, ROTATION, out.path()).unwrap();
         let (stored, loaded) = (load(out.path()), quantized(&golden(family), Parts::All, &folds));
         let (stored, loaded) = (logits(&stored), logits(&loaded));
         assert_eq!(stored.f32s().unwrap(), loaded.f32s().unwrap(), "{family}");
@@ -81,19 +81,24 @@ fn with_outliers(vlm: &mut Vlm) {
 }
 
 #[test]
-fn outliers_are_smoothed() {
+fn outliers_are_smoothed_or_spread() {
     let mut vlm = load(&golden("smolvlm"));
     let want = logits(&vlm);
     with_outliers(&mut vlm);
     assert_eq!(logits(&vlm).f32s().unwrap(), want.f32s().unwrap(), "the planted outliers change the model");
     let folds = calibrated(&mut vlm, Parts::Text);
-    vlm.quantize(Parts::Text, &folds).unwrap();
+    vlm.quantize(Parts::Text, &folds, 1).unwrap();
     let smooth = relative_error(&logits(&vlm), &want);
     let mut plain = load(&golden("smolvlm"));
     with_outliers(&mut plain);
-    plain.quantize(Parts::Text, &Folds::new()).unwrap();
+    plain.quantize(Parts::Text, &Folds::new(), 1).unwrap();
     let plain = relative_error(&logits(&plain), &want);
     assert!(5.0 * smooth < plain, "off by {smooth} with smoothing, {plain} without");
+    let mut rotated = load(&golden("smolvlm"));
+    with_outliers(&mut rotated);
+    rotated.quantize(Parts::Text, &Folds::new(), ROTATION).unwrap();
+    let rotated = relative_error(&logits(&rotated), &want);
+    assert!(2.0 * rotated < plain, "off by {rotated} rotated, {plain} as it is");
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub use write::{Written, write};
 
 use crate::error::{Error, Result};
 use crate::models::vlm::Vlm;
+use crate::ops::quantize;
 use crate::quant::Folds;
 
 /// Which linear layers are int8. Norms, embeddings and the patch embedding stay as they are.
@@ -35,10 +36,13 @@ pub enum Parts {
     All,
 }
 
+/// The largest rotation of a layer's input (ops::quantize) if nothing else is asked for: a layer's is the largest that divides its width. 1: none.
+pub const ROTATION: usize = quantize::MOST_ROTATED;
+
 impl Vlm {
-    /// Makes the layers of `parts` int8, one after the other, with `folds` (of a calibration; empty without one) multiplied into the weights. In main
-    /// memory: before `to_device`.
-    pub fn quantize(&mut self, parts: Parts, folds: &Folds) -> Result<()> {
+    /// Makes the layers of `parts` int8, one after the other, with `folds` (of a calibration; empty without one) multiplied into the weights, and inputs
+    /// rotated up to `rotation`. In main memory: before `to_device`.
+    pub fn quantize(&mut self, parts: Parts, folds: &Folds, rotation: usize) -> Result<()> {
         let layers = self.int8_layers(parts)?;
         let mut outcome = Ok(());
         self.visit(&mut |name, param| {
@@ -54,7 +58,7 @@ impl Vlm {
         let mut outcome = Ok(());
         self.visit_linears(&mut |name, linear| {
             if outcome.is_ok() && layers.contains(name) {
-                outcome = linear.weight.quantize(folds.get(&format!("{name}.weight")));
+                outcome = linear.weight.quantize(folds.get(&format!("{name}.weight")), rotation);
             }
         });
         outcome

@@ -1,4 +1,6 @@
 //! `quantization_config` of config.json, in the form of compressed-tensors (int-quantized, W8A8, dynamic per token): which layers are int8.
+//! Rotated inputs are an addition: transformers would load such a folder and not rotate. So the format has another name, which earlier versions of this
+//! program refuse, and the size stands where compressed-tensors allows no key that it does not know.
 use std::path::Path;
 
 use regex::Regex;
@@ -7,12 +9,12 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::models::config::read_json;
 use crate::models::family::{Renames, renamed};
+use crate::ops::quantize::MOST_ROTATED;
 
 const KEY: &str = "quantization_config";
 /// Where a key is not as expected, as a JSON pointer within the section; what is expected there.
-const SUPPORTED: [(&str, &str); 11] = [
+const SUPPORTED: [(&str, &str); 10] = [
     ("/quant_method", r#""compressed-tensors""#),
-    ("/format", r#""int-quantized""#),
     ("/config_groups/group_0/targets", r#"["Linear"]"#),
     ("/config_groups/group_0/weights/num_bits", "8"),
     ("/config_groups/group_0/weights/type", r#""int""#),
@@ -24,10 +26,18 @@ const SUPPORTED: [(&str, &str); 11] = [
     ("/config_groups/group_0/input_activations/dynamic", "true"),
 ];
 
+/// `format` with inputs as they are, and rotated.
+const PLAIN: &str = "int-quantized";
+const ROTATED: &str = "int-quantized-hadamard";
+/// The largest rotation, where there is one.
+const ROTATION: &str = "/config_groups/group_0/input_activations/hadamard";
+
 /// All linear layers are int8 but those that are listed.
 #[derive(Clone, Debug)]
 pub struct Scheme {
     except: Vec<Layers>,
+    /// The largest of a layer's input (ops::quantize); 1: none.
+    pub(in crate::models) rotation: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -51,9 +61,12 @@ impl Scheme {
         for (pointer, expected) in SUPPORTED {
             let got = section.pointer(pointer).map_or_else(|| "nothing".to_string(), Value::to_string);
             if got != expected {
-                let key = pointer.replace('/', ".");
-                return Err(format!("{KEY}{key}: expected {expected}, got {got}"));
+                return Err(unlike(pointer, expected, &got));
             }
+        }
+        let transforms = section.get("transform_config").filter(|t| !t.is_null() && **t != json!({}));
+        if let Some(transforms) = transforms {
+            return Err(unlike("/transform_config", "none", &transforms.to_string()));
         }
         let groups = section.get("config_groups").and_then(Value::as_object).map_or(0, serde_json::Map::len);
         if groups != 1 {
@@ -64,7 +77,7 @@ impl Scheme {
             Some(Value::Array(list)) => list.iter().map(Layers::parse).collect::<Result<_, _>>()?,
             Some(other) => return Err(format!("{KEY}.ignore: expected a list of layers, got {other}")),
         };
-        Ok(Scheme { except })
+        Ok(Scheme { except, rotation: rotation(section)? })
     }
 
     /// Whether the layer `name` is int8. Exceptions may have its name in a checkpoint with these renames instead.
@@ -77,6 +90,27 @@ impl Scheme {
     }
 }
 
+/// As the format says; a size that the kernels have.
+fn rotation(section: &Value) -> Result<usize, String> {
+    let (format, size) = (section.get("format"), section.pointer(ROTATION));
+    let shown = |value: Option<&Value>| value.map_or_else(|| "nothing".to_string(), Value::to_string);
+    match (format.and_then(Value::as_str), size) {
+        (Some(PLAIN), None) => Ok(1),
+        (Some(PLAIN), size) => Err(unlike(ROTATION, "none in this format", &shown(size))),
+        (Some(ROTATED), size) => {
+            let number = size.and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
+            let number = number.filter(|n| n.is_power_of_two() && (2..=MOST_ROTATED).contains(n));
+            let expected = format!("2, 4, 8, .. or {MOST_ROTATED}");
+            number.ok_or_else(|| unlike(ROTATION, &expected, &shown(size)))
+        }
+        _ => Err(unlike("/format", &format!("{PLAIN:?} or {ROTATED:?}"), &shown(format))),
+    }
+}
+
+fn unlike(pointer: &str, expected: &str, got: &str) -> String {
+    format!("{KEY}{}: expected {expected}, got {got}", pointer.replace('/', "."))
+}
+
 impl Layers {
     fn parse(value: &Value) -> Result<Layers, String> {
         let text = value.as_str().ok_or_else(|| format!("{KEY}.ignore: expected names, got {value}"))?;
@@ -87,8 +121,8 @@ impl Layers {
     }
 }
 
-/// The section for a model all of whose linear layers are int8 but `except`.
-pub(super) fn section(except: &[String]) -> Value {
+/// The section for a model all of whose linear layers are int8 but `except`, their inputs rotated up to `rotation`.
+pub(super) fn section(except: &[String], rotation: usize) -> Value {
     let common = json!({"num_bits": 8, "type": "int", "symmetric": true, "group_size": null, "block_structure": null,
         "actorder": null, "observer_kwargs": {}});
     let with = |more: Value| {
@@ -98,9 +132,13 @@ pub(super) fn section(except: &[String]) -> Value {
         }
         all
     };
+    let mut inputs = with(json!({"strategy": "token", "dynamic": true, "observer": null}));
+    if rotation > 1 {
+        inputs["hadamard"] = json!(rotation);
+    }
     json!({
         "quant_method": "compressed-tensors",
-        "format": "int-quantized",
+        "format": if rotation > 1 { ROTATED } else { PLAIN },
         "quantization_status": "compressed",
         "global_compression_ratio": null,
         "kv_cache_scheme": null,
@@ -109,7 +147,7 @@ pub(super) fn section(except: &[String]) -> Value {
             "group_0": {
                 "targets": ["Linear"],
                 "weights": with(json!({"strategy": "channel", "dynamic": false, "observer": "minmax"})),
-                "input_activations": with(json!({"strategy": "token", "dynamic": true, "observer": null})),
+                "input_activations": inputs,
                 "output_activations": null,
             },
         },

@@ -10,9 +10,11 @@ use crate::error::{Error, Result};
 use crate::models::config::read_json;
 use crate::models::family::Renames;
 use crate::models::hub;
+use crate::models::text::HEAD;
 use crate::models::vlm::Vlm;
 use crate::models::weight::SCALE;
 use crate::models::weights::{self, Announced, INDEX, SINGLE, Weights};
+use crate::ops::quantize;
 use crate::quant::{self, Fold, Folds};
 use crate::tensor::{DType, Tensor};
 
@@ -29,12 +31,12 @@ pub struct Written {
 enum Origin {
     Copied,
     Folded(Fold),
-    Matrix(Option<Fold>),
-    Scales(Option<Fold>),
+    Matrix(Option<Fold>, usize),
+    Scales(Option<Fold>, usize),
 }
 
-/// Writes `vlm`, as its folder has it, into `out` with the layers of `parts` in int8.
-pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, out: &Path) -> Result<Written> {
+/// Writes `vlm`, as its folder has it, into `out` with the layers of `parts` in int8, as `Vlm::quantize` makes them.
+pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, rotation: usize, out: &Path) -> Result<Written> {
     let tied = vlm.text.is_tied();
     let layers = vlm.int8_layers(parts)?;
     let mut dense = Vec::new();
@@ -43,6 +45,10 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, out: &Path) -> Result<W
             dense.push(name.to_string());
         }
     });
+    if tied && parts == Parts::Text {
+        // No layer here, but one to transformers, which would want its scales.
+        dense.push(HEAD.to_string());
+    }
     let mut names = Vec::new();
     vlm.visit(&mut |name, _| names.push(name.to_string()));
     let plan = Plan {
@@ -50,6 +56,7 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, out: &Path) -> Result<W
         renames: vlm.config.family.renames(),
         layers: &layers,
         folds,
+        rotation,
         embedding: tied.then(|| vlm.text.embedding_name()),
     };
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
@@ -79,7 +86,10 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, out: &Path) -> Result<W
     for name in hub::SETTINGS.iter().rev().filter(|name| from.join(name).exists()) {
         let path = from.join(name);
         if *name == "config.json" {
-            save_json(&out.join(name), &config(&path, &dense, tied && parts != Parts::Text)?)?;
+            save_json(
+                &out.join(name),
+                &config(&path, scheme::section(&dense, rotation), tied && parts != Parts::Text)?,
+            )?;
         } else {
             std::fs::copy(&path, out.join(name)).map_err(|e| Error::io(&path, e))?;
         }
@@ -93,6 +103,8 @@ struct Plan<'a> {
     renames: Renames,
     layers: &'a BTreeSet<String>,
     folds: &'a Folds,
+    /// The largest.
+    rotation: usize,
     /// The name of the embedding that is the head as well.
     embedding: Option<String>,
 }
@@ -113,8 +125,8 @@ impl Plan<'_> {
                 let (dtype, shape) = match &origin {
                     Origin::Copied => (tensor.dtype(), tensor.shape().to_vec()),
                     Origin::Folded(_) => (Fold::dtype(tensor.dtype()), tensor.shape().to_vec()),
-                    Origin::Matrix(_) => (DType::I8, tensor.shape().to_vec()),
-                    Origin::Scales(_) => (DType::F32, vec![tensor.rows(), 1]),
+                    Origin::Matrix(..) => (DType::I8, tensor.shape().to_vec()),
+                    Origin::Scales(..) => (DType::F32, vec![tensor.rows(), 1]),
                 };
                 announced.push(Announced { name: to.clone(), dtype, shape });
                 origins.insert(to, (name.clone(), origin));
@@ -130,8 +142,8 @@ impl Plan<'_> {
 
     /// The names of what comes of a tensor.
     fn becomes(&self, name: &str) -> Vec<(String, Origin)> {
-        let head = self.layers.iter().find(|layer| layer.as_str() == crate::models::text::HEAD);
-        if self.embedding.is_some() && name == format!("{}.weight", crate::models::text::HEAD) {
+        let head = self.layers.iter().find(|layer| layer.as_str() == HEAD);
+        if self.embedding.is_some() && name == format!("{HEAD}.weight") {
             // Stored although the embedding counts.
             return Vec::new();
         }
@@ -150,8 +162,8 @@ impl Plan<'_> {
     fn int8(&self, layer: &str) -> Vec<(String, Origin)> {
         let fold = self.folds.get(&format!("{layer}.weight"));
         vec![
-            (format!("{layer}.weight"), Origin::Matrix(fold.cloned())),
-            (format!("{layer}.{SCALE}"), Origin::Scales(fold.cloned())),
+            (format!("{layer}.weight"), Origin::Matrix(fold.cloned(), self.rotation)),
+            (format!("{layer}.{SCALE}"), Origin::Scales(fold.cloned(), self.rotation)),
         ]
     }
 }
@@ -161,16 +173,22 @@ impl Origin {
         match self {
             Origin::Copied => Ok(tensor.clone()),
             Origin::Folded(fold) => fold.apply(tensor),
-            Origin::Matrix(fold) => Ok(quant::matrix(tensor, fold.as_ref())?.0),
-            Origin::Scales(fold) => quant::scales(tensor, fold.as_ref())?.reshape(&[tensor.rows(), 1]),
+            Origin::Matrix(fold, most) => {
+                let rotation = quantize::rotation(tensor.cols(), *most);
+                Ok(quant::matrix(tensor, fold.as_ref(), rotation)?.0)
+            }
+            Origin::Scales(fold, most) => {
+                let rotation = quantize::rotation(tensor.cols(), *most);
+                quant::scales(tensor, fold.as_ref(), rotation)?.reshape(&[tensor.rows(), 1])
+            }
         }
     }
 }
 
-/// The old config with the layers that are not int8; `untied`: its embedding is no longer the head.
-fn config(path: &Path, dense: &[String], untied: bool) -> Result<Value> {
+/// The old config with what `scheme` says of the layers; `untied`: its embedding is no longer the head.
+fn config(path: &Path, scheme: Value, untied: bool) -> Result<Value> {
     let mut config = read_json(path)?;
-    config.insert("quantization_config".to_string(), scheme::section(dense));
+    config.insert("quantization_config".to_string(), scheme);
     if untied {
         config.insert("tie_word_embeddings".to_string(), json!(false));
         if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {

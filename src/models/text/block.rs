@@ -144,12 +144,12 @@ impl Block {
         rope: &Rope,
         seen: Seen,
     ) -> Result<(Tensor, BlockSaved)> {
-        let h1 = self.norm1.forward_quantized(&mut x, residual)?;
+        let h1 = self.norm1.forward_quantized(&mut x, residual, &self.q.weight)?;
         let [mut q, mut k, v] = Linear::forward_int8([&self.q, &self.k, &self.v], &h1, &x)?;
         let (attn, lse) = self.attend(&mut q, &mut k, &v, rope, seen)?;
         let (mut x2, _) = self.o.forward(&attn, Pass::Infer)?;
-        let h2 = self.norm2.forward_quantized(&mut x2, Some(&x))?;
-        let act = QuantizedInput::swiglu(&h2, &self.gate.weight, &self.up.weight, &x)?;
+        let h2 = self.norm2.forward_quantized(&mut x2, Some(&x), &self.gate.weight)?;
+        let act = QuantizedInput::swiglu(&h2, [&self.gate, &self.up, &self.down].map(|l| &l.weight), &x)?;
         let [y] = Linear::forward_int8([&self.down], &act, &x)?;
         let [h1, h2, gate, up, act] = [(); 5].map(|()| Tensor::zeros(&[0]));
         let linears = [(); 7].map(|()| LinearSaved::default());

@@ -19,6 +19,7 @@ use super::config::read_text;
 use super::int8::Scheme;
 use crate::error::{Error, Result};
 use crate::models::family::{Renames, renamed};
+use crate::ops::quantize;
 use crate::random;
 use crate::tensor::{DType, Tensor};
 
@@ -136,6 +137,11 @@ impl Weights {
     /// Whether the layer `name` is in int8 here.
     pub fn is_int8(&self, name: &str) -> bool {
         self.random.is_none() && self.int8.as_ref().is_some_and(|scheme| scheme.covers(name, self.renames))
+    }
+
+    /// The rotation of the input of an int8 layer that is so wide (ops::quantize).
+    pub(super) fn rotation(&self, cols: usize) -> usize {
+        quantize::rotation(cols, self.int8.as_ref().map_or(1, |scheme| scheme.rotation))
     }
 
     /// No file: every tensor is there, in any shape. Norms are one, biases zero, matrices uniform with the deviation that keeps activations at
