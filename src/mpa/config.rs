@@ -6,11 +6,13 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 use crate::error::{Error, Result};
+use crate::models;
 use crate::models::config::read_text;
 use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
 use crate::mpa::level::Settings;
 use crate::mpa::select::Rule;
+use crate::mpa::source::Source;
 use crate::mpa::{annotate, predict, prompts};
 
 /// Bytes of the largest config that is read; most of it is the prompts.
@@ -56,8 +58,15 @@ pub struct Models {
 }
 
 impl Models {
-    pub fn pixels(&self) -> PixelBounds {
-        PixelBounds { min_pixels: self.min_pixels, max_pixels: self.max_pixels }
+    /// Those that the model in `folder` is held to: none of a model that cuts pictures into tiles.
+    pub fn pixels_of(&self, folder: &Path) -> Result<PixelBounds> {
+        let pixels = PixelBounds { min_pixels: self.min_pixels, max_pixels: self.max_pixels };
+        if pixels == PixelBounds::default() || !folder.join("config.json").exists() {
+            return Ok(pixels);
+        }
+        let vision = models::config::Config::read(folder)?.vision;
+        let tiles = vision.is_some_and(|vision| vision.tile.is_some());
+        Ok(if tiles { PixelBounds::default() } else { pixels })
     }
 }
 
@@ -80,8 +89,8 @@ impl Int8 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Annotate {
-    /// A folder of pictures, or a JSONL file with `image`.
-    pub images: String,
+    /// A folder of pictures, a JSONL file with `image`, or pictures of a benchmark.
+    pub images: Source,
     /// text, chart, knowledge, or a file with the prompt. In the resolved config its text is `prompt`.
     #[serde(default)]
     pub task: Option<String>,
@@ -120,8 +129,8 @@ pub struct Select {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
-    /// JSONL with `question` and `answer` or `answers`.
-    pub questions: String,
+    /// JSONL with `question` and `answer` or `answers`, or questions of a benchmark, which are scored by its metric.
+    pub questions: Source,
     #[serde(default)]
     pub prompt: Option<String>,
     #[serde(default)]
@@ -255,6 +264,7 @@ impl Config {
         self.level.check().map_err(|bad| bad.within("level"))?;
         let margin = self.select.margin;
         Bad::unless(margin.is_finite(), "select.margin", "a number", margin)?;
+        self.annotate.images.check("images").map_err(|bad| bad.within("annotate"))?;
         Bad::unless(self.annotate.batch >= 1, "annotate.batch", "at least 1", self.annotate.batch)?;
         Bad::unless(self.predict.batch >= 1, "predict.batch", "at least 1", self.predict.batch)?;
         let Some((evaluate, ask)) = self.evaluate.as_ref().zip(self.evaluation()) else {
@@ -262,7 +272,8 @@ impl Config {
         };
         ask.check().map_err(|bad| bad.within("evaluate"))?;
         let batch = evaluate.batch.unwrap_or_else(batch);
-        Bad::unless(batch >= 1, "evaluate.batch", "at least 1", batch)
+        Bad::unless(batch >= 1, "evaluate.batch", "at least 1", batch)?;
+        evaluate.questions.check("questions").map_err(|bad| bad.within("evaluate"))
     }
 
     /// What the annotator is asked.

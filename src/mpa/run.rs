@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::files;
 use crate::error::{Error, Result};
+use crate::models::image::PixelBounds;
 use crate::mpa::annotate;
 use crate::mpa::answer::Tally;
 use crate::mpa::config::{self, Int8};
 use crate::mpa::engine::{Engine, Job, Lazy, Loading};
-use crate::mpa::evaluate::{self, Scores};
+use crate::mpa::evaluate::{self, Questions, Scores};
 use crate::mpa::folder::Folder;
 use crate::mpa::level::{self, Arm, Example};
 use crate::mpa::predict;
@@ -84,10 +85,11 @@ impl<'a> Run<'a> {
     /// All that the teacher does, while it is in memory.
     fn teacher(&mut self) -> Result<()> {
         let int8 = self.folder.config.models.teacher_int8.and_then(Int8::parts);
-        let pixels = self.folder.config.models.pixels();
-        let teacher = self.model("teacher", None).loading(Loading { int8, pixels });
-        let (images, options) =
-            (self.file(&self.folder.config.annotate.images), self.folder.config.annotation());
+        let pixels = self.pixels("teacher")?;
+        let teacher = self.model("teacher", None)?.loading(Loading { int8, pixels });
+        let (home, listed) = (&self.folder.path, self.file("pictures.jsonl"));
+        let images = self.folder.config.annotate.images.pictures(home, &listed)?;
+        let options = self.folder.config.annotation();
         let (out, batch) = (self.file("annotate.jsonl"), self.folder.config.annotate.batch);
         let tally: Tally = self
             .timed("annotate", |run| annotate::run(&images, &options, &teacher, &out, batch, run.progress))?;
@@ -102,7 +104,7 @@ impl<'a> Run<'a> {
     }
 
     fn student(&mut self) -> Result<()> {
-        let student = self.model("student", None);
+        let student = self.model("student", None)?;
         self.predict("student", &student)?;
         self.evaluate("student", &student)
     }
@@ -123,11 +125,14 @@ impl<'a> Run<'a> {
         let Some((evaluate, options)) = config.evaluate.as_ref().zip(config.evaluation()) else {
             return Ok(());
         };
-        let (questions, out) = (self.file(&evaluate.questions), self.file(&format!("evaluate/{who}")));
+        let (home, listed) = (&self.folder.path, self.file("evaluate/questions.jsonl"));
+        let questions = evaluate.questions.questions(home, &listed)?;
+        let asked = Questions { file: &questions, metric: evaluate.questions.metric() };
+        let out = self.file(&format!("evaluate/{who}"));
         let batch = evaluate.batch.unwrap_or(config.predict.batch);
         let name = format!("evaluate {who}");
         let scores = self.timed(&format!("evaluate_{who}"), |run| {
-            evaluate::run(&name, &questions, &options, model, &out, batch, run.progress)
+            evaluate::run(&name, asked, &options, model, &out, batch, run.progress)
         })?;
         self.progress.note(&format!("{name}: accuracy {:.4}", scores.accuracy));
         self.summary.scores.insert(who.to_string(), scores);
@@ -159,7 +164,7 @@ impl<'a> Run<'a> {
             self.progress.warn(&format!("level: only {there} rehearsal samples of {wanted} wanted"));
         }
         let (trainable, mut options) = (settings.trainable(), settings.train(self.folder.config.seed));
-        options.pixels = self.folder.config.models.pixels();
+        options.pixels = self.pixels("student")?;
         self.summary.steps = options.step_count(leveled.len()).max(1);
         options.steps = Some(self.summary.steps);
         let (model, prompt) = (self.file("inputs/student"), self.folder.config.predict.prompt.clone());
@@ -172,7 +177,7 @@ impl<'a> Run<'a> {
             let job = Job { model: &model, samples, trainable, options, out: &out };
             self.timed(&format!("level_{name}"), |run| level::run(&shown, run.engine, job, run.progress))?;
             let leveled = match trainable {
-                Trainable::Lora(_) => self.model("student", Some(out)),
+                Trainable::Lora(_) => self.model("student", Some(out))?,
                 Trainable::Full(_) => Lazy::new(self.engine, out, None, self.progress),
             };
             self.evaluate(name, &leveled)?;
@@ -211,10 +216,14 @@ impl<'a> Run<'a> {
         report::write(&self.folder.path)
     }
 
-    fn model(&self, who: &str, adapter: Option<PathBuf>) -> Lazy<'a> {
-        let pixels = self.folder.config.models.pixels();
-        Lazy::new(self.engine, self.file(&format!("inputs/{who}")), adapter, self.progress)
-            .loading(Loading { int8: None, pixels })
+    fn model(&self, who: &str, adapter: Option<PathBuf>) -> Result<Lazy<'a>> {
+        let loading = Loading { int8: None, pixels: self.pixels(who)? };
+        Ok(Lazy::new(self.engine, self.file(&format!("inputs/{who}")), adapter, self.progress)
+            .loading(loading))
+    }
+
+    fn pixels(&self, who: &str) -> Result<PixelBounds> {
+        self.folder.config.models.pixels_of(&self.file(&format!("inputs/{who}")))
     }
 
     fn file(&self, name: &str) -> PathBuf {
