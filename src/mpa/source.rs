@@ -131,7 +131,8 @@ impl Source {
             part.write(home, to, |record| {
                 if record.answers.as_ref().is_none_or(Vec::is_empty) || record.question.is_none() {
                     let what = format!("question_id {} has no question or no answers", record.id);
-                    return Err(Error::line(&home.join(&part.annotations), record.line, what));
+                    let file = part.questions.as_ref().unwrap_or(&part.annotations);
+                    return Err(Error::line(home.join(file), record.line, what));
                 }
                 let first = seen.insert(record.image.clone().unwrap_or_default());
                 Ok((first || !part.one_per_picture).then_some(record))
