@@ -90,8 +90,12 @@ fn shared_stages_run_once_and_kills_and_jobs_change_nothing() {
     assert_eq!(table.lines().count(), 5, "{table}");
     let columns = "pseudo,parity,samples,steps,teacher,before,after,gap_recovered,error,seconds";
     assert!(table.lines().next().unwrap().ends_with(columns), "{table}");
-    for name in ["summary.md", "summary.tex", "plot-scores.svg"] {
+    for name in ["summary.md", "summary.tex", "plot-scores.svg", "inputs.json"] {
         assert!(whole.join(name).exists(), "{name}");
+    }
+    let curve = std::fs::read_to_string(whole.join("plot-lr.svg")).unwrap();
+    for text in ["0.001", "0.002", "exact", "random", "against lr"] {
+        assert!(curve.contains(text), "{text} in {curve}");
     }
 
     assert!(ablate(home.path(), "two", &["--jobs", "2"]).status.success());
@@ -122,6 +126,97 @@ fn pictures_rounds_and_labels() {
     assert!(count(1, "pseudo") > 20 && count(1, "pseudo") <= 40, "{json}");
     assert_eq!((count(2, "pseudo"), count(2, "samples")), (0, 30), "{json}");
     assert_eq!(count(3, "samples"), count(1, "samples"), "{json}");
+}
+
+#[test]
+fn a_second_round_selects_anew_with_the_levelled_student() {
+    let home = home(
+        "base = \"demo/config.toml\"\n[grid]\nrule = [\"exact\", \"margin\"]\nrounds = [1, 2]\nmargin = -100\nrehearsal = 0\n",
+    );
+    let output = ablate(home.path(), "out", &["--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Of each rule: one round is the first of two; the second has a merge, the student's answers, a selection and a levelling of its own. The
+    // first round's teacher, student and annotations are those of both rules.
+    let want = [("annotate", 1), ("evaluate", 6), ("level", 4), ("merge", 2), ("predict", 4), ("select", 4)];
+    assert_eq!(kinds(&home.path().join("out")), want.map(|(kind, n)| (kind.to_string(), n)).into());
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = json["rows"].as_array().unwrap();
+    for row in rows {
+        assert!(row["samples"].as_u64() == row["parity"].as_u64() && row["after"].is_f64(), "{json}");
+    }
+    // At a margin of -100 all that the teacher has right is kept, in both rounds; exact keeps less.
+    let parity = |row: usize| rows[row]["parity"].as_u64().unwrap();
+    let (axes, margin) =
+        (json["axes"].as_array().unwrap(), |row: usize| rows[row]["values"].to_string().contains("margin"));
+    assert!(axes.iter().any(|axis| axis == "rounds"));
+    let of = |rule: bool| (0..4).filter(|row| margin(*row) == rule).map(parity).collect::<Vec<_>>();
+    assert_eq!(of(true).len(), 2);
+    assert_eq!(of(true)[0], of(true)[1], "{json}");
+    assert!(of(false).iter().all(|kept| *kept < of(true)[0]), "{json}");
+}
+
+#[test]
+fn targets_are_a_name_a_list_or_a_regex() {
+    let home = home(
+        "base = \"demo/config.toml\"\n[grid]\nrule = \"none\"\ntargets = [\"q_proj\", [\"q_proj\", \"v_proj\"], \".*text_model.*up_proj\"]\n",
+    );
+    let output = ablate(home.path(), "out", &["--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let shown: Vec<&str> = (0..3).map(|row| json["rows"][row]["values"][1].as_str().unwrap()).collect();
+    assert_eq!(shown, ["q_proj", "q_proj v_proj", ".*text_model.*up_proj"], "{json}");
+    let mut adapted = Vec::new();
+    for entry in std::fs::read_dir(home.path().join("out/stages")).unwrap() {
+        let adapter = entry.unwrap().path().join("model/adapter_model.safetensors");
+        let Ok(bytes) = std::fs::read(adapter) else { continue };
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let names: Vec<String> = tensors.names().into_iter().map(String::from).collect();
+        let has = |part: &str| names.iter().any(|name| name.contains(part));
+        adapted.push(["q_proj", "v_proj", "up_proj"].map(has));
+    }
+    adapted.sort_unstable();
+    assert_eq!(adapted, [[false, false, true], [true, false, false], [true, true, false]]);
+    assert!(!home.path().join("out/plot-targets.svg").exists(), "names are no numbers");
+}
+
+#[test]
+fn an_input_that_changed_is_noticed() {
+    let home = home(GRID);
+    assert!(ablate(home.path(), "out", &[]).status.success());
+    assert!(ablate(home.path(), "out", &[]).status.success(), "nothing has changed");
+    let questions = home.path().join("demo/inputs/eval/questions.jsonl");
+    let before = std::fs::read_to_string(&questions).unwrap();
+    std::fs::write(&questions, before.lines().skip(1).map(|line| format!("{line}\n")).collect::<String>())
+        .unwrap();
+    let output = ablate(home.path(), "out", &[]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    for part in ["questions.jsonl", "has changed since", "take another --out", "inputs.json"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    // The user says that it is the same; then its stages hold.
+    std::fs::remove_file(home.path().join("out/inputs.json")).unwrap();
+    assert!(ablate(home.path(), "out", &[]).status.success());
+    // A picture more in a folder.
+    std::fs::write(home.path().join("demo/inputs/images/more.png"), b"").unwrap();
+    let output = ablate(home.path(), "out", &[]);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn how_many_cells_run_at_a_time_is_told_and_follows_memory() {
+    let home = home("base = \"demo/config.toml\"\n[grid]\nrule = \"none\"\nlr = [1e-3, 2e-3]\n");
+    let told = |more: &[&str], threads: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mpa"));
+        command.current_dir(home.path()).env("RAYON_NUM_THREADS", threads);
+        let output = command.args(["ablate", "grid.toml", "--out", "out"]).args(more).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{told}");
+        told
+    };
+    assert!(told(&[], "1").contains("1 cells at a time: "));
+    // More than memory could hold is tried where it is asked for: no more than there are cells.
+    assert!(told(&["--jobs", "1000000"], "1").contains("2 cells at a time: "));
 }
 
 #[test]

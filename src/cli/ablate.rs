@@ -1,12 +1,15 @@
 use crate::error::Result;
 use crate::mpa::ablate::{self, Outcome, table};
 use crate::mpa::progress::Progress;
+use crate::tensor::Device;
 
 use super::{Output, args, compute};
 
 pub fn run(args: &args::Ablate, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let engine = compute::native(compute, progress)?;
-    let outcome = ablate::run(&engine, &args.grid, &args.out, args.jobs, args.dry_run, progress)?;
+    // Cells on one GPU would wait for each other, with their models in its memory.
+    let jobs = args.jobs.or(if let Device::Cpu = engine.0.device { None } else { Some(1) });
+    let outcome = ablate::run(&engine, &args.grid, &args.out, jobs, args.dry_run, progress)?;
     let failed =
         (outcome.failed > 0).then(|| format!("{} of {} cells failed", outcome.failed, outcome.rows.len()));
     Ok(Output::new(&outcome, text(&outcome, args.dry_run))?.failed(failed))

@@ -101,7 +101,7 @@ Example of a config (see the run folder's config.toml for all keys):
   teacher = \"HuggingFaceTB/SmolVLM-Instruct\"
   student = \"checkpoints/SmolVLM-256M-Instruct\"
   [annotate]
-  images = \"pictures\"       # a folder, or a JSONL file with `image`
+  images = \"pictures\"       # a folder, a JSONL file with `image`, or a table that names part of a benchmark (docs/reproduce.md)
   task = \"text\"             # text, chart, knowledge, or a file with the prompt
   [level]
   rehearsal = 0.5           # 0: the paper's method

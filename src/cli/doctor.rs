@@ -18,7 +18,7 @@ pub fn run(args: &args::Doctor) -> Result<Output> {
 fn machine() -> Result<Output> {
     let threads = rayon::current_num_threads();
     let simd = simd();
-    let memory = memory();
+    let memory = tensor::main_memory();
     let driver = nvidia_driver();
     let cuda = Cuda::ask();
     let json = json!({
@@ -161,14 +161,4 @@ fn simd() -> Vec<&'static str> {
 #[cfg(not(target_arch = "x86_64"))]
 fn simd() -> Vec<&'static str> {
     if cfg!(target_arch = "aarch64") { vec!["neon"] } else { Vec::new() }
-}
-
-/// Total and free memory in bytes, on Linux.
-fn memory() -> Option<(u64, u64)> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let value = |key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
-    };
-    Some((value("MemTotal:")?, value("MemAvailable:")?))
 }

@@ -47,8 +47,8 @@ fn on_questions(
         &args.out,
         &predict::Settings { model: &args.model, adapter, loading, questions, options },
     )?;
-    let batch = args.ask.batch;
-    let scores = evaluate::run("evaluate", questions, options, &model, &args.out, batch, progress)?;
+    let (batch, asked) = (args.ask.batch, evaluate::Questions { file: questions, metric: None });
+    let scores = evaluate::run("evaluate", asked, options, &model, &args.out, batch, progress)?;
     let text = format!(
         "accuracy {:.4}, contains {:.4} on {} records ({} unreadable)",
         scores.accuracy, scores.contains, scores.records, scores.unreadable

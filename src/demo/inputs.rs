@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 use crate::mpa::config::{Annotate, Ask, Config, Evaluate, Models, Select};
 use crate::mpa::level::{Arm, Settings};
 use crate::mpa::select::Rule;
+use crate::mpa::source::Source;
+use crate::ops::kv_cache::PageType;
 use crate::train::fit::Schedule;
 
 /// How much the demo does.
@@ -168,12 +170,13 @@ fn config(seed: u64, plan: Plan) -> Config {
         models: Models {
             teacher: "inputs/teacher".into(),
             teacher_int8: None,
+            teacher_kv_cache: PageType::Float,
             student: "inputs/student".into(),
             min_pixels: None,
             max_pixels: None,
         },
         annotate: Annotate {
-            images: "inputs/images".into(),
+            images: Source::Path("inputs/images".into()),
             task: None,
             prompt: Some(ANNOTATE.into()),
             samples: plan.pairs,
@@ -183,7 +186,7 @@ fn config(seed: u64, plan: Plan) -> Config {
             batch: 64,
         },
         evaluate: Some(Evaluate {
-            questions: "inputs/eval/questions.jsonl".into(),
+            questions: Source::Path("inputs/eval/questions.jsonl".into()),
             prompt: Some(ask.prompt.clone()),
             max_new_tokens: Some(ask.max_new_tokens),
             batch: Some(ask.batch),

@@ -1,11 +1,16 @@
 //! A grid of loops that share what they can: `grid.rs` reads and checks it, `cell.rs` strings the stages of a cell together, `stage.rs`
-//! gives each its folder, `table.rs` and `plot.rs` show what came of it.
+//! gives each its folder, `table.rs`, `plot.rs` and `curve.rs` show what came of
+//! it; `inputs.rs` notices what has changed since, `memory.rs` says how many cells fit.
 //!
 //! ```text
-//! DIR/inputs -> the grid's folder     DIR/stages/KIND-HASH/     DIR/results.csv summary.md summary.tex plot-*.svg
+//! DIR/inputs -> the grid's folder     DIR/inputs.json     DIR/stages/KIND-HASH/     DIR/results.csv summary.md summary.tex plot-*.svg
 //! ```
 mod cell;
+mod curve;
 mod grid;
+mod inputs;
+mod memory;
+mod pictures;
 mod plot;
 mod stage;
 pub mod table;
@@ -25,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::mpa::engine::Engine;
 use crate::mpa::folder;
 use crate::mpa::progress::Progress;
+use crate::tensor::main_memory;
 use cell::{Chain, Context, Trained};
 use grid::{Cell, Grid};
 use table::Row;
@@ -41,13 +47,13 @@ pub struct Outcome {
     pub failed: usize,
 }
 
-/// Runs the grid at `path`, or goes on with it, `jobs` cells at a time (which changes nothing in the results); `dry`: only checks it, and
-/// counts stages.
+/// Runs the grid at `path`, or goes on with it, `jobs` cells at a time (which changes nothing in the results; none: as many as there are
+/// threads and main memory for); `dry`: only checks it, and counts stages.
 pub fn run(
     engine: &dyn Engine,
     path: &Path,
     out: &Path,
-    jobs: usize,
+    jobs: Option<usize>,
     dry: bool,
     progress: &Progress,
 ) -> Result<Outcome> {
@@ -57,6 +63,10 @@ pub fn run(
     let home = fs::canonicalize(&grid.home).map_err(|e| Error::io(&grid.home, e))?;
     let inputs = if dry { home.clone() } else { out.join("inputs") };
     let _held = if dry { None } else { Some(prepare(out, &home)?) };
+    if !dry {
+        inputs::compare(out, &grid)?;
+    }
+    let jobs = if dry { 1 } else { side_by_side(&grid, jobs, progress)? };
     let context = Context {
         engine,
         progress,
@@ -83,8 +93,8 @@ pub fn run(
 fn check(grid: &Grid) -> Result<()> {
     for cell in &grid.cells {
         let config = &cell.config;
-        let questions = config.evaluate.as_ref().map(|evaluate| &evaluate.questions);
-        for name in [Some(&config.annotate.images), questions].into_iter().flatten() {
+        let questions = config.evaluate.iter().flat_map(|evaluate| evaluate.questions.paths());
+        for name in config.annotate.images.paths().into_iter().chain(questions) {
             let path = grid.home.join(name);
             if !path.exists() {
                 return Err(Error::input(&path, format!("is not there, but cell {} needs it", cell.name)));
@@ -112,6 +122,22 @@ fn prepare(out: &Path, home: &Path) -> Result<File> {
         return Err(Error::input(&link, what));
     }
     Ok(held)
+}
+
+/// How many cells at a time: `asked`, with a warning if they do not seem to fit.
+fn side_by_side(grid: &Grid, asked: Option<usize>, progress: &Progress) -> Result<usize> {
+    let cell = memory::of_a_cell(grid)?;
+    let available = main_memory().map_or(0, |(_, available)| available);
+    let fit = memory::jobs(cell, available, asked.unwrap_or_else(rayon::current_num_threads));
+    let jobs = asked.unwrap_or(fit).min(grid.cells.len());
+    let shown = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    let memory = format!("{} of memory are available, a cell takes up to {}", shown(available), shown(cell));
+    if jobs > fit.max(1) {
+        progress.warn(&format!("{jobs} cells at a time: {memory}"));
+    } else {
+        progress.note(&format!("{jobs} cells at a time: {memory}"));
+    }
+    Ok(jobs)
 }
 
 /// The rows of all cells in their order, worked out by `jobs` threads.
@@ -180,5 +206,9 @@ fn write(outcome: &Outcome) -> Result<()> {
     files::write(&file("results.csv"), table::csv(&outcome.axes, &outcome.rows).as_bytes())?;
     files::write(&file("summary.md"), table::markdown(&outcome.axes, &groups).as_bytes())?;
     files::write(&file("summary.tex"), table::latex(&outcome.axes, &groups).as_bytes())?;
+    for axis in curve::axes(&outcome.axes, &groups) {
+        let drawn = curve::scores(&outcome.axes, &axis, &groups)?;
+        files::write(&file(&format!("plot-{axis}.svg")), drawn.as_bytes())?;
+    }
     files::write(&file("plot-scores.svg"), plot::scores(&outcome.axes, &groups)?.as_bytes())
 }

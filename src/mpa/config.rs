@@ -6,12 +6,15 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 use crate::error::{Error, Result};
+use crate::models;
 use crate::models::config::read_text;
 use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
 use crate::mpa::level::Settings;
 use crate::mpa::select::Rule;
+use crate::mpa::source::Source;
 use crate::mpa::{annotate, predict, prompts};
+use crate::ops::kv_cache::PageType;
 
 /// Bytes of the largest config that is read; most of it is the prompts.
 const MAX_FILE: u64 = 1 << 20;
@@ -47,6 +50,9 @@ pub struct Models {
     /// true: the teacher's layers are made int8 while it is loaded; or which: text, text+head, all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_int8: Option<Int8>,
+    /// How the teacher's cache keeps keys and values: float, int8.
+    #[serde(default, skip_serializing_if = "PageType::is_float")]
+    pub teacher_kv_cache: PageType,
     pub student: String,
     /// Of both: pixels that a picture is made to have at least and at most, where the family leaves pictures whole (Qwen2-VL).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,8 +62,15 @@ pub struct Models {
 }
 
 impl Models {
-    pub fn pixels(&self) -> PixelBounds {
-        PixelBounds { min_pixels: self.min_pixels, max_pixels: self.max_pixels }
+    /// Those that the model in `folder` is held to: none of a model that cuts pictures into tiles.
+    pub fn pixels_of(&self, folder: &Path) -> Result<PixelBounds> {
+        let pixels = PixelBounds { min_pixels: self.min_pixels, max_pixels: self.max_pixels };
+        if pixels == PixelBounds::default() || !folder.join("config.json").exists() {
+            return Ok(pixels);
+        }
+        let vision = models::config::Config::read(folder)?.vision;
+        let tiles = vision.is_some_and(|vision| vision.tile.is_some());
+        Ok(if tiles { PixelBounds::default() } else { pixels })
     }
 }
 
@@ -80,8 +93,8 @@ impl Int8 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Annotate {
-    /// A folder of pictures, or a JSONL file with `image`.
-    pub images: String,
+    /// A folder of pictures, a JSONL file with `image`, or pictures of a benchmark.
+    pub images: Source,
     /// text, chart, knowledge, or a file with the prompt. In the resolved config its text is `prompt`.
     #[serde(default)]
     pub task: Option<String>,
@@ -120,8 +133,8 @@ pub struct Select {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
-    /// JSONL with `question` and `answer` or `answers`.
-    pub questions: String,
+    /// JSONL with `question` and `answer` or `answers`, or questions of a benchmark, which are scored by its metric.
+    pub questions: Source,
     #[serde(default)]
     pub prompt: Option<String>,
     #[serde(default)]
@@ -255,6 +268,7 @@ impl Config {
         self.level.check().map_err(|bad| bad.within("level"))?;
         let margin = self.select.margin;
         Bad::unless(margin.is_finite(), "select.margin", "a number", margin)?;
+        self.annotate.images.check("images").map_err(|bad| bad.within("annotate"))?;
         Bad::unless(self.annotate.batch >= 1, "annotate.batch", "at least 1", self.annotate.batch)?;
         Bad::unless(self.predict.batch >= 1, "predict.batch", "at least 1", self.predict.batch)?;
         let Some((evaluate, ask)) = self.evaluate.as_ref().zip(self.evaluation()) else {
@@ -262,7 +276,8 @@ impl Config {
         };
         ask.check().map_err(|bad| bad.within("evaluate"))?;
         let batch = evaluate.batch.unwrap_or_else(batch);
-        Bad::unless(batch >= 1, "evaluate.batch", "at least 1", batch)
+        Bad::unless(batch >= 1, "evaluate.batch", "at least 1", batch)?;
+        evaluate.questions.check("questions").map_err(|bad| bad.within("evaluate"))
     }
 
     /// What the annotator is asked.

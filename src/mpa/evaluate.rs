@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::benchmarks::{Benchmark, Files};
 use crate::data::files::{self, Rebase};
 use crate::data::metrics::{Norm, correct};
+use crate::data::official::Metric;
 use crate::data::records::{self, Reader};
 use crate::error::{Error, Result};
 use crate::mpa::engine::Answerer;
@@ -20,36 +21,46 @@ use crate::mpa::score;
 pub struct Scores {
     pub records: usize,
     pub unreadable: usize,
+    /// Of a benchmark: what `accuracy` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Metric>,
     /// The prediction equals one of the answers (`metrics::correct`).
     pub accuracy: f64,
     /// One of the answers is found inside the prediction (the paper's rule of selection).
     pub contains: f64,
 }
 
-/// Answers `questions` into `out`/predictions.jsonl (goes on where it ends) and writes `out`/scores.json.
+/// What is asked, and the metric of the benchmark that it is of, if it is of one.
+#[derive(Clone, Copy)]
+pub struct Questions<'a> {
+    pub file: &'a Path,
+    pub metric: Option<Metric>,
+}
+
+/// Answers `asked` into `out`/predictions.jsonl (goes on where it ends) and writes `out`/scores.json.
 pub fn run(
     name: &str,
-    questions: &Path,
+    asked: Questions<'_>,
     options: &Options,
     answerer: &dyn Answerer,
     out: &Path,
     batch: usize,
     progress: &Progress,
 ) -> Result<Scores> {
-    records::check(questions, &["question", "answer"])?;
+    records::check(asked.file, &["question", "answer"])?;
     let predictions = out.join("predictions.jsonl");
     // What is wanted is not what is said: no drafts.
     let options = &Options { drafts: false, ..options.clone() };
-    predict::run(name, questions, options, answerer, &predictions, batch, progress)?;
-    let scores = score(&predictions)?;
+    predict::run(name, asked.file, options, answerer, &predictions, batch, progress)?;
+    let scores = score(&predictions, asked.metric)?;
     files::write_json(&out.join("scores.json"), &scores)?;
     Ok(scores)
 }
 
-/// Scores of a file of predictions.
-pub fn score(predictions: &Path) -> Result<Scores> {
+/// Scores of a file of predictions; `accuracy` is by `metric`, if there is one.
+pub fn score(predictions: &Path, metric: Option<Metric>) -> Result<Scores> {
     let norm = Norm::new()?;
-    let (mut records, mut unreadable, mut exact, mut within) = (0_usize, 0, 0_usize, 0_usize);
+    let (mut records, mut unreadable, mut exact, mut within) = (0_usize, 0, 0.0, 0_usize);
     for record in Reader::open(predictions)? {
         let record = record?;
         records += 1;
@@ -59,14 +70,17 @@ pub fn score(predictions: &Path) -> Result<Scores> {
         }
         let answers = record.need_answers(predictions)?;
         let prediction = record.need(predictions, "prediction")?;
-        exact += usize::from(correct(prediction, &answers));
+        exact += match metric {
+            Some(metric) => metric.score(&norm, prediction, &answers),
+            None => f64::from(u8::from(correct(prediction, &answers))),
+        };
         within += usize::from(answers.iter().any(|answer| norm.contains(prediction, answer)));
     }
     if records == 0 {
         return Err(Error::input(predictions, "holds no records, so there is nothing to score"));
     }
-    let share = |count: usize| count as f64 / records as f64;
-    Ok(Scores { records, unreadable, accuracy: share(exact), contains: share(within) })
+    let share = |sum: f64| sum / records as f64;
+    Ok(Scores { records, unreadable, metric, accuracy: share(exact), contains: share(within as f64) })
 }
 
 /// Answers a benchmark's questions into `out`/predictions.jsonl (goes on where it ends), scores them with its official metric, and writes

@@ -4,7 +4,9 @@
 //! config.toml              resolved, with every default, unless it was there before; `mpa run DIR/config.toml` goes on, with --out
 //!                          OTHER it repeats the run
 //! config.started.toml      resolved, as the run was started: what a changed config is noticed by
-//! inputs/                  links: teacher, student, images, eval (the folder of the questions)
+//! inputs/                  links: teacher, student, images, eval (the folder of the questions); of a benchmark images and eval are its
+//!                          pictures, images-annotations, ... the folders of its files
+//! pictures.jsonl, evaluate/questions.jsonl   of a benchmark: the part of it that the config names
 //! annotate.jsonl teacher.jsonl student.jsonl parity.jsonl rehearsal.jsonl rejected.jsonl select.json
 //! level/ARM/               adapter and loss.jsonl
 //! evaluate/WHO/            predictions.jsonl and scores.json
@@ -20,8 +22,9 @@ use toml::{Table, Value};
 use crate::data::append::lock;
 use crate::data::files;
 use crate::error::{Error, Result};
-use crate::models::hub;
+use crate::models::{self, hub};
 use crate::mpa::config::Config;
+use crate::mpa::source::Source;
 
 /// What a run was started with, resolved; config.toml may be the user's own text.
 pub const STARTED: &str = "config.started.toml";
@@ -51,13 +54,12 @@ impl Folder {
         if path == source {
             return Err(Error::Usage(format!("{}: say with --out where the run goes", source.display())));
         }
-        let targets = Targets::resolve(&config, home)?;
+        let (targets, resolved) = Targets::resolve(config, home)?;
         fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
         let held = File::open(&path).ok();
         if let Some(file) = &held {
             lock(file, &path)?;
         }
-        let resolved = targets.rename(config)?;
         compare(&path, source, &resolved)?;
         targets.link(&path)?;
         let text = resolved.to_toml()?;
@@ -76,56 +78,71 @@ impl Folder {
 }
 
 /// What the links in inputs/ lead to.
+#[derive(Default)]
 struct Targets {
-    teacher: PathBuf,
-    student: PathBuf,
-    images: PathBuf,
-    /// A JSONL file in `images`, if the pictures are not those of the folder.
-    list: Option<String>,
-    eval: Option<(PathBuf, String)>,
+    links: Vec<(String, PathBuf)>,
 }
 
 impl Targets {
-    /// `home`: what the paths of the config are relative to. Everything must be there.
-    fn resolve(config: &Config, home: &Path) -> Result<Targets> {
-        let images = home.join(&config.annotate.images);
-        let (images, list) = if images.is_dir() {
-            (real(&images)?, None)
-        } else {
-            let (folder, name) = split(&images)?;
-            (folder, Some(name))
-        };
-        let eval =
-            config.evaluate.as_ref().map(|evaluate| split(&home.join(&evaluate.questions))).transpose()?;
-        let model = |name: &str| match home.join(name) {
-            folder if folder.is_dir() => real(&folder),
-            _ => real(&hub::resolve(name)?),
-        };
-        let (teacher, student) = (model(&config.models.teacher)?, model(&config.models.student)?);
-        Ok(Targets { teacher, student, images, list, eval })
+    /// The links, and the config with every path through inputs/. `home`: what the paths of the config are relative to. Everything must be
+    /// there, and both models of a known family.
+    fn resolve(mut config: Config, home: &Path) -> Result<(Targets, Config)> {
+        let mut all = Targets::default();
+        all.source(&mut config.annotate.images, home, "images")?;
+        if let Some(evaluate) = &mut config.evaluate {
+            all.source(&mut evaluate.questions, home, "eval")?;
+        }
+        let models = [("teacher", &mut config.models.teacher), ("student", &mut config.models.student)];
+        for (who, name) in models {
+            let folder = match home.join(&*name) {
+                folder if folder.is_dir() => real(&folder)?,
+                _ => real(&hub::resolve(name)?)?,
+            };
+            // Hours before the student is loaded.
+            if folder.join("config.json").exists() {
+                models::config::Config::read(&folder)?;
+            }
+            *name = all.link_to(who, folder);
+        }
+        Ok((all, config))
     }
 
-    /// The config with every path through inputs/.
-    fn rename(&self, mut config: Config) -> Result<Config> {
-        config.models.teacher = "inputs/teacher".to_string();
-        config.models.student = "inputs/student".to_string();
-        config.annotate.images = match &self.list {
-            None => "inputs/images".to_string(),
-            Some(name) => format!("inputs/images/{name}"),
-        };
-        if let (Some(evaluate), Some((_, name))) = (&mut config.evaluate, &self.eval) {
-            evaluate.questions = format!("inputs/eval/{name}");
+    fn source(&mut self, source: &mut Source, home: &Path, link: &str) -> Result<()> {
+        match source {
+            Source::Path(path) => *path = self.either(link, &home.join(&*path), link == "images")?,
+            Source::Part(part) => {
+                part.pictures = self.link_to(link, real(&home.join(&part.pictures))?);
+                let files =
+                    [("annotations", Some(&mut part.annotations)), ("questions", part.questions.as_mut())];
+                for (name, file) in files {
+                    if let Some(file) = file {
+                        *file = self.either(&format!("{link}-{name}"), &home.join(&*file), false)?;
+                    }
+                }
+            }
         }
-        Ok(config)
+        Ok(())
+    }
+
+    /// A file through a link to its folder, or a folder, where that may be.
+    fn either(&mut self, link: &str, path: &Path, folder: bool) -> Result<String> {
+        if folder && path.is_dir() {
+            return Ok(self.link_to(link, real(path)?));
+        }
+        let (folder, name) = split(path)?;
+        Ok(format!("{}/{name}", self.link_to(link, folder)))
+    }
+
+    fn link_to(&mut self, link: &str, target: PathBuf) -> String {
+        self.links.push((link.to_string(), target));
+        format!("inputs/{link}")
     }
 
     /// Makes the links that are not there; what is there must lead to the same place.
     fn link(&self, folder: &Path) -> Result<()> {
         let inputs = folder.join("inputs");
         fs::create_dir_all(&inputs).map_err(|e| Error::io(&inputs, e))?;
-        let eval = self.eval.as_ref().map(|(folder, _)| ("eval", folder));
-        let links = [("teacher", &self.teacher), ("student", &self.student), ("images", &self.images)];
-        for (name, target) in links.into_iter().chain(eval) {
+        for (name, target) in &self.links {
             let link = inputs.join(name);
             if link.symlink_metadata().is_err() {
                 symlink(target, &link).map_err(|e| Error::io(&link, e))?;
@@ -152,11 +169,11 @@ fn real(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).map_err(|e| Error::io(path, e))
 }
 
-/// A JSONL file as its folder, all links followed, and its own name.
+/// A file as its folder, all links followed, and its own name.
 fn split(file: &Path) -> Result<(PathBuf, String)> {
     let data = fs::metadata(file).map_err(|e| Error::io(file, e))?;
     let name = file.file_name().and_then(|name| name.to_str()).filter(|_| data.is_file());
-    let name = name.ok_or_else(|| Error::input(file, "expected a JSONL file with a name in UTF-8"))?;
+    let name = name.ok_or_else(|| Error::input(file, "expected a file with a name in UTF-8"))?;
     Ok((real(files::folder_of(file))?, name.to_string()))
 }
 

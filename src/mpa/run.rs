@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::files;
 use crate::error::{Error, Result};
+use crate::models::image::PixelBounds;
 use crate::mpa::answer::Tally;
 use crate::mpa::config::{self, Int8};
 use crate::mpa::engine::{Engine, Job, Lazy, Loading};
-use crate::mpa::evaluate::{self, Scores};
+use crate::mpa::evaluate::{self, Questions, Scores};
 use crate::mpa::folder::Folder;
 use crate::mpa::level::{self, Arm, Example};
 use crate::mpa::predict;
@@ -84,9 +85,11 @@ impl<'a> Run<'a> {
     /// All that the teacher does, while it is in memory.
     fn teacher(&mut self) -> Result<()> {
         let int8 = self.folder.config.models.teacher_int8.and_then(Int8::parts);
-        let pixels = self.folder.config.models.pixels();
-        let teacher = self.model("teacher", None).loading(Loading { int8, pixels, ..Loading::default() });
-        let images = self.file(&self.folder.config.annotate.images);
+        let pixels = self.pixels("teacher")?;
+        let kv_cache = self.folder.config.models.teacher_kv_cache;
+        let teacher = self.model("teacher", None)?.loading(Loading { int8, pixels, kv_cache });
+        let (home, listed) = (&self.folder.path, self.file("pictures.jsonl"));
+        let images = self.folder.config.annotate.images.pictures(home, &listed)?;
         let options = (&self.folder.config.annotation(), &self.folder.config.prediction());
         let (out, batch) = (self.file("annotate.jsonl"), self.folder.config.annotate.batch);
         let predictions = self.file("teacher.jsonl");
@@ -106,7 +109,7 @@ impl<'a> Run<'a> {
     }
 
     fn student(&mut self) -> Result<()> {
-        let student = self.model("student", None);
+        let student = self.model("student", None)?;
         self.predict("student", &student)?;
         self.evaluate("student", &student)
     }
@@ -127,11 +130,14 @@ impl<'a> Run<'a> {
         let Some((evaluate, options)) = config.evaluate.as_ref().zip(config.evaluation()) else {
             return Ok(());
         };
-        let (questions, out) = (self.file(&evaluate.questions), self.file(&format!("evaluate/{who}")));
+        let (home, listed) = (&self.folder.path, self.file("evaluate/questions.jsonl"));
+        let questions = evaluate.questions.questions(home, &listed)?;
+        let asked = Questions { file: &questions, metric: evaluate.questions.metric() };
+        let out = self.file(&format!("evaluate/{who}"));
         let batch = evaluate.batch.unwrap_or(config.predict.batch);
         let name = format!("evaluate {who}");
         let scores = self.timed(&format!("evaluate_{who}"), |run| {
-            evaluate::run(&name, &questions, &options, model, &out, batch, run.progress)
+            evaluate::run(&name, asked, &options, model, &out, batch, run.progress)
         })?;
         self.progress.note(&format!("{name}: accuracy {:.4}", scores.accuracy));
         self.summary.scores.insert(who.to_string(), scores);
@@ -163,7 +169,7 @@ impl<'a> Run<'a> {
             self.progress.warn(&format!("level: only {there} rehearsal samples of {wanted} wanted"));
         }
         let (trainable, mut options) = (settings.trainable(), settings.train(self.folder.config.seed));
-        options.pixels = self.folder.config.models.pixels();
+        options.pixels = self.pixels("student")?;
         self.summary.steps = options.step_count(leveled.len()).max(1);
         options.steps = Some(self.summary.steps);
         let (model, prompt) = (self.file("inputs/student"), self.folder.config.predict.prompt.clone());
@@ -176,7 +182,7 @@ impl<'a> Run<'a> {
             let job = Job { model: &model, samples, trainable, options, out: &out };
             self.timed(&format!("level_{name}"), |run| level::run(&shown, run.engine, job, run.progress))?;
             let leveled = match trainable {
-                Trainable::Lora(_) => self.model("student", Some(out)),
+                Trainable::Lora(_) => self.model("student", Some(out))?,
                 Trainable::Full(_) => Lazy::new(self.engine, out, None, self.progress),
             };
             self.evaluate(name, &leveled)?;
@@ -215,10 +221,14 @@ impl<'a> Run<'a> {
         report::write(&self.folder.path)
     }
 
-    fn model(&self, who: &str, adapter: Option<PathBuf>) -> Lazy<'a> {
-        let pixels = self.folder.config.models.pixels();
-        Lazy::new(self.engine, self.file(&format!("inputs/{who}")), adapter, self.progress)
-            .loading(Loading { pixels, ..Loading::default() })
+    fn model(&self, who: &str, adapter: Option<PathBuf>) -> Result<Lazy<'a>> {
+        let loading = Loading { pixels: self.pixels(who)?, ..Loading::default() };
+        Ok(Lazy::new(self.engine, self.file(&format!("inputs/{who}")), adapter, self.progress)
+            .loading(loading))
+    }
+
+    fn pixels(&self, who: &str) -> Result<PixelBounds> {
+        self.folder.config.models.pixels_of(&self.file(&format!("inputs/{who}")))
     }
 
     fn file(&self, name: &str) -> PathBuf {

@@ -89,3 +89,13 @@ impl fmt::Debug for Device {
         fmt::Display::fmt(self, f)
     }
 }
+
+/// Total and available main memory in bytes; none where there is no /proc/meminfo.
+pub fn main_memory() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let value = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+    };
+    Some((value("MemTotal:")?, value("MemAvailable:")?))
+}

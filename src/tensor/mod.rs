@@ -20,7 +20,7 @@ pub use cuda::{
     TensorMap, gpu_count, kernel_count,
 };
 pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
-pub use device::{Backend, Device, Place};
+pub use device::{Backend, Device, Place, main_memory};
 pub use dtype::DType;
 use recycled::Floats;
 pub use storage::Elements;

@@ -5,7 +5,7 @@ use clap::Args;
 /// Run a grid of loops that differ in a few settings, and compare their scores
 ///
 /// Stages that cells agree in are computed once. Goes on where an earlier start stopped. Writes results.csv (a row a cell), summary.md and
-/// summary.tex (mean and standard deviation over seeds) and plot-scores.svg. docs/ablation.md says more.
+/// summary.tex (mean and standard deviation over seeds), plot-scores.svg and, for each axis of numbers, plot-AXIS.svg. docs/ablation.md says more.
 #[derive(Args)]
 #[command(after_help = "\
 Example of a grid:
@@ -31,9 +31,9 @@ pub struct Ablate {
     /// Where stages and results go
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Cells at a time; changes nothing in the results. Each has its models in memory, and one uses all threads of a CPU already
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = super::positive)]
-    pub jobs: usize,
+    /// Cells at a time; changes nothing in the results. Without it: on a CPU as many as there are threads and memory for, on a GPU 1
+    #[arg(long, value_name = "N", value_parser = super::positive)]
+    pub jobs: Option<usize>,
     /// Check the grid, list its cells and count their stages
     #[arg(long)]
     pub dry_run: bool,

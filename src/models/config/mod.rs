@@ -46,7 +46,9 @@ impl Config {
         let model_type = top.get("model_type").and_then(Value::as_str);
         let Some((_, family)) = Family::TYPES.into_iter().find(|(name, _)| Some(*name) == model_type) else {
             let known: Vec<&str> = Family::TYPES.iter().map(|(name, _)| *name).collect();
-            return Err(top.wrong("model_type", format!("one of {}", known.join(", "))));
+            return Err(
+                top.wrong("model_type", format!("a family that this binary knows ({})", known.join(", ")))
+            );
         };
         // Published Qwen2-VL and Llama have the text tower's keys at the top.
         let nested = family == Family::Idefics3 || top.get("text_config").is_some();

@@ -1,25 +1,25 @@
 //! The loop of one cell, as stages that it shares with others.
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::data::files::{self, Rebase};
-use crate::data::images;
-use crate::data::records::{Reader, Record};
+use crate::data::files;
 use crate::error::{Error, Result};
 use crate::models::hub;
+use crate::models::int8::Parts;
 use crate::mpa::ablate::grid::{Cell, Source};
+use crate::mpa::ablate::pictures::{LIST, WHOLE, draw, keep, list, picture, pictures};
 use crate::mpa::ablate::stage::{self, Stages};
 use crate::mpa::config::{Config, Int8};
 use crate::mpa::engine::{Engine, Job, Lazy, Loading};
+use crate::mpa::evaluate::Questions;
 use crate::mpa::level::{self, Example};
 use crate::mpa::progress::Progress;
 use crate::mpa::select::{self, Criterion, Outputs, Rule};
 use crate::mpa::{annotate, evaluate, predict};
-use crate::random;
 use crate::train::fit::Trainable;
 
 /// What a stage of the kind `level` was trained on (trained.json).
@@ -69,10 +69,7 @@ impl Context<'_> {
     pub fn chain(&self, cell: &Cell) -> Result<Chain> {
         let (config, mut chain) = (&cell.config, Chain::default());
         let teacher = self.teacher(config)?;
-        let mut student = self.model(
-            &config.models.student,
-            Loading { pixels: config.models.pixels(), ..Loading::default() },
-        )?;
+        let mut student = self.model(config, &config.models.student, None)?;
         chain.teacher = self.evaluate(config, "teacher", &teacher)?;
         chain.before = self.evaluate(config, "student", &student)?;
         chain.all.extend([chain.teacher.clone(), chain.before.clone()]);
@@ -106,18 +103,18 @@ impl Context<'_> {
 
     fn teacher(&self, config: &Config) -> Result<Model> {
         let int8 = config.models.teacher_int8.and_then(Int8::parts);
-        self.model(
-            &config.models.teacher,
-            Loading { int8, pixels: config.models.pixels(), ..Loading::default() },
-        )
+        let mut teacher = self.model(config, &config.models.teacher, int8)?;
+        teacher.how.kv_cache = config.models.teacher_kv_cache;
+        Ok(teacher)
     }
 
     /// A folder or a hub id.
-    fn model(&self, name: &str, how: Loading) -> Result<Model> {
+    fn model(&self, config: &Config, name: &str, int8: Option<Parts>) -> Result<Model> {
         let path = match self.inputs.join(name) {
             folder if folder.is_dir() => folder,
             _ => hub::resolve(name)?,
         };
+        let how = Loading { int8, pixels: config.models.pixels_of(&path)?, ..Loading::default() };
         Ok(Model { key: json!(name), path, adapter: None, how })
     }
 
@@ -137,7 +134,8 @@ impl Context<'_> {
             "teacher": teacher.key, "loading": teacher.how, "images": images, "pictures": subset, "options": options,
         });
         self.stages.run("annotate", &settings, |folder| {
-            let (source, batch) = (self.inputs.join(images), config.annotate.batch);
+            let batch = config.annotate.batch;
+            let source = images.pictures(&self.inputs, &folder.join(WHOLE))?;
             let source = match self.pictures {
                 None => source,
                 Some(most) => list(&source, folder, most, config.seed)?,
@@ -189,9 +187,11 @@ impl Context<'_> {
     /// The ids of the cell's pictures; none for all.
     fn chosen(&self, cell: &Cell, pseudo: &str) -> Result<Option<HashSet<String>>> {
         let Some(number) = cell.pictures else { return Ok(None) };
-        let listed = self.stages.folder(pseudo).join(LIST);
-        let source = self.inputs.join(&cell.config.annotate.images);
-        let all = pictures(if listed.exists() { &listed } else { &source })?;
+        let listed = [LIST, WHOLE].map(|name| self.stages.folder(pseudo).join(name));
+        let all = match listed.iter().find(|file| file.exists()) {
+            Some(file) => pictures(file)?,
+            None => pictures(&cell.config.annotate.images.pictures(&self.inputs, &listed[1])?)?,
+        };
         let all: Vec<String> = all.into_iter().map(|(id, _)| id).collect();
         Ok(Some(draw(&all, number, cell.config.seed)?.into_iter().map(|i| all[i].clone()).collect()))
     }
@@ -219,7 +219,7 @@ impl Context<'_> {
                 )));
             }
             let mut options = settings.train(config.seed);
-            options.pixels = config.models.pixels();
+            options.pixels = student.how.pixels;
             trained.samples = examples.len();
             trained.steps = options.step_count(examples.len()).max(1);
             options.steps = Some(trained.steps);
@@ -278,17 +278,17 @@ impl Context<'_> {
         Ok(Model { key: json!(name), path, adapter: None, how: student.how })
     }
 
-    /// The place where a benchmark's own metric would go.
     fn evaluate(&self, config: &Config, who: &str, model: &Model) -> Result<String> {
         let (Some(asked), Some(options)) = (&config.evaluate, config.evaluation()) else {
             return Err(Error::Failure("`evaluate.questions` is missing".to_string()));
         };
         let settings = json!({"model": model.key, "loading": model.how, "questions": asked.questions, "options": options});
         self.stages.run("evaluate", &settings, |folder| {
-            let (questions, name) = (self.inputs.join(&asked.questions), format!("evaluate {who}"));
+            let questions = asked.questions.questions(&self.inputs, &folder.join("questions.jsonl"))?;
+            let (metric, name) = (asked.questions.metric(), format!("evaluate {who}"));
+            let posed = Questions { file: &questions, metric };
             let batch = asked.batch.unwrap_or(config.predict.batch);
-            evaluate::run(&name, &questions, &options, &self.lazy(model), folder, batch, self.progress)
-                .map(|_| ())
+            evaluate::run(&name, posed, &options, &self.lazy(model), folder, batch, self.progress).map(|_| ())
         })
     }
 
@@ -298,75 +298,4 @@ impl Context<'_> {
         let accuracy = stage::read(&path)?.get("accuracy").and_then(Value::as_f64);
         accuracy.ok_or_else(|| Error::input(&path, "expected a number `accuracy`"))
     }
-}
-
-/// The pictures that a stage annotates, where these are not all.
-const LIST: &str = "pictures.jsonl";
-
-/// Writes the list of `most` pictures of `source` into `folder`, in the order of the source.
-fn list(source: &Path, folder: &Path, most: usize, seed: u64) -> Result<PathBuf> {
-    let path = folder.join(LIST);
-    let all = pictures(source)?;
-    let ids: Vec<String> = all.iter().map(|(id, _)| id.clone()).collect();
-    let rebase = if source.is_dir() { Rebase::folders(source, folder)? } else { Rebase::new(source, &path)? };
-    let mut lines = Vec::new();
-    for i in draw(&ids, most, seed)? {
-        let (id, image) = &all[i];
-        let record = Record { id: id.clone(), image: Some(rebase.path(image)), ..Record::default() };
-        lines.extend(record.to_line()?);
-    }
-    files::write(&path, &lines)?;
-    Ok(path)
-}
-
-/// Ids and paths, as `annotate` names them.
-fn pictures(source: &Path) -> Result<Vec<(String, String)>> {
-    if source.is_dir() {
-        let name = |path: PathBuf| {
-            let name = path.strip_prefix(source).ok().and_then(Path::to_str).map(str::to_string);
-            name.map(|name| (name.clone(), name))
-                .ok_or_else(|| Error::input(&path, "the file name is not UTF-8"))
-        };
-        return images::list(source)?.into_iter().map(name).collect();
-    }
-    let mut all = Vec::new();
-    for record in Reader::open(source)? {
-        let record = record?;
-        if record.rejected.is_none() {
-            all.push((record.id.clone(), record.need(source, "image")?.to_string()));
-        }
-    }
-    Ok(all)
-}
-
-/// The places of `number` ids drawn with `seed`, in order; more of them hold all that fewer do.
-fn draw(ids: &[String], number: usize, seed: u64) -> Result<Vec<usize>> {
-    if number > ids.len() {
-        let what =
-            format!("`pictures`: expected at most the {} pictures that there are, got {number}", ids.len());
-        return Err(Error::Usage(what));
-    }
-    let salt = random::hash("pictures");
-    let mut order: Vec<usize> = (0..ids.len()).collect();
-    order.sort_by_cached_key(|&i| (random::mix(seed, &[salt, random::hash(&ids[i])]), i));
-    order.truncate(number);
-    order.sort_unstable();
-    Ok(order)
-}
-
-/// The id of a pseudo-label's picture.
-fn picture(id: &str, samples: usize) -> &str {
-    if samples <= 1 { id } else { id.rsplit_once('#').map_or(id, |(picture, _)| picture) }
-}
-
-/// Copies the records of the chosen pictures. Both files' folders lie side by side, so that relative paths hold.
-fn keep(from: &Path, to: &Path, chosen: Option<&HashSet<String>>, samples: usize) -> Result<()> {
-    let mut lines = Vec::new();
-    for record in Reader::open(from)? {
-        let record = record?;
-        if chosen.is_none_or(|chosen| chosen.contains(picture(&record.id, samples))) {
-            lines.extend(record.to_line()?);
-        }
-    }
-    files::write(to, &lines)
 }

@@ -27,7 +27,7 @@ const SHORT: [(&str, &str); 12] = [
 /// Axes that are no key of a config.
 const OWN: [&str; 3] = ["rule", "pictures", "rounds"];
 const SECTIONS: [&str; 7] = ["seed", "models", "annotate", "predict", "select", "level", "evaluate"];
-/// Paths of a base file, which are relative to it.
+/// Paths of a base file, which are relative to it; of a benchmark those in the table that stands there.
 const PATHS: [(&str, &str); 5] = [
     ("models", "teacher"),
     ("models", "student"),
@@ -35,6 +35,7 @@ const PATHS: [(&str, &str); 5] = [
     ("annotate", "task"),
     ("evaluate", "questions"),
 ];
+const PARTS: [&str; 3] = ["annotations", "questions", "pictures"];
 /// A product with more cells is taken for a slip.
 const MAX_CELLS: usize = 10_000;
 
@@ -133,11 +134,14 @@ fn base(path: &Path, home: &Path, mut table: Table) -> Result<Table> {
             let mut all = parse(&home.join(&name))?;
             let folder = Path::new(&name).parent().unwrap_or(Path::new(""));
             for (section, key) in PATHS {
-                if let Some(Value::String(value)) = all.get_mut(section).and_then(|s| s.get_mut(key))
-                    && home.join(folder).join(&*value).exists()
-                    && let Some(joined) = folder.join(&*value).to_str()
-                {
-                    *value = joined.to_string();
+                match all.get_mut(section).and_then(|section| section.get_mut(key)) {
+                    Some(Value::Table(part)) => {
+                        for (_, value) in part.iter_mut().filter(|(key, _)| PARTS.contains(&key.as_str())) {
+                            below(folder, home, value);
+                        }
+                    }
+                    Some(value) => below(folder, home, value),
+                    None => {}
                 }
             }
             all.remove("out");
@@ -159,6 +163,16 @@ fn base(path: &Path, home: &Path, mut table: Table) -> Result<Table> {
         }
     }
     Ok(all)
+}
+
+/// Makes a path that is relative to `folder` relative to `home`; what is not there is a hub id, or told later.
+fn below(folder: &Path, home: &Path, value: &mut Value) {
+    if let Value::String(path) = value
+        && home.join(folder).join(&*path).exists()
+        && let Some(joined) = folder.join(&*path).to_str()
+    {
+        *path = joined.to_string();
+    }
 }
 
 fn target(axis: &str) -> Option<&str> {

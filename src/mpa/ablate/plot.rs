@@ -69,7 +69,7 @@ fn draw(axes: &[String], groups: &[Group], svg: &mut String) -> Result<(), Box<d
 }
 
 /// What holds every score and its deviation, with some room.
-fn range(groups: &[Group]) -> (f64, f64) {
+pub fn range(groups: &[Group]) -> (f64, f64) {
     let ends = |spread: &Spread| {
         let d = spread.deviation.unwrap_or(0.0);
         [spread.mean - d, spread.mean + d]
@@ -80,6 +80,6 @@ fn range(groups: &[Group]) -> (f64, f64) {
     if all.is_empty() { (0.0, 1.0) } else { ((low - 0.02).max(0.0), high + 0.02) }
 }
 
-fn cut(text: &str) -> String {
+pub fn cut(text: &str) -> String {
     text.chars().take(LETTERS).collect()
 }
