@@ -88,8 +88,10 @@ pub fn to_f64(x: &Tensor) -> Vec<f64> {
 /// Each `size` elements times the Hadamard matrix of that size by its definition: entry (i, j) is -1 to the number of ones that i and j share.
 pub fn rotated(x: &[f64], size: usize) -> Vec<f64> {
     let sum = |group: &[f64], i: usize| {
-        let signed =
-            group.iter().enumerate().map(|(j, x)| if (i & j).count_ones() % 2 == 0 { *x } else { -x });
+        let signed = group
+            .iter()
+            .enumerate()
+            .map(|(j, x)| if (i & j).count_ones().is_multiple_of(2) { *x } else { -x });
         signed.sum()
     };
     x.chunks(size).flat_map(|group| (0..size).map(move |i| sum(group, i))).collect()

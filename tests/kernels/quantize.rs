@@ -23,7 +23,8 @@ fn here(q: &Tensor, scale: &Tensor) -> (Vec<i8>, Vec<u32>) {
 /// By every rotation that the row allows.
 fn check(name: &str, x: &Tensor) {
     let here = x.to_device(&Device::Cpu).unwrap();
-    let sizes = (0..).map(|i| 1 << i).take_while(|&size| size <= MOST_ROTATED && x.cols() % size == 0);
+    let sizes =
+        (0..).map(|i| 1 << i).take_while(|&size| size <= MOST_ROTATED && x.cols().is_multiple_of(size));
     for rotation in sizes {
         assert!(quantised(x, rotation) == quantised(&here, rotation), "{name} rotated {rotation}");
     }

@@ -71,7 +71,8 @@ fn quantized_has_the_bits_of_the_cpu_and_the_root_as_a_factor() {
         for ((rows, cols), dtype) in
             QUANTIZED.into_iter().flat_map(|shape| DTYPES.map(|dtype| (shape, dtype)))
         {
-            let rotations = [1, 2, 4, 16, 64, 128].into_iter().filter(|rotation| cols % rotation == 0);
+            let rotations =
+                [1, 2, 4, 16, 64, 128].into_iter().filter(|&rotation| cols.is_multiple_of(rotation));
             for (scale, with_residual, rotation) in
                 rotations.flat_map(|r| [(1e-3, true, r), (1.0, false, r), (1e4, true, r)])
             {
