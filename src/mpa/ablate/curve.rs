@@ -46,12 +46,17 @@ fn numbers(at: usize, groups: &[Group]) -> Vec<&str> {
     all.into_iter().map(|(_, value)| value).collect()
 }
 
-fn lines<'a>(at: usize, ticks: &[&str], groups: &'a [Group]) -> Vec<Line<'a>> {
+/// A number is named after its axis: it would say nothing alone.
+fn lines<'a>(axes: &[&str], at: usize, ticks: &[&str], groups: &'a [Group]) -> Vec<Line<'a>> {
     let mut lines: Vec<Line<'a>> = Vec::new();
     for group in groups {
         let Some(place) = ticks.iter().position(|tick| *tick == group.values[at]) else { continue };
         let others = group.values.iter().enumerate().filter(|(i, value)| *i != at && !value.is_empty());
-        let name = others.map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(" / ");
+        let named = others.map(|(i, value)| match value.parse::<f64>() {
+            Ok(_) => format!("{} {value}", axes[i]),
+            Err(_) => value.clone(),
+        });
+        let name = named.collect::<Vec<_>>().join(" / ");
         match lines.iter_mut().find(|(there, _)| *there == name) {
             Some((_, points)) => points.push((place, group)),
             None => lines.push((name, vec![(place, group)])),
@@ -66,7 +71,8 @@ fn draw(
     groups: &[Group],
     svg: &mut String,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let at = axes.iter().filter(|axis| *axis != "seed").position(|own| own == axis).unwrap_or(0);
+    let axes: Vec<&str> = axes.iter().map(String::as_str).filter(|axis| *axis != "seed").collect();
+    let at = axes.iter().position(|own| *own == axis).unwrap_or(0);
     let ticks = numbers(at, groups);
     let root = SVGBackend::with_string(svg, (WIDTH as u32, HEIGHT as u32)).into_drawing_area();
     root.fill(&WHITE)?;
@@ -98,7 +104,7 @@ fn draw(
         root.draw(&PathElement::new(vec![(LEFT, at), (WIDTH - RIGHT, at)], BLACK.mix(0.5)))?;
         root.draw(&Text::new(name, (LEFT + 4, at - 9), text(HPos::Left)))?;
     }
-    for (i, (name, mut points)) in lines(at, &ticks, groups).into_iter().enumerate() {
+    for (i, (name, mut points)) in lines(&axes, at, &ticks, groups).into_iter().enumerate() {
         let colour = Palette99::pick(i).to_rgba();
         points.sort_by_key(|(place, _)| *place);
         // Beside each other, so that deviations do not hide each other.

@@ -77,7 +77,7 @@ pub fn range(groups: &[Group]) -> (f64, f64) {
     let all: Vec<f64> =
         groups.iter().flat_map(|g| [g.before, g.after, g.teacher]).flatten().flat_map(|s| ends(&s)).collect();
     let (low, high) = all.iter().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
-    if all.is_empty() { (0.0, 1.0) } else { ((low - 0.02).max(0.0), high + 0.02) }
+    if all.is_empty() { (0.0, 1.0) } else { ((low - 0.02).max(0.0), (high + 0.02).min(1.0)) }
 }
 
 pub fn cut(text: &str) -> String {
