@@ -35,14 +35,14 @@ fn start(config: &Path, out: &Path) -> Child {
         .unwrap()
 }
 
-/// Every file below a folder with its bytes; links are the run's inputs and not followed.
+/// Every file below a folder but its times with its bytes; links are the run's inputs and not followed.
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(next) = folders.pop() {
         for entry in std::fs::read_dir(&next).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_symlink() {
+            if path.is_symlink() || path.ends_with("times.json") {
                 continue;
             }
             if path.is_dir() {

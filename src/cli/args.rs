@@ -3,6 +3,7 @@ mod ablate;
 mod benchmark;
 mod device;
 mod loading;
+mod report;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ pub use ablate::Ablate;
 pub use benchmark::{Data, DataCheck, Evaluate, Official, Score};
 pub use device::{Bench, BenchEngine, BenchModel, BenchOps, Perplexity, Selftest};
 pub use loading::{Compute, FloatType, Loading, Pixels};
+pub use report::Report;
 
 /// The Model Parity Aligner: a large vision-language model finds what a small one gets wrong on unlabelled pictures, and levels it
 #[derive(Parser)]
@@ -50,6 +52,7 @@ pub enum Command {
     Score(Score),
     #[command(subcommand)]
     Data(Data),
+    Report(Report),
     Generate(Generate),
     Merge(Merge),
     Quantize(Quantize),

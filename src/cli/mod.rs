@@ -18,6 +18,7 @@ mod level;
 mod merge;
 mod predict;
 mod quantize;
+mod report;
 mod run;
 mod score;
 mod select;
@@ -95,6 +96,7 @@ fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<
         Command::Evaluate(args) => evaluate::run(&args, compute, progress),
         Command::Score(args) => score::run(&args),
         Command::Data(args::Data::Check(args)) => data::check(&args),
+        Command::Report(args) => report::run(&args),
         Command::Generate(args) => generate::run(&args, compute, progress),
         Command::Merge(args) => merge::run(&args),
         Command::Quantize(args) => quantize::run(&args, compute, progress),

@@ -14,7 +14,7 @@ use crate::models::vlm::Vlm;
 use crate::mpa::progress::Progress;
 use crate::ops::kv_cache::PageType;
 use crate::quant::Folds;
-use crate::tensor::Place;
+use crate::tensor::{Device, Place};
 use crate::train::fit::{self, FitReport, OnStep, Sample, TrainOptions, Trainable};
 
 /// Whatever completes prompts. What a request yields must not depend on the others of its batch.
@@ -72,6 +72,11 @@ fn halves(
 /// Whatever loads and trains models.
 pub trait Engine: Sync {
     fn load(&self, model: &Path, adapter: Option<&Path>, loading: Loading) -> Result<Box<dyn Answerer>>;
+
+    /// What it computes on, for people.
+    fn device(&self) -> String {
+        "unknown".to_string()
+    }
 
     /// See `train::fit::level`.
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport>;
@@ -140,6 +145,13 @@ impl Native {
 }
 
 impl Engine for Native {
+    fn device(&self) -> String {
+        match &self.0.device {
+            Device::Cpu => format!("CPU, {} threads", rayon::current_num_threads()),
+            gpu => gpu.to_string(),
+        }
+    }
+
     fn load(&self, model: &Path, adapter: Option<&Path>, loading: Loading) -> Result<Box<dyn Answerer>> {
         Ok(Box::new(self.vlm(model, adapter, loading)?))
     }

@@ -17,7 +17,7 @@ use crate::mpa::progress::Progress;
 use crate::mpa::score;
 
 /// scores.json. Both scores are fractions of `records`; a picture that cannot be read counts as wrong.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     pub records: usize,
     pub unreadable: usize,

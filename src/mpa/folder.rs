@@ -11,9 +11,10 @@
 //! level/ARM/               adapter and loss.jsonl
 //! evaluate/WHO/            predictions.jsonl and scores.json
 //! summary.json report.html
+//! times.json               seconds of each stage, and on what
 //! ```
 //!
-//! No file holds a time, a version or an absolute path, so that a repeated run gives the same bytes.
+//! No file but times.json holds a time, a version or an absolute path, so that a repeated run gives the same bytes.
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,9 @@ use crate::mpa::source::Source;
 
 /// What a run was started with, resolved; config.toml may be the user's own text.
 pub const STARTED: &str = "config.started.toml";
+
+/// What the stages took: the one file that is not the same when a run is repeated.
+pub const TIMES: &str = "times.json";
 
 /// A prepared folder; locked while this lives.
 pub struct Folder {

@@ -1,32 +1,73 @@
-//! report.html: a run in one page that needs nothing else: scores, funnel, loss curves, samples with their pictures, settings.
+//! One page that needs nothing else, of one or several folders: scores, funnel, curves, samples with their pictures, times, settings, and
+//! what differs.
 //!
-//! What the page shows is gathered from the files of the run folder (`page.rs`, `samples.rs`, `curves.rs`, `embed.rs`) and filled into
-//! `report.html.jinja`. Questions and answers are text that nobody has checked: everything is escaped but what this module itself makes.
+//! `source.rs` finds out what a folder is and reads it, `scored.rs` its scores; `page.rs` says what is shown of one folder, `compare.rs` of several,
+//! `samples.rs`, `curves.rs` and `embed.rs` fill in the samples, drawings and pictures. All is put into `report.html.jinja`. Questions, answers and names are
+//! text that nobody has checked: everything is escaped but what this module itself makes.
 
+mod compare;
 mod curves;
 mod embed;
 mod page;
 mod samples;
+mod scored;
+mod source;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
+use serde::Serialize;
 
 use crate::data::files;
 use crate::error::{Error, Result};
+use source::{Kind, Source};
 
 const TEMPLATE: &str = include_str!("report/report.html.jinja");
+const STYLE: &str = include_str!("report/report.css");
 
-/// Writes `run_folder`/report.html from the other files of a run (`mpa::folder` lists them). The same files give the same bytes.
-pub fn write(run_folder: &Path) -> Result<()> {
-    let page = page::gather(run_folder)?;
-    let html = render(&page).map_err(|e| Error::Failure(format!("report.html: {e:#}")))?;
-    files::write(&run_folder.join("report.html"), html.as_bytes())
+/// Samples shown of the parity set of one run, half as many of the other kinds; of several runs fewer each, so that the page stays small.
+const SHOWN: usize = 8;
+
+#[derive(Serialize)]
+struct Page {
+    css: Value,
+    parts: Vec<page::Part>,
+    comparison: Option<compare::Comparison>,
 }
 
-fn render(page: &page::Page) -> Result<String, minijinja::Error> {
+/// Writes `run_folder`/report.html from the other files of a run (`mpa::folder` lists them), but without times, so that the same run gives
+/// the same bytes.
+pub fn write(run_folder: &Path) -> Result<()> {
+    let mut source = Source::open(run_folder)?;
+    if let Kind::Run(run) = &mut source.kind {
+        run.times = None;
+    }
+    files::write(&run_folder.join("report.html"), render(&[source])?.as_bytes())
+}
+
+/// Writes the page of these folders to `out`. Each is a run, an evaluation or an ablation; anything else is an error.
+pub fn write_all(folders: &[PathBuf], out: &Path) -> Result<()> {
+    let mut sources: Vec<Source> =
+        folders.iter().map(|folder| Source::open(folder)).collect::<Result<_>>()?;
+    for (source, name) in sources.iter_mut().zip(scored::short(folders)) {
+        source.name = name;
+    }
+    files::write(out, render(&sources)?.as_bytes())
+}
+
+fn render(sources: &[Source]) -> Result<String> {
+    let wanted = (SHOWN / sources.len().max(1)).max(2);
+    let page = Page {
+        css: Value::from_safe_string(STYLE.to_string()),
+        parts: sources.iter().map(|source| page::part(source, wanted)).collect::<Result<_>>()?,
+        comparison: compare::compare(sources, SHOWN / 2)?,
+    };
+    filled(&page).map_err(|e| Error::Failure(format!("report.html: {e:#}")))
+}
+
+fn filled(page: &Page) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::Html);

@@ -1,5 +1,6 @@
 //! The whole loop in one folder. Every stage goes on where it stopped, so a killed run is simply started again.
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use crate::mpa::answer::Tally;
 use crate::mpa::config::{self, Int8};
 use crate::mpa::engine::{Engine, Job, Lazy, Loading};
 use crate::mpa::evaluate::{self, Questions, Scores};
-use crate::mpa::folder::Folder;
+use crate::mpa::folder::{Folder, TIMES};
 use crate::mpa::level::{self, Arm, Example};
 use crate::mpa::predict;
 use crate::mpa::progress::Progress;
@@ -38,13 +39,33 @@ pub struct Summary {
     pub gap_closed: BTreeMap<String, f64>,
 }
 
+/// times.json: what the stages of a run took, over all starts that came to the end of a stage.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// What the last start computed on.
+    pub device: String,
+    pub seconds: BTreeMap<String, f64>,
+}
+
+impl Times {
+    /// Of a run folder; none of one that was copied without them or made before they were kept.
+    pub fn read(folder: &Path) -> Result<Option<Times>> {
+        let path = folder.join(TIMES);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        serde_json::from_slice(&text).map(Some).map_err(|e| Error::input(&path, e.to_string()))
+    }
+}
+
 /// A finished run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
     pub folder: PathBuf,
     #[serde(flatten)]
     pub summary: Summary,
-    /// What each stage took this time; not written to the folder.
+    /// What each stage took this time.
     pub seconds: BTreeMap<String, f64>,
 }
 
@@ -52,7 +73,10 @@ pub struct Outcome {
 pub fn run(engine: &dyn Engine, config: &Path, out: Option<&Path>, progress: &Progress) -> Result<Outcome> {
     let folder = Folder::open(config, out)?;
     progress.note(&format!("run folder: {}", folder.path.display()));
-    let mut run = Run { engine, folder, progress, summary: Summary::default(), seconds: BTreeMap::new() };
+    let mut times = Times::read(&folder.path)?.unwrap_or_default();
+    times.device = engine.device();
+    let (summary, seconds) = (Summary::default(), BTreeMap::new());
+    let mut run = Run { engine, folder, progress, summary, seconds, times };
     run.teacher()?;
     run.student()?;
     run.select()?;
@@ -79,6 +103,7 @@ struct Run<'a> {
     progress: &'a Progress,
     summary: Summary,
     seconds: BTreeMap<String, f64>,
+    times: Times,
 }
 
 impl<'a> Run<'a> {
@@ -238,7 +263,10 @@ impl<'a> Run<'a> {
     fn timed<T>(&mut self, stage: &str, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let result = work(self)?;
-        self.seconds.insert(stage.to_string(), start.elapsed().as_secs_f64());
+        let seconds = start.elapsed().as_secs_f64();
+        self.seconds.insert(stage.to_string(), seconds);
+        *self.times.seconds.entry(stage.to_string()).or_default() += seconds;
+        files::write_json(&self.file(TIMES), &self.times)?;
         Ok(result)
     }
 }

@@ -160,7 +160,7 @@ pub fn text(batch: usize) -> String {
     )
 }
 
-/// Every file under `folder` by its path in it; links as where they lead.
+/// Every file under `folder` but its times by its path in it; links as where they lead.
 pub fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     walk(folder, folder, &mut files);
@@ -171,6 +171,9 @@ fn walk(root: &Path, folder: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
+        if path.ends_with("times.json") {
+            continue;
+        }
         if path.is_symlink() {
             files.insert(name, b"link".to_vec());
         } else if path.is_dir() {

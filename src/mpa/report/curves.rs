@@ -1,4 +1,4 @@
-//! Loss curves as SVG.
+//! Curves as SVG.
 
 use std::fs;
 use std::path::Path;
@@ -7,6 +7,7 @@ use minijinja::Value;
 use plotters::prelude::*;
 use serde::Deserialize;
 
+use crate::data::records::Reader;
 use crate::error::{Error, Result};
 
 /// Size of the drawing. Small, so that its letters are still read when a phone shows it at half of that.
@@ -17,7 +18,7 @@ const POINTS: usize = 100;
 const INK: RGBColor = RGBColor(1, 2, 3);
 const LINE: RGBColor = RGBColor(4, 5, 6);
 
-/// The losses of one training.
+/// One line: the losses of one training, say.
 pub struct Curve {
     /// Number of its colour in the page's style.
     pub colour: usize,
@@ -45,6 +46,32 @@ impl Curve {
         let steps: Vec<(f64, f64)> = text.lines().enumerate().map(step).collect::<Result<_>>()?;
         Ok((!steps.is_empty()).then(|| Curve { colour, points: averaged(&steps) }))
     }
+
+    /// How many samples were kept when so many pictures had been looked at; none without both files.
+    pub fn kept(folder: &Path, colour: usize) -> Result<Option<Curve>> {
+        let (all, kept) = (folder.join("annotate.jsonl"), folder.join("parity.jsonl"));
+        if !all.exists() || !kept.exists() {
+            return Ok(None);
+        }
+        let mut parity = Reader::open(&kept)?.map(|record| record.map(|record| record.id)).peekable();
+        let (mut points, mut count, mut picture) = (Vec::new(), 0.0, None);
+        for record in Reader::open(&all)? {
+            let record = record?;
+            if picture.as_ref() != Some(&record.image) {
+                picture = Some(record.image);
+                points.push((points.len() as f64 + 1.0, count));
+            }
+            // The parity set has the order of the annotations.
+            if parity.next_if(|next| next.as_ref().map_or(true, |id| *id == record.id)).transpose()?.is_some()
+            {
+                count += 1.0;
+            }
+            if let Some(last) = points.last_mut() {
+                last.1 = count;
+            }
+        }
+        Ok((count > 0.0).then(|| Curve { colour, points: averaged(&points) }))
+    }
 }
 
 /// At most `POINTS` points, each the mean of as many steps.
@@ -56,8 +83,15 @@ fn averaged(steps: &[(f64, f64)]) -> Vec<(f64, f64)> {
     steps.chunks(steps.len().div_ceil(POINTS).max(1)).map(mean).collect()
 }
 
+/// What a drawing says beside its curves.
+pub struct About {
+    pub title: &'static str,
+    pub x: &'static str,
+    pub y: &'static str,
+}
+
 /// The drawing, marked as safe to put into the page; none if there is nothing to draw.
-pub fn draw(curves: &[Curve]) -> Result<Option<Value>> {
+pub fn draw(about: &About, curves: &[Curve]) -> Result<Option<Value>> {
     let points = || curves.iter().flat_map(|c| &c.points).filter(|p| p.1.is_finite());
     let last = points().map(|p| p.0).fold(0.0, f64::max);
     let top = points().map(|p| p.1).fold(0.0, f64::max);
@@ -65,12 +99,18 @@ pub fn draw(curves: &[Curve]) -> Result<Option<Value>> {
         return Ok(None);
     }
     let mut svg = String::new();
-    plot(curves, last, top, &mut svg)
-        .map_err(|e| Error::Failure(format!("report.html: loss curves: {e}")))?;
-    Ok(Some(Value::from_safe_string(themed(svg, curves))))
+    plot(about, curves, last, top, &mut svg)
+        .map_err(|e| Error::Failure(format!("report.html: {}: {e}", about.title)))?;
+    Ok(Some(Value::from_safe_string(themed(about, svg, curves))))
 }
 
-fn plot(curves: &[Curve], last: f64, top: f64, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+fn plot(
+    about: &About,
+    curves: &[Curve],
+    last: f64,
+    top: f64,
+    svg: &mut String,
+) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     // Nothing may be infinitely thin: one step, or a loss of 0.
     let (last, top) = (last.max(2.0), if top > 0.0 { top * 1.05 } else { 1.0 });
@@ -90,9 +130,10 @@ fn plot(curves: &[Curve], last: f64, top: f64, svg: &mut String) -> Result<(), B
         .axis_desc_style(style(17))
         .x_labels(6)
         .y_labels(5)
-        .x_label_formatter(&|step| format!("{step:.0}"))
-        .x_desc("step")
-        .y_desc("loss")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| if top < 10.0 { format!("{y:.1}") } else { format!("{y:.0}") })
+        .x_desc(about.x)
+        .y_desc(about.y)
         .draw()?;
     for curve in curves {
         let points = curve.points.iter().copied().filter(|p| p.1.is_finite());
@@ -109,7 +150,7 @@ fn colour(curve: &Curve) -> RGBColor {
 }
 
 /// Hands the choice of colours over to the page's style.
-fn themed(svg: String, curves: &[Curve]) -> String {
+fn themed(about: &About, svg: String, curves: &[Curve]) -> String {
     let hex = |c: RGBColor| format!("#{:02X}{:02X}{:02X}", c.0, c.1, c.2);
     let mut svg = svg.replace(&hex(INK), "currentColor");
     svg = svg.replace(&format!("stroke=\"{}\"", hex(LINE)), "class=\"line\"");
@@ -117,5 +158,6 @@ fn themed(svg: String, curves: &[Curve]) -> String {
         let class = format!("class=\"c{}\"", curve.colour);
         svg = svg.replace(&format!("stroke=\"{}\"", hex(colour(curve))), &class);
     }
-    svg.replacen("<svg ", "<svg role=\"img\" aria-label=\"Training loss by step\" ", 1)
+    let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{}\" ", about.title), 1);
+    svg.replacen('>', &format!("><title>{}</title>", about.title), 1)
 }

@@ -1,53 +1,45 @@
-//! Everything that the page says, ready to be put into its template.
-
+//! Everything that the page says of one folder, ready to be put into its template.
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::path::Path;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use minijinja::Value;
 use serde::Serialize;
-use toml::Table;
 
-use super::curves::{self, Curve};
-use super::samples::{self, Group};
+use super::curves::{self, About, Curve};
+use super::samples::{self, Card, Group, Step};
+use super::scored::{Scored, WHO, beyond_chance, difference};
+use super::source::{Kind, Run, Section, Source, records};
 use crate::data::records::Reader;
-use crate::error::{Error, Result};
-use crate::mpa::evaluate::Scores;
-use crate::mpa::folder::STARTED;
+use crate::error::Result;
+use crate::mpa::progress::span;
 use crate::mpa::run::Summary;
 
-/// Samples shown of the parity set; half as many of the other kinds.
-const SHOWN: usize = 12;
+/// Pictures shown by themselves.
+const STRIP: usize = 6;
 
-/// Who is scored, in the order of the table: name in files, name in the page, what it is. The place is the number of the colour.
-const WHO: [(&str, &str, &str); 6] = [
-    ("teacher", "teacher", "the large model, as it is"),
-    ("student", "student", "the small model, as it is"),
-    ("leveled", "levelled", "the student, levelled on the parity set"),
-    ("parity_only", "parity only", "the same without rehearsal"),
-    ("all_pseudo", "all pseudo", "levelled on all pseudo-labels, without selection"),
-    (
-        "random_subset",
-        "random subset",
-        "levelled on as many pseudo-labels as the parity set has, drawn at random",
-    ),
-];
-
-#[derive(Serialize)]
-pub struct Page {
+#[derive(Default, Serialize)]
+pub struct Part {
+    name: String,
+    missing: Vec<String>,
     numbers: Vec<Number>,
     verdict: Vec<String>,
+    metric: String,
     scores: Vec<Row>,
     questions: usize,
     unreadable: usize,
     funnel: Vec<Stage>,
-    rejected: BTreeMap<String, usize>,
     steps: usize,
-    curves: Option<Value>,
+    loss: Option<Value>,
     legend: Vec<Row>,
+    kept: Option<Value>,
     changes: Vec<Group>,
-    labels: Vec<Group>,
+    times: Vec<Time>,
+    device: String,
     settings: Vec<Section>,
+    table: Vec<Vec<String>>,
+    plot: Option<Value>,
 }
 
 /// A figure of the headline.
@@ -61,127 +53,163 @@ struct Number {
 #[derive(Clone, Serialize)]
 struct Row {
     colour: usize,
-    name: &'static str,
+    name: String,
     what: String,
-    /// Percent of the questions, and half the width of the 95 % interval.
+    /// Percent of the questions.
     accuracy: String,
-    margin: String,
-    contains: String,
+    interval: Option<Interval>,
+    contains: Option<String>,
     gap_closed: Option<String>,
     samples: Option<usize>,
+}
+
+/// In percent, and its width.
+#[derive(Clone, Serialize)]
+pub struct Interval {
+    low: String,
+    high: String,
+    width: String,
 }
 
 #[derive(Serialize)]
 struct Stage {
     count: usize,
-    /// Percent of the pseudo-labels, the width of the bar; the pictures have none.
+    /// Percent of the annotations, the width of the bar; the pictures have none.
     share: Option<String>,
     what: &'static str,
+    pictures: Vec<Card>,
+    groups: Vec<Group>,
 }
 
 #[derive(Serialize)]
-struct Section {
-    name: String,
-    rows: Vec<(String, String)>,
+struct Time {
+    stage: String,
+    took: String,
+    /// Percent of the whole.
+    share: String,
+    /// What was done in it, and how long one took.
+    count: String,
+    each: String,
 }
 
-pub fn gather(folder: &Path) -> Result<Page> {
-    let path = folder.join("summary.json");
-    let bytes = fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let summary: Summary = serde_json::from_slice(&bytes).map_err(|e| Error::input(&path, e.to_string()))?;
-    let config = read_config(&folder.join(STARTED))?;
-    let scores = rows(&summary, &config);
-    let mut drawn = Vec::new();
-    let mut legend = Vec::new();
-    for (colour, (name, ..)) in WHO.iter().enumerate() {
-        drawn.extend(Curve::read(&folder.join("level").join(name).join("loss.jsonl"), colour)?);
+/// `wanted`: samples shown of the kept; half as many of the other kinds.
+pub fn part(source: &Source, wanted: usize) -> Result<Part> {
+    let part = Part { name: source.name.clone(), settings: source.settings.clone(), ..scores(source) };
+    match &source.kind {
+        Kind::Run(run) => of_run(source, run, part, wanted),
+        Kind::Evaluation => Ok(part),
+        Kind::Ablation { table, plot } => {
+            let uri = |bytes| format!("data:image/svg+xml;base64,{}", BASE64_STANDARD.encode(bytes));
+            let plot = plot.as_ref().map(|bytes| Value::from_safe_string(uri(bytes)));
+            Ok(Part { table: table.clone(), plot, ..part })
+        }
     }
-    for curve in &drawn {
-        legend.push(row(&summary, &config, curve.colour));
+}
+
+fn scores(source: &Source) -> Part {
+    let first = source.scored.first();
+    Part {
+        metric: first.map_or(String::new(), |scored| scored.metric.clone()),
+        questions: first.map_or(0, |scored| scored.questions),
+        unreadable: first.map_or(0, |scored| scored.unreadable),
+        scores: source.scored.iter().map(|scored| row(scored, source.run())).collect(),
+        ..Part::default()
     }
-    let best = levelled(&summary);
-    let changes = best.map(|i| samples::changes(folder, WHO[i].0, WHO[i].1, SHOWN / 2)).transpose()?;
-    let counted = summary.scores.values().next();
-    Ok(Page {
-        numbers: numbers(&summary),
-        verdict: verdict(&summary),
-        questions: counted.map_or(0, |s| s.records),
-        unreadable: counted.map_or(0, |s| s.unreadable),
-        scores,
-        funnel: funnel(folder, &summary)?,
-        rejected: summary.select.rejected.clone(),
+}
+
+fn of_run(source: &Source, run: &Run, part: Part, wanted: usize) -> Result<Part> {
+    let (folder, summary) = (&source.path, &run.summary);
+    let (mut drawn, mut legend) = (Vec::new(), Vec::new());
+    for (colour, (key, name, _)) in WHO.into_iter().enumerate() {
+        if let Some(curve) = Curve::read(&folder.join("level").join(key).join("loss.jsonl"), colour)? {
+            drawn.push(curve);
+            let samples = summary.samples.get(key).copied();
+            legend.push(Row { colour, name: name.to_string(), samples, ..Row::blank() });
+        }
+    }
+    let loss = About { title: "Training loss by step", x: "step", y: "loss" };
+    let kept = About { title: "Samples kept by pictures looked at", x: "pictures", y: "kept" };
+    let asked = |key: &str| source.scored.iter().find(|scored| scored.key == key);
+    let pair = asked("student").zip(levelled(source));
+    let changes = match pair.and_then(|(a, b)| Some((a.asked.as_ref()?, b.asked.as_ref()?, &b.name))) {
+        Some((before, after, name)) => samples::changes(before, after, ["student", name], wanted / 2)?,
+        None => Vec::new(),
+    };
+    Ok(Part {
+        missing: run.missing.clone(),
+        numbers: numbers(source, summary),
+        verdict: verdict(source, run),
+        funnel: funnel(folder, run, wanted)?,
         steps: summary.steps,
-        curves: curves::draw(&drawn)?,
+        loss: curves::draw(&loss, &drawn)?,
         legend,
-        changes: changes.unwrap_or_default(),
-        labels: samples::fates(folder, SHOWN)?,
-        settings: sections(&config),
+        kept: curves::draw(&kept, &Curve::kept(folder, 2)?.into_iter().collect::<Vec<_>>())?,
+        changes,
+        times: times(folder, run)?,
+        device: run.times.as_ref().map_or(String::new(), |times| times.device.clone()),
+        ..part
     })
 }
 
-fn read_config(path: &Path) -> Result<Table> {
-    let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    text.parse().map_err(|e: toml::de::Error| Error::input(path, e.to_string()))
+/// The arm that is the result of a run: the first of the table that was scored.
+pub fn levelled(source: &Source) -> Option<&Scored> {
+    source.scored.iter().find(|scored| !matches!(scored.key.as_str(), "teacher" | "student"))
 }
 
-/// The arm that is the result of the run: the first of the table that was scored.
-fn levelled(summary: &Summary) -> Option<usize> {
-    (2..WHO.len()).find(|&i| summary.scores.contains_key(WHO[i].0))
-}
-
-fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     format!("{:.1}", share * 100.0)
 }
 
 /// Percentage points with their sign.
-fn points(difference: f64) -> String {
+pub fn points(difference: f64) -> String {
     format!("{:+.1}", difference * 100.0).replace('-', "\u{2212}")
 }
 
-/// Half the width of the 95 % interval of an accuracy.
-fn margin(scores: &Scores) -> f64 {
-    1.96 * (scores.accuracy * (1.0 - scores.accuracy) / scores.records.max(1) as f64).sqrt()
+pub fn shown([low, high]: [f64; 2]) -> Interval {
+    Interval { low: percent(low), high: percent(high), width: percent(high - low) }
 }
 
-fn rows(summary: &Summary, config: &Table) -> Vec<Row> {
-    let scored = |i: &usize| summary.scores.contains_key(WHO[*i].0);
-    (0..WHO.len()).filter(scored).map(|i| row(summary, config, i)).collect()
-}
-
-fn row(summary: &Summary, config: &Table, colour: usize) -> Row {
-    let (key, name, what) = WHO[colour];
-    let scores = summary.scores.get(key);
-    let show = |value: fn(&Scores) -> f64| scores.map_or(String::new(), |s| percent(value(s)));
-    let rehearsal = config.get("level").and_then(|l| l.get("rehearsal")).and_then(toml::Value::as_float);
-    let what = match rehearsal {
-        Some(share) if key == "leveled" && share > 0.0 => {
-            format!("{what} and {share} times as many rehearsal samples")
+impl Row {
+    fn blank() -> Row {
+        let (name, what, accuracy) = (String::new(), String::new(), String::new());
+        Row {
+            colour: 0,
+            name,
+            what,
+            accuracy,
+            interval: None,
+            contains: None,
+            gap_closed: None,
+            samples: None,
         }
-        _ => what.to_string(),
-    };
-    Row {
-        colour,
-        name,
-        what,
-        accuracy: show(|s| s.accuracy),
-        margin: show(margin),
-        contains: show(|s| s.contains),
-        gap_closed: summary.gap_closed.get(key).map(|share| format!("{:.0}", share * 100.0)),
-        samples: summary.samples.get(key).copied(),
     }
 }
 
-fn numbers(summary: &Summary) -> Vec<Number> {
-    let score = |key: &str| summary.scores.get(key).map(|s| s.accuracy);
-    let arm = levelled(summary).map(|i| WHO[i].0);
-    let accuracy = |key: &str| score(key).map(|share| format!("{} %", percent(share)));
-    let closed =
-        arm.and_then(|arm| summary.gap_closed.get(arm)).map(|share| format!("{:.0} %", share * 100.0));
+fn row(scored: &Scored, run: Option<&Run>) -> Row {
+    let summary = run.map(|run| &run.summary);
+    let closed = summary.and_then(|summary| summary.gap_closed.get(&scored.key));
+    Row {
+        colour: scored.colour,
+        name: scored.name.clone(),
+        what: scored.what.clone(),
+        accuracy: percent(scored.score),
+        interval: scored.interval().map(shown),
+        contains: scored.contains.map(percent),
+        gap_closed: closed.map(|share| format!("{:.0}", share * 100.0)),
+        samples: summary.and_then(|summary| summary.samples.get(&scored.key).copied()),
+    }
+}
+
+fn numbers(source: &Source, summary: &Summary) -> Vec<Number> {
+    let shown = |scored: &Scored| format!("{} %", percent(scored.score));
+    let score = |key: &str| source.scored.iter().find(|scored| scored.key == key).map(shown);
+    let arm = levelled(source);
+    let closed = arm.and_then(|arm| summary.gap_closed.get(&arm.key));
     let mut figures = vec![
-        (accuracy("student"), "student before"),
-        (arm.and_then(accuracy), "student after"),
-        (accuracy("teacher"), "teacher"),
-        (closed, "of the gap closed"),
+        (score("student"), "student before"),
+        (arm.map(shown), "student after"),
+        (score("teacher"), "teacher"),
+        (closed.map(|share| format!("{:.0} %", share * 100.0)), "of the gap closed"),
     ];
     if summary.scores.is_empty() {
         figures.push((Some(summary.pseudo_labels.to_string()), "annotations"));
@@ -192,91 +220,140 @@ fn numbers(summary: &Summary) -> Vec<Number> {
 }
 
 /// What the scores say, in words, whichever way they went.
-fn verdict(summary: &Summary) -> Vec<String> {
-    let score = |key: &str| summary.scores.get(key);
+fn verdict(source: &Source, run: &Run) -> Vec<String> {
+    let score = |key: &str| source.scored.iter().find(|scored| scored.key == key);
     let (Some(student), Some(teacher)) = (score("student"), score("teacher")) else {
-        return vec!["The config has no [evaluate], so nothing was scored.".to_string()];
+        let evaluated = source.settings.iter().any(|section| section.name == "evaluate");
+        return match evaluated {
+            true => vec!["Student and teacher are not both scored yet.".to_string()],
+            false => vec!["The config has no [evaluate], so nothing was scored.".to_string()],
+        };
     };
     let mut said = Vec::new();
-    if teacher.accuracy <= student.accuracy {
+    if teacher.score <= student.score {
         said.push(
             "The teacher is not ahead of the student on these questions, so there is no gap to close."
                 .to_string(),
         );
     }
-    let Some((i, after)) = levelled(summary).and_then(|i| Some((i, score(WHO[i].0)?))) else {
-        said.push("The parity set is empty, so the student was not levelled.".to_string());
+    let Some(after) = levelled(source) else {
+        if run.missing.is_empty() {
+            said.push("The parity set is empty, so the student was not levelled.".to_string());
+        }
         return said;
     };
-    said.push(format!("Levelling changed the student's accuracy by {}.", against(after, student)));
-    for &(key, name, _) in &WHO[i + 1..] {
-        if let Some(other) = score(key) {
-            said.push(format!(
-                "Against \u{201c}{name}\u{201d} in the same number of steps: {}.",
-                against(after, other)
-            ));
-        }
+    said.push(format!("Levelling changed the student\u{2019}s accuracy by {}.", against(student, after)));
+    for other in source.scored.iter().filter(|other| other.colour > after.colour) {
+        let than = against(other, after);
+        said.push(format!("Against \u{201c}{}\u{201d} in the same number of steps: {than}.", other.name));
     }
     said
 }
 
-/// A difference of accuracies, with the remark that it may be chance where it is small. (The interval is that of independent
-/// questions: the same questions were asked, so it is rather too wide.)
-fn against(a: &Scores, b: &Scores) -> String {
-    let difference = a.accuracy - b.accuracy;
-    let margin = margin(a).hypot(margin(b));
-    let chance = if difference.abs() < margin {
-        format!(" (within chance, \u{b1} {})", percent(margin))
-    } else {
-        String::new()
-    };
-    format!("{} points{chance}", points(difference))
+/// A difference, its interval, and whether it may be chance.
+pub fn against(before: &Scored, after: &Scored) -> String {
+    let (change, bounds) = difference(before, after);
+    let bounds = bounds.map_or(String::new(), |bounds| {
+        let chance = if beyond_chance(&bounds) { "" } else { ", so it may be chance" };
+        format!(" (95 % interval {} to {}{chance})", points(bounds[0]), points(bounds[1]))
+    });
+    format!("{} points{bounds}", points(change))
 }
 
-fn funnel(folder: &Path, summary: &Summary) -> Result<Vec<Stage>> {
-    let labels = summary.pseudo_labels;
-    let unusable: usize = summary.rejected.values().sum();
-    let stage = |count: usize, what| {
+fn funnel(folder: &Path, run: &Run, wanted: usize) -> Result<Vec<Stage>> {
+    let summary = &run.summary;
+    let (annotations, labels) = (folder.join("annotate.jsonl"), summary.pseudo_labels);
+    if !annotations.exists() {
+        return Ok(Vec::new());
+    }
+    let mut groups = samples::fates(folder, wanted)?;
+    let mut stage = |count: usize, what, step: Option<Step>| {
         let share = (labels > 0).then(|| percent(count as f64 / labels as f64));
-        Stage { count, share, what }
+        let (own, rest): (Vec<_>, Vec<_>) = groups.drain(..).partition(|(place, _)| Some(*place) == step);
+        groups = rest;
+        Stage { count, share, what, pictures: Vec::new(), groups: own.into_iter().map(|(_, g)| g).collect() }
     };
-    let pictures = Stage { count: pictures(&folder.join("annotate.jsonl"))?, share: None, what: "pictures" };
-    Ok(vec![
-        pictures,
-        stage(labels, "annotations by the teacher"),
-        stage(labels.saturating_sub(unusable), "pseudo-labels: a question and an answer were found in them"),
-        stage(summary.select.teacher_consistent, "teacher consistent: asked again, it agrees with its label"),
-        stage(summary.select.kept, "of these the student is wrong: kept, the parity set"),
-    ])
+    let parsed = labels.saturating_sub(summary.rejected.values().sum());
+    let mut all = vec![
+        stage(labels, "annotations by the teacher", None),
+        stage(parsed, "parsed: a question and an answer were found", Some(Step::Parsed)),
+    ];
+    if folder.join("select.json").exists() || run.missing.is_empty() {
+        let counts = &summary.select;
+        all.extend([
+            stage(
+                counts.teacher_consistent,
+                "teacher consistent: asked again, it agrees with its label",
+                Some(Step::Consistent),
+            ),
+            stage(
+                counts.student_wrong,
+                "student wrong, whether the teacher is consistent or not",
+                Some(Step::StudentWrong),
+            ),
+            stage(counts.kept, "kept by the rule: the parity set", Some(Step::Kept)),
+        ]);
+    }
+    let strip = samples::pictures(&annotations, STRIP.min(wanted))?;
+    let count = pictures(&annotations)?;
+    all.insert(0, Stage { count, share: None, what: "pictures", pictures: strip, groups: Vec::new() });
+    Ok(all)
 }
 
 fn pictures(path: &Path) -> Result<usize> {
     let mut seen = HashSet::new();
-    if path.exists() {
-        for record in Reader::open(path)? {
-            seen.extend(record?.image);
-        }
+    for record in Reader::open(path)? {
+        seen.extend(record?.image);
     }
     Ok(seen.len())
 }
 
-/// The config by section, in the order in which the stages use it.
-fn sections(config: &Table) -> Vec<Section> {
-    const ORDER: [&str; 6] = ["models", "annotate", "predict", "select", "level", "evaluate"];
-    let plain = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
-    let mut sections = vec![Section { name: "run".to_string(), rows: Vec::new() }];
-    let place = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
-    let mut keys: Vec<&String> = config.keys().collect();
-    keys.sort_by_key(|name| (place(name), name.as_str()));
-    for name in keys {
-        match &config[name] {
-            toml::Value::Table(table) => {
-                let rows = table.iter().map(|(key, value)| (key.clone(), plain(value))).collect();
-                sections.push(Section { name: name.clone(), rows });
+/// In the order in which the stages are run.
+fn times(folder: &Path, run: &Run) -> Result<Vec<Time>> {
+    let Some(times) = &run.times else { return Ok(Vec::new()) };
+    let mut order: Vec<String> = vec!["annotate".into()];
+    order.extend(
+        ["predict_teacher", "evaluate_teacher", "predict_student", "evaluate_student"].map(String::from),
+    );
+    order.push("select".into());
+    order.extend(WHO[2..].iter().flat_map(|(arm, ..)| [format!("level_{arm}"), format!("evaluate_{arm}")]));
+    let total: f64 = times.seconds.values().sum();
+    let mut rows = Vec::new();
+    for stage in order {
+        let Some(&seconds) = times.seconds.get(&stage) else { continue };
+        let (count, what) = match stage.split_once('_') {
+            Some(("level", arm)) => (records(&folder.join("level").join(arm).join("loss.jsonl"))?, "steps"),
+            Some(("evaluate", who)) => {
+                (run.summary.scores.get(who).map(|scores| scores.records), "questions")
             }
-            value => sections[0].rows.push((name.clone(), plain(value))),
-        }
+            Some((_, who)) => (records(&folder.join(format!("{who}.jsonl")))?, "questions"),
+            None if stage == "annotate" => (Some(run.summary.pseudo_labels), "annotations"),
+            None => (Some(run.summary.select.records), "labels"),
+        };
+        let count = count.filter(|count| *count > 0);
+        rows.push(Time {
+            stage: named(&stage),
+            took: span(seconds),
+            share: percent(seconds / total.max(1e-9)),
+            count: count.map_or(String::new(), |count| format!("{count} {what}")),
+            each: count.map_or(String::new(), |count| format!("{:.1} ms", 1e3 * seconds / count as f64)),
+        });
     }
-    sections.retain(|section| !section.rows.is_empty());
-    sections
+    let (took, share) = (span(total), percent(1.0));
+    rows.push(Time {
+        stage: "all stages".to_string(),
+        took,
+        share,
+        count: String::new(),
+        each: String::new(),
+    });
+    Ok(rows)
+}
+
+fn named(stage: &str) -> String {
+    let names: BTreeMap<&str, &str> = WHO.into_iter().map(|(key, name, _)| (key, name)).collect();
+    match stage.split_once('_') {
+        Some((what, who)) => format!("{what}: {}", names.get(who).unwrap_or(&who)),
+        None => stage.to_string(),
+    }
 }

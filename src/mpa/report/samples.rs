@@ -1,13 +1,13 @@
 //! Samples of a run, spread evenly over its files, and why each was kept or rejected.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::embed::{Embedded, embed};
-use crate::data::metrics::correct;
+use super::scored::{Asked, answers};
 use crate::data::records::{Reader, Record};
 use crate::error::Result;
 
@@ -44,59 +44,73 @@ pub struct Line {
     pub right: Option<bool>,
 }
 
-/// Titles and explanations of the fates; those that no one has planned for show their name.
-fn fate(name: &str) -> (String, String, &'static str) {
-    let (title, why, tone) = match name {
+/// Titles and explanations of the fates, and the step of the funnel that they belong to; those that no one has planned for show their name.
+fn fate(name: &str) -> (String, String, &'static str, Step) {
+    let (title, why, tone, step) = match name {
         "kept" => (
-            "Kept: the parity set",
-            "Asked its own question again, the teacher gives the answer it wrote down; the student gives another. This is what the \
-             student is levelled on.",
+            "Kept",
+            "The teacher agrees with its label, the student gives another answer: this is what the student is levelled on.",
             "good",
+            Step::Kept,
         ),
         "student_right" => (
-            "Not kept: the student knows it",
-            "Teacher and student both agree with the label, so there is nothing to learn. Some may be mixed in as rehearsal.",
+            "Left out: the student knows it",
+            "Nothing to learn. Some may be mixed in as rehearsal.",
             "even",
+            Step::StudentWrong,
         ),
         "teacher_inconsistent" => (
-            "Rejected: the teacher disagrees with itself",
-            "Asked its own question again, the teacher does not give the answer it wrote down, so the label cannot be trusted.",
+            "Left out: the teacher disagrees with itself",
+            "The answer that it wrote down cannot be trusted.",
             "bad",
+            Step::Consistent,
         ),
         "unparsed" => (
-            "Rejected: not a question with an answer",
-            "What the annotator wrote has no question or no answer that could be found in it.",
+            "Left out: not a question with an answer",
+            "No question or no answer could be found in what was written.",
             "bad",
+            Step::Parsed,
         ),
-        "unreadable" => ("Skipped: the picture cannot be read", "", "bad"),
-        other => return (format!("Rejected: {other}"), String::new(), "bad"),
+        "unreadable" => ("Left out: the picture cannot be read", "", "bad", Step::Parsed),
+        other => return (format!("Left out: {}", other.replace('_', " ")), String::new(), "bad", Step::Kept),
     };
-    (title.to_string(), why.to_string(), tone)
+    (title.to_string(), why.to_string(), tone, step)
+}
+
+/// A step of the funnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Parsed,
+    Consistent,
+    StudentWrong,
+    Kept,
 }
 
 /// The fates of the pseudo-labels: `wanted` cards of the kept and half as many of each other fate.
-pub fn fates(folder: &Path, wanted: usize) -> Result<Vec<Group>> {
+pub fn fates(folder: &Path, wanted: usize) -> Result<Vec<(Step, Group)>> {
     let mut groups = Vec::new();
+    // Before there is a selection, the annotations that are of no use are all that is known.
+    let rejected = ["rejected.jsonl", "annotate.jsonl"].into_iter().find(|name| folder.join(name).exists());
     let files = [
         ("parity.jsonl", Some("kept")),
         ("rehearsal.jsonl", Some("student_right")),
-        ("rejected.jsonl", None),
+        (rejected.unwrap_or("rejected.jsonl"), None),
     ];
     for (name, all) in files {
         let path = folder.join(name);
         if !path.exists() {
             continue;
         }
-        let fate_of = |record: &Record| all.or(record.rejected.as_deref()).unwrap_or("rejected").to_string();
+        let fate_of = |record: &Record| all.or(record.rejected.as_deref()).map(str::to_string);
         let records = || {
-            let fated = |record: Result<Record>| record.map(|record| Some((fate_of(&record), record)));
+            let fated = |record: Result<Record>| record.map(|record| Some((fate_of(&record)?, record)));
             Ok(Reader::open(&path)?.map(fated))
         };
         let count = if all == Some("kept") { wanted } else { wanted.div_ceil(2) };
         for (name, (total, records)) in spread(records, count)? {
-            let (title, why, tone) = fate(&name);
+            let (title, why, tone, step) = fate(&name);
             let cards = records.iter().map(|record| label_card(&path, record, &name)).collect();
-            groups.push(Group { title, why, tone, total, cards });
+            groups.push((step, Group { title, why, tone, total, cards }));
         }
     }
     Ok(groups)
@@ -123,6 +137,22 @@ fn label_card(file: &Path, record: &Record, fate: &str) -> Card {
     card(file, record, lines, wrote)
 }
 
+/// Pictures by themselves.
+pub fn pictures(file: &Path, wanted: usize) -> Result<Vec<Card>> {
+    let records = || {
+        let mut last: Option<String> = None;
+        let first = move |record: Result<Record>| {
+            let record = record?;
+            let new = record.image.is_some() && record.image != last && record.rejected.is_none();
+            last.clone_from(&record.image);
+            Ok(new.then_some((String::new(), record)))
+        };
+        Ok(Reader::open(file)?.map(first))
+    };
+    let chosen = spread(records, wanted)?.into_values().flat_map(|(_, records)| records);
+    Ok(chosen.map(|record| card(file, &Record { question: None, ..record }, Vec::new(), None)).collect())
+}
+
 fn card(file: &Path, record: &Record, lines: Vec<Line>, wrote: Option<String>) -> Card {
     let (picture, missing) = match record.image_path(file).map(|path| embed(&path)) {
         Some(Ok(picture)) => (Some(picture), None),
@@ -132,58 +162,46 @@ fn card(file: &Path, record: &Record, lines: Vec<Line>, wrote: Option<String>) -
     Card { id: record.id.clone(), picture, missing, question: record.question.clone(), lines, wrote }
 }
 
-/// Questions of the benchmark on which the student before and after (`arm`, shown as `name`) differ in being right.
-pub fn changes(folder: &Path, arm: &str, name: &str, wanted: usize) -> Result<Vec<Group>> {
-    let file = |who: &str| -> PathBuf { folder.join("evaluate").join(who).join("predictions.jsonl") };
-    let (before, after) = (file("student"), file(arm));
-    if !before.exists() || !after.exists() {
+/// Questions that were answered right before and wrong after, or the other way round; at most `wanted` cards each. `names`: how the two
+/// are called. None if they were not asked the same.
+pub fn changes(before: &Asked, after: &Asked, names: [&str; 2], wanted: usize) -> Result<Vec<Group>> {
+    if before.ids != after.ids {
         return Ok(Vec::new());
     }
-    let pairs = || {
-        let both = Reader::open(&before)?.zip(Reader::open(&after)?);
-        Ok(both.map(|(before, after)| Ok(turned(before?, after?))))
+    let right = |scores: &[f64], i: usize| scores.get(i).is_some_and(|score| *score >= 0.5);
+    let turned = |i: usize| match (right(&before.scores, i), right(&after.scores, i)) {
+        (false, true) => Some("won"),
+        (true, false) => Some("lost"),
+        _ => None,
     };
-    let text = |kind: &str| match kind {
-        "won" => ("Won: wrong before, right after", "good"),
-        _ => ("Lost: right before, wrong after", "bad"),
+    let pairs = || {
+        let both = Reader::open(&before.predictions)?.zip(Reader::open(&after.predictions)?).enumerate();
+        Ok(both.map(|(i, (before, after))| Ok(turned(i).map(String::from).zip(Some((before?, after?))))))
     };
     let mut groups = Vec::new();
     for (kind, (total, pairs)) in spread(pairs, wanted)?.into_iter().rev() {
-        let (title, tone) = text(&kind);
-        let cards = pairs.into_iter().map(|pair| change_card(&before, pair, name, kind == "won")).collect();
-        let why = "Questions of the benchmark, which no stage but the evaluation sees.".to_string();
-        groups.push(Group { title: title.to_string(), why, tone, total, cards });
+        let (title, tone) = match kind.as_str() {
+            "won" => ("Won: wrong before, right after", "good"),
+            _ => ("Lost: right before, wrong after", "bad"),
+        };
+        let cards = pairs.into_iter();
+        let cards = cards.map(|pair| change_card(&before.predictions, pair, names, kind == "won")).collect();
+        groups.push(Group { title: title.to_string(), why: String::new(), tone, total, cards });
     }
     Ok(groups)
 }
 
-/// "won" or "lost" if being right has changed.
-fn turned(before: Record, after: Record) -> Option<(String, (Record, Record))> {
-    let right = |record: &Record| {
-        let answers: Vec<&str> = match (&record.answers, &record.answer) {
-            (Some(list), _) => list.iter().map(String::as_str).collect(),
-            (None, one) => one.iter().map(String::as_str).collect(),
-        };
-        record.prediction.as_ref().map(|prediction| correct(prediction, &answers))
-    };
-    let kind = match (right(&before)?, right(&after)?) {
-        (false, true) => "won",
-        (true, false) => "lost",
-        _ => return None,
-    };
-    (before.id == after.id).then(|| (kind.to_string(), (before, after)))
-}
-
-fn change_card(file: &Path, (before, after): (Record, Record), name: &str, won: bool) -> Card {
-    let truth = match (&before.answers, &before.answer) {
-        (Some(list), _) => list.join(" / "),
-        (None, one) => one.clone().unwrap_or_default(),
-    };
+fn change_card(file: &Path, (before, after): (Record, Record), names: [&str; 2], won: bool) -> Card {
+    // Ten people have answered a question of TextVQA, mostly the same.
+    let mut truth = answers(&before);
+    let mut seen = HashSet::new();
+    truth.retain(|answer| seen.insert(*answer));
+    let truth = truth.join(" / ");
     let line = |who: &str, said: String, right| Line { who: who.to_string(), said, right };
     let lines = vec![
         line("truth", truth, None),
-        line("student", before.prediction.clone().unwrap_or_default(), Some(!won)),
-        line(name, after.prediction.unwrap_or_default(), Some(won)),
+        line(names[0], before.prediction.clone().unwrap_or_default(), Some(!won)),
+        line(names[1], after.prediction.unwrap_or_default(), Some(won)),
     ];
     card(file, &before, lines, None)
 }
