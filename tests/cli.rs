@@ -69,9 +69,10 @@ fn help_and_version_go_to_stdout_and_every_command_has_help() {
     let help = mpa(here, &["--help"]);
     assert_eq!(help.status.code(), Some(0));
     let help = text(&help.stdout);
-    for command in
-        ["demo", "run", "annotate", "predict", "select", "level", "evaluate", "generate", "merge", "doctor"]
-    {
+    for command in [
+        "demo", "run", "annotate", "predict", "select", "level", "evaluate", "report", "generate", "merge",
+        "doctor",
+    ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         let output = mpa(here, &[command, "--help"]);
         assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{command}");

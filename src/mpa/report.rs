@@ -49,7 +49,8 @@ pub fn write(run_folder: &Path) -> Result<()> {
 
 /// Writes the page of these folders to `out`. Each is a run, an evaluation or an ablation; anything else is an error.
 pub fn write_all(folders: &[PathBuf], out: &Path) -> Result<()> {
-    let mut sources: Vec<Source> = folders.iter().map(|folder| Source::open(folder)).collect::<Result<_>>()?;
+    let mut sources: Vec<Source> =
+        folders.iter().map(|folder| Source::open(folder)).collect::<Result<_>>()?;
     for (source, name) in sources.iter_mut().zip(scored::short(folders)) {
         source.name = name;
     }

@@ -62,7 +62,8 @@ impl Curve {
                 points.push((points.len() as f64 + 1.0, count));
             }
             // The parity set has the order of the annotations.
-            if parity.next_if(|next| next.as_ref().map_or(true, |id| *id == record.id)).transpose()?.is_some() {
+            if parity.next_if(|next| next.as_ref().map_or(true, |id| *id == record.id)).transpose()?.is_some()
+            {
                 count += 1.0;
             }
             if let Some(last) = points.last_mut() {

@@ -172,7 +172,16 @@ pub fn shown([low, high]: [f64; 2]) -> Interval {
 impl Row {
     fn blank() -> Row {
         let (name, what, accuracy) = (String::new(), String::new(), String::new());
-        Row { colour: 0, name, what, accuracy, interval: None, contains: None, gap_closed: None, samples: None }
+        Row {
+            colour: 0,
+            name,
+            what,
+            accuracy,
+            interval: None,
+            contains: None,
+            gap_closed: None,
+            samples: None,
+        }
     }
 }
 
@@ -303,7 +312,9 @@ fn pictures(path: &Path) -> Result<usize> {
 fn times(folder: &Path, run: &Run) -> Result<Vec<Time>> {
     let Some(times) = &run.times else { return Ok(Vec::new()) };
     let mut order: Vec<String> = vec!["annotate".into()];
-    order.extend(["predict_teacher", "evaluate_teacher", "predict_student", "evaluate_student"].map(String::from));
+    order.extend(
+        ["predict_teacher", "evaluate_teacher", "predict_student", "evaluate_student"].map(String::from),
+    );
     order.push("select".into());
     order.extend(WHO[2..].iter().flat_map(|(arm, ..)| [format!("level_{arm}"), format!("evaluate_{arm}")]));
     let total: f64 = times.seconds.values().sum();
@@ -329,7 +340,13 @@ fn times(folder: &Path, run: &Run) -> Result<Vec<Time>> {
         });
     }
     let (took, share) = (span(total), percent(1.0));
-    rows.push(Time { stage: "all stages".to_string(), took, share, count: String::new(), each: String::new() });
+    rows.push(Time {
+        stage: "all stages".to_string(),
+        took,
+        share,
+        count: String::new(),
+        each: String::new(),
+    });
     Ok(rows)
 }
 

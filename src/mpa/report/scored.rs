@@ -61,9 +61,8 @@ impl Scored {
 /// asked the same.
 pub fn difference(before: &Scored, after: &Scored) -> (f64, Option<[f64; 2]>) {
     let paired = before.asked.as_ref().zip(after.asked.as_ref()).filter(|(a, b)| a.ids == b.ids);
-    let bounds = paired.map(|(a, b)| {
-        interval(&a.scores.iter().zip(&b.scores).map(|(a, b)| b - a).collect::<Vec<_>>())
-    });
+    let bounds = paired
+        .map(|(a, b)| interval(&a.scores.iter().zip(&b.scores).map(|(a, b)| b - a).collect::<Vec<_>>()));
     (after.score - before.score, bounds)
 }
 
@@ -163,7 +162,8 @@ impl Asked {
             let official: Vec<f64> = official.collect::<Result<_>>()?;
             if official.len() != asked.ids.len() {
                 let (has, wanted) = (official.len(), asked.ids.len());
-                let what = format!("has {has} questions, expected the {wanted} of predictions.jsonl beside it");
+                let what =
+                    format!("has {has} questions, expected the {wanted} of predictions.jsonl beside it");
                 return Err(Error::input(&scores, what));
             }
             asked.scores = official;
