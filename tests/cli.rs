@@ -70,7 +70,7 @@ fn help_and_version_go_to_stdout_and_every_command_has_help() {
     assert_eq!(help.status.code(), Some(0));
     let help = text(&help.stdout);
     let loops = ["demo", "run", "annotate", "predict", "select", "level", "evaluate", "ablate", "score"];
-    for command in loops.into_iter().chain(["generate", "merge", "quantize", "doctor"]) {
+    for command in loops.into_iter().chain(["report", "generate", "merge", "quantize", "doctor"]) {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         let output = mpa(here, &[command, "--help"]);
         assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{command}");

@@ -1,16 +1,20 @@
-//! report.html of a small run folder made by hand: everything is in it, nothing from outside, nothing unescaped, the same bytes again.
+//! Reports of small folders made by hand: everything is in them, nothing from outside, nothing unescaped, the same bytes again, and no browser
+//! has to scroll sideways on a phone.
 
 mod common;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use assert_cmd::Command;
 use common::Rng;
 use image::{Rgb, RgbImage};
-use mpa::mpa::report;
+use mpa::mpa::{report, score};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+const EVIL_NAME: &str = "<script>\"'&.png";
 const EVIL: &str = "<script>alert('x')</script> \"q\" & <img src=x onerror=y>";
 
 fn put(path: PathBuf, text: &str) {
@@ -40,8 +44,33 @@ fn picture(number: usize) -> RgbImage {
     })
 }
 
-fn scores(accuracy: f64) -> Value {
-    json!({"records": 400, "unreadable": 1, "accuracy": accuracy, "contains": accuracy + 0.01})
+/// Who is scored: how many of 40 questions they have right, and where in them these begin.
+const WHO: [(&str, usize, usize); 6] = [
+    ("teacher", 37, 0),
+    ("student", 26, 0),
+    ("leveled", 33, 9),
+    ("parity_only", 28, 0),
+    ("all_pseudo", 29, 0),
+    ("random_subset", 32, 9),
+];
+
+fn is_right(i: usize, count: usize, first: usize) -> bool {
+    (i * 7 + first) % 40 < count
+}
+
+fn scores(right: usize) -> Value {
+    let accuracy = right as f64 / 40.0;
+    json!({"records": 40, "unreadable": 1, "accuracy": accuracy, "contains": accuracy + 0.01})
+}
+
+/// The folder of an evaluation on the pictures of `run_folder`, which are `up` from it.
+fn evaluation(out: &Path, up: &str, right: usize, first: usize) {
+    let answer = |i: usize| {
+        json!({"id": i.to_string(), "image": format!("{up}/pictures/{}.png", i % 12), "question": "Which colour is first?",
+            "answer": "red", "prediction": if is_right(i, right, first) { "Red." } else { "blue" }})
+    };
+    put_lines(out.join("predictions.jsonl"), &(0..40).map(answer).collect::<Vec<_>>());
+    put(out.join("scores.json"), &scores(right).to_string());
 }
 
 /// A finished run of 12 pictures with 3 annotations each.
@@ -52,6 +81,7 @@ fn run_folder(out: &Path) {
         picture(number).save(path).unwrap();
     }
     put(out.join("pictures/12.png"), "no picture at all");
+    picture(1).save(out.join("pictures").join(EVIL_NAME)).unwrap();
     let record = |i: usize| {
         json!({"id": format!("{}.png#{}", i / 3, i % 3), "image": format!("pictures/{}.png", i / 3),
             "question": format!("How high is bar number {}, counted from the left side?", i % 5 + 1), "answer": (i % 7).to_string(),
@@ -63,25 +93,33 @@ fn run_folder(out: &Path) {
         }
         record
     };
-    let all: Vec<Value> = (0..36).map(record).collect();
-    put_lines(out.join("annotate.jsonl"), &all);
+    let mut all: Vec<Value> = (0..36).map(record).collect();
+    all[0] = with(
+        all[0].clone(),
+        json!({"question": EVIL, "id": EVIL_NAME, "image": format!("pictures/{EVIL_NAME}")}),
+    );
+    let mut annotated = all[..33].to_vec();
+    for i in 33..35 {
+        annotated.push(json!({"id": format!("u{i}"), "image": "pictures/11.png", "rejected": "unparsed", "annotation": EVIL}));
+    }
+    annotated.push(json!({"id": "12.png", "image": "pictures/12.png", "rejected": "unreadable", "reason": "expected PNG, JPEG or WebP"}));
+    for name in ["annotate", "teacher", "student"] {
+        put_lines(out.join(format!("{name}.jsonl")), &annotated);
+    }
     let mut parity = all[..20].to_vec();
-    parity[0] = with(parity[0].clone(), json!({"question": EVIL, "student": EVIL}));
+    parity[0]["student"] = json!(EVIL);
     put_lines(out.join("parity.jsonl"), &parity);
     let known: Vec<Value> =
         all[20..28].iter().map(|r| with(r.clone(), json!({"student": r["answer"]}))).collect();
     put_lines(out.join("rehearsal.jsonl"), &known);
-    let mut rejected: Vec<Value> = all[28..33]
+    let rejected: Vec<Value> = all[28..33]
         .iter()
         .map(|r| with(r.clone(), json!({"rejected": "teacher_inconsistent", "teacher": "red"})))
         .collect();
-    for i in 33..35 {
-        rejected.push(json!({"id": format!("u{i}"), "image": "pictures/11.png", "rejected": "unparsed", "annotation": EVIL}));
-    }
-    rejected.push(json!({"id": "12.png", "image": "pictures/12.png", "rejected": "unreadable", "reason": "expected PNG, JPEG or WebP"}));
     put_lines(out.join("rejected.jsonl"), &rejected);
     let counts = json!({"records": 36, "teacher_consistent": 28, "student_wrong": 24, "kept": 20, "rehearsal": 8,
         "rejected": {"student_right": 8, "teacher_inconsistent": 5, "unparsed": 2, "unreadable": 1}});
+    put(out.join("select.json"), &counts.to_string());
     let arms = ["leveled", "parity_only", "all_pseudo", "random_subset"];
     for (number, arm) in arms.iter().enumerate() {
         let mut rng = Rng(number as u64);
@@ -91,22 +129,13 @@ fn run_folder(out: &Path) {
         };
         put_lines(out.join(format!("level/{arm}/loss.jsonl")), &(1..=500).map(line).collect::<Vec<_>>());
     }
-    for (who, shift) in [("student", 0), ("leveled", 1)] {
-        let answer = |i: usize| {
-            let wrong = (i + shift).is_multiple_of(4) || (shift == 0 && i.is_multiple_of(3));
-            json!({"id": i.to_string(), "image": format!("../../pictures/{}.png", i % 12), "question": "Which colour is first?",
-                "answer": "red", "prediction": if wrong { "blue" } else { "Red." }})
-        };
-        put_lines(
-            out.join(format!("evaluate/{who}/predictions.jsonl")),
-            &(0..40).map(answer).collect::<Vec<_>>(),
-        );
+    for (who, right, first) in WHO {
+        evaluation(&out.join("evaluate").join(who), "../..", right, first);
     }
     let summary = json!({"pseudo_labels": 36, "rejected": {"unparsed": 2, "unreadable": 1}, "select": counts, "steps": 500,
         "samples": {"leveled": 30, "parity_only": 20, "all_pseudo": 33, "random_subset": 20},
-        "scores": {"teacher": scores(0.9225), "student": scores(0.65), "leveled": scores(0.835), "parity_only": scores(0.69),
-            "all_pseudo": scores(0.72), "random_subset": scores(0.81)},
-        "gap_closed": {"leveled": 0.679, "parity_only": 0.147, "all_pseudo": 0.257, "random_subset": 0.587}});
+        "scores": WHO.map(|(who, right, _)| (who, scores(right))).into_iter().collect::<HashMap<_, _>>(),
+        "gap_closed": {"leveled": 0.636, "parity_only": 0.182, "all_pseudo": 0.273, "random_subset": 0.545}});
     put(out.join("summary.json"), &summary.to_string());
     put(
         out.join("config.started.toml"),
@@ -127,36 +156,54 @@ fn the_report_says_what_the_run_did() {
     run_folder(folder.path());
     let html = written(folder.path());
     for text in [
-        "92.2 %",
+        "92.5 %",
         "65.0 %",
-        "83.5 %",
-        "68 %",
+        "82.5 %",
+        "64 %",
         "of the gap closed",
         "from the left side?",
         "\u{2717}",
         "\u{2713}",
         "expected PNG, JPEG or WebP",
-        "(12 of 20)",
-        "(6 of 8)",
-        "(5 of 5)",
+        "<b>14</b><div>pictures",
+        "<b>33</b><div>parsed",
+        "<b>28</b><div>teacher consistent",
+        "<b>24</b><div>student wrong",
+        "<b>20</b><div>kept",
+        "(8 of 20)",
+        "(4 of 8)",
+        "(4 of 5)",
         "(2 of 2)",
         "(1 of 1)",
         "0.5 times as many rehearsal",
         "Levelling changed",
-        "+18.5 points",
-        "+2.5 points (within chance",
+        "+17.5 points (95 % interval",
+        "+2.5 points (95 % interval +0.0 to +7.5, so it may be chance)",
         "500 optimizer steps",
         "<svg role=\"img\"",
+        "<title>Training loss by step</title>",
+        "<title>Samples kept by pictures looked at</title>",
         "Won: wrong before",
         "Lost: right before",
         "data:image/png;base64,iVBOR",
         "prefers-color-scheme: dark",
-        "teacher inconsistent",
+        "the teacher disagrees with itself",
     ] {
         assert!(html.contains(text), "{text}");
     }
+    // The scores' own intervals are those of `mpa score`, the difference is that of each question.
+    let right = |who: &str| {
+        let (_, count, first) = WHO.into_iter().find(|(name, ..)| *name == who).unwrap();
+        (0..40).map(move |i| f64::from(u8::from(is_right(i, count, first))))
+    };
+    let [low, high] = score::interval(&right("student").collect::<Vec<_>>());
+    assert!(html.contains(&format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high)));
+    let change: Vec<f64> = right("student").zip(right("leveled")).map(|(a, b)| b - a).collect();
+    let [low, high] =
+        score::interval(&change).map(|bound| format!("{:+.1}", 100.0 * bound).replace('-', "\u{2212}"));
+    assert!(html.contains(&format!("{low} to {high}")), "{low} {high}");
     let curves = (2..6).map(|i| html.matches(&format!("class=\"c{i}\" stroke-width=\"2\"")).count());
-    assert_eq!(curves.collect::<Vec<_>>(), [1; 4], "one curve an arm");
+    assert_eq!(curves.collect::<Vec<_>>(), [2, 1, 1, 1], "one curve an arm, and one of what was kept");
     if let Some(copy) = std::env::var_os("MPA_KEEP_REPORT") {
         fs::write(copy, &html).unwrap();
     }
@@ -173,8 +220,9 @@ fn the_report_needs_nothing_else_and_runs_nothing() {
         assert!(html[i + 5..].starts_with("data:image/"), "{}", &html[i..i + 40]);
     }
     // The only address is the name of the SVG format, which no browser looks up.
-    assert_eq!(html.matches("://").count(), 1);
-    assert_eq!(html.matches("xmlns=\"http://www.w3.org/2000/svg\"").count(), 1);
+    assert_eq!(html.matches("://").count(), 2);
+    assert_eq!(html.matches("xmlns=\"http://www.w3.org/2000/svg\"").count(), 2);
+    assert!(!html.contains(" href=") && !html.contains("srcset") && !html.contains("<iframe"));
     assert!(!html.contains("url(") && !html.contains("@import") && !html.contains("<link"));
     assert!(html.len() < 2 << 20, "{} bytes", html.len());
 }
@@ -202,6 +250,184 @@ fn a_run_without_scores_or_parity_set_has_a_report() {
     put(out.join("summary.json"), &summary.to_string());
     let html = written(out);
     assert!(html.contains("nothing was scored") && !html.contains("<svg") && !html.contains("NaN"));
+}
+
+/// The program, in `folder`.
+fn mpa(folder: &Path, args: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_mpa")).current_dir(folder).args(args).output().unwrap()
+}
+
+/// Two runs that differ, one of them half done, an evaluation on a benchmark, and an ablation: the page of all.
+fn page_of_many(home: &Path) -> String {
+    for name in ["<script>first", "second"] {
+        run_folder(&home.join(name));
+    }
+    let second = home.join("second");
+    evaluation(&second.join("evaluate/leveled"), "../..", 37, 0);
+    let config = fs::read_to_string(second.join("config.started.toml")).unwrap();
+    let other = "lr = 0.004\narms = [\"leveled\", \"all_pseudo\"]";
+    let config = config.replace("lr = 0.002", other) + "[evaluate]\nquestions = \"val.jsonl\"\n";
+    put(second.join("config.started.toml"), &config);
+    put(
+        second.join("times.json"),
+        r#"{"device": "an abacus", "seconds": {"annotate": 90.0, "level_leveled": 30.0}}"#,
+    );
+    fs::remove_file(second.join("summary.json")).unwrap();
+    fs::remove_dir_all(second.join("level/all_pseudo")).unwrap();
+    fs::remove_dir_all(second.join("evaluate/all_pseudo")).unwrap();
+    for (name, shift) in [("before", 0), ("after", 4)] {
+        let out = home.join(name);
+        evaluation(&out, "../second", 20, shift);
+        let line =
+            |i: usize| json!({"question_id": i, "score": if is_right(i, 20, shift) { 1.0 } else { 0.3 }});
+        put_lines(out.join("per_question.jsonl"), &(0..40).map(line).collect::<Vec<_>>());
+        let scores = json!({"metric": "vqa_accuracy", "score": 0.65, "interval": [0.5, 0.7], "questions": 40, "missing": 0});
+        put(out.join("scores.json"), &scores.to_string());
+        put(
+            out.join("settings.json"),
+            &json!({"model": name, "adapter": null, "benchmark": "textvqa"}).to_string(),
+        );
+    }
+    put(home.join("grid/results.csv"), "cell\n");
+    put(home.join("grid/summary.md"), "| rule | after |\n|---|---|\n| a \\| b | 81.0 ± 0.5 |\n");
+    put(home.join("grid/plot-scores.svg"), "<svg xmlns=\"http://www.w3.org/2000/svg\"/>");
+    let folders = ["<script>first", "second", "before", "after", "grid"];
+    let output = mpa(home, &[&["report"], &folders[..], &["--out", "all.html"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, b"all.html\n");
+    fs::read_to_string(home.join("all.html")).unwrap()
+}
+
+#[test]
+fn several_folders_are_compared() {
+    let home = TempDir::new().unwrap();
+    let html = page_of_many(home.path()).replace("&#x2f;", "/");
+    for text in [
+        "5 folders compared",
+        "<tr><th>level.lr</th><td dir=\"auto\">0.002</td><td dir=\"auto\">0.004</td><td dir=\"auto\">\u{2013}</td>",
+        "<th>levelled, accuracy</th>",
+        "+10.0",
+        "<th>textvqa, VQA accuracy</th>",
+        "From &lt;script&gt;first to second",
+        "From before to after",
+        "level/all_pseudo/loss.jsonl, evaluate/all_pseudo/scores.json, summary.json are missing",
+        "an abacus",
+        "<td class=\"n\">2 min 00 s</td>",
+        "<td class=\"n\">75.0 %</td>",
+        "2500.0 ms",
+        "<th>a | b</th>",
+        "81.0 ± 0.5",
+        "data:image/svg+xml;base64,",
+    ] {
+        assert!(html.contains(text), "{text}");
+    }
+    assert!(!html.contains("<script"));
+    assert!(html.len() < 2 << 20, "{} bytes", html.len());
+    // Of 20 right answers each, 4 places further, as many are won as lost.
+    let flips = html.split("From before to after").nth(1).unwrap();
+    assert!(flips.contains("Won: wrong before, right after") && flips.contains("(4 of 4)"), "flips");
+}
+
+#[test]
+fn a_folder_that_is_none_is_named_with_what_is_missing() {
+    let home = TempDir::new().unwrap();
+    let folder = home.path();
+    fs::create_dir_all(folder.join("empty")).unwrap();
+    put(folder.join("half/predictions.jsonl"), "");
+    fs::create_dir_all(folder.join("grid/stages")).unwrap();
+    run_folder(&folder.join("run"));
+    put(folder.join("run/level/leveled/loss.jsonl"), "{\"step\": 1}\n");
+    evaluation(&folder.join("short"), "../run", 20, 0);
+    put(folder.join("short/per_question.jsonl"), "{\"question_id\": 1, \"score\": 1.0}\n");
+    for (name, want) in [
+        ("gone", "gone: no such folder"),
+        ("empty", "config.started.toml"),
+        ("half", "half: an evaluation that is not finished: scores.json is missing"),
+        ("grid", "results.csv and summary.md are missing"),
+        ("run", "loss.jsonl:1"),
+        ("short", "per_question.jsonl: has 1 questions, expected the 40"),
+    ] {
+        let output = mpa(folder, &["report", name]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}: {said}");
+        assert!(said.contains(want), "{name}: {said}");
+        assert!(!folder.join(name).join("report.html").exists());
+    }
+    assert_eq!(mpa(folder, &["report"]).status.code(), Some(2));
+}
+
+/// WCAG's relative luminance of #rrggbb.
+fn luminance(colour: &str) -> f64 {
+    let part = |i: usize| {
+        let value = f64::from(u8::from_str_radix(&colour[i..i + 2], 16).unwrap()) / 255.0;
+        if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+    };
+    0.2126 * part(1) + 0.7152 * part(3) + 0.0722 * part(5)
+}
+
+#[test]
+fn text_stands_out_in_light_and_in_dark() {
+    let folder = TempDir::new().unwrap();
+    run_folder(folder.path());
+    let html = written(folder.path());
+    let schemes: Vec<&str> =
+        html.split(":root {").skip(1).take(2).map(|rest| rest.split('}').next().unwrap()).collect();
+    for scheme in schemes {
+        let colour = |name: &str| {
+            let rest = scheme.split(&format!("--{name}: ")).nth(1).unwrap();
+            luminance(&rest[..7])
+        };
+        // 4.5 is WCAG's AA for text, 3 for lines and bars.
+        let texts = ["ink", "dim", "good", "bad", "even", "accent"].map(|name| (name, 4.5));
+        let lines = ["c0", "c1", "c2", "c3", "c4", "c5"].map(|name| (name, 3.0));
+        for (name, least) in texts.into_iter().chain(lines) {
+            for ground in ["page", "card"] {
+                let (a, b) = (colour(name), colour(ground));
+                let contrast = (a.max(b) + 0.05) / (a.min(b) + 0.05);
+                assert!(contrast >= least, "{name} on {ground}: {contrast:.2}");
+            }
+        }
+    }
+}
+
+/// A page in a frame as wide as a phone, which writes what sticks out of it into the title.
+fn framed(html: &str) -> String {
+    let html = html.replace('&', "&amp;").replace('"', "&quot;");
+    format!(
+        "<!doctype html><title>-</title><iframe id=f width=360 height=30000 style=border:0 srcdoc=\"{html}\"></iframe><script>onload = () => {{
+        const page = document.getElementById('f').contentDocument, out = [];
+        for (const one of page.querySelectorAll('details')) one.open = true;
+        for (const one of page.querySelectorAll('body *'))
+            if (!one.closest('.scroll') && one.getBoundingClientRect().right > 360.5) out.push(one.tagName + '.' + one.className);
+        document.title = 'laid out ' + page.documentElement.scrollWidth + ' [' + out + ']';
+        }}</script>"
+    )
+}
+
+#[test]
+fn a_phone_has_nothing_to_scroll_sideways() {
+    let browsers = ["chromium", "chromium-browser", "google-chrome"];
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths)
+        .flat_map(|path| browsers.map(|name| path.join(name)))
+        .find(|path| path.is_file());
+    let Some(browser) = found else {
+        eprintln!("skipped: none of {browsers:?} is there");
+        return;
+    };
+    let home = TempDir::new().unwrap();
+    let html = page_of_many(home.path());
+    let page = home.path().join("framed.html");
+    put(page.clone(), &framed(&html));
+    let output = Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", home.path().join("browser").display()))
+        .arg(format!("file://{}", page.display()))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let title = said.split("<title>").nth(1).and_then(|rest| rest.split("</title>").next());
+    assert_eq!(title, Some("laid out 360 []"), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::page::{Interval, levelled, percent, points, shown};
 use super::samples::{self, Group};
 use super::scored::{Asked, Scored, beyond_chance, difference};
-use super::source::{Run, Section, Source};
+use super::source::{Kind, Run, Section, Source};
 use crate::error::Result;
 
 #[derive(Serialize)]
@@ -15,6 +15,8 @@ pub struct Comparison {
     scores: Vec<Line<Option<Cell>>>,
     funnel: Vec<Line<String>>,
     settings: Vec<Line<String>>,
+    /// All settings are known, so that if there are no such lines they are the same.
+    same: bool,
     flips: Vec<Flips>,
 }
 
@@ -43,15 +45,19 @@ struct Flips {
     groups: Vec<Group>,
 }
 
-/// None of less than two folders.
+/// None of less than two folders; an ablation is a comparison itself.
 pub fn compare(sources: &[Source], wanted: usize) -> Result<Option<Comparison>> {
+    let sources: Vec<&Source> =
+        sources.iter().filter(|source| !matches!(source.kind, Kind::Ablation { .. })).collect();
     if sources.len() < 2 {
         return Ok(None);
     }
+    let sources = sources.as_slice();
     Ok(Some(Comparison {
         names: sources.iter().map(|source| source.name.clone()).collect(),
         scores: scores(sources),
         funnel: funnel(sources),
+        same: sources.iter().all(|source| !source.settings.is_empty()),
         settings: settings(sources),
         flips: flips(sources, wanted)?,
     }))
@@ -68,11 +74,11 @@ fn keys<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     keys
 }
 
-fn scores(sources: &[Source]) -> Vec<Line<Option<Cell>>> {
+fn scores(sources: &[&Source]) -> Vec<Line<Option<Cell>>> {
     let all = || sources.iter().flat_map(|source| &source.scored);
     let line = |key: &str| {
         let first = all().find(|scored| scored.key == key);
-        let cell = |source: &Source| {
+        let cell = |source: &&Source| {
             let scored = source.scored.iter().find(|scored| scored.key == key)?;
             Some(cell(first.filter(|first| !std::ptr::eq(*first, scored)), scored))
         };
@@ -99,7 +105,7 @@ fn cell(first: Option<&Scored>, scored: &Scored) -> Cell {
     }
 }
 
-fn funnel(sources: &[Source]) -> Vec<Line<String>> {
+fn funnel(sources: &[&Source]) -> Vec<Line<String>> {
     let line = |name: &str, count: fn(&Run) -> usize| {
         let cells = sources.iter();
         let cells = cells.map(|s| s.run().map_or("\u{2013}".to_string(), |run| count(run).to_string()));
@@ -118,8 +124,8 @@ fn funnel(sources: &[Source]) -> Vec<Line<String>> {
 }
 
 /// Settings that are not the same everywhere.
-fn settings(sources: &[Source]) -> Vec<Line<String>> {
-    let of = |source: &Source| -> BTreeMap<String, String> {
+fn settings(sources: &[&Source]) -> Vec<Line<String>> {
+    let of = |source: &&Source| -> BTreeMap<String, String> {
         let rows = |section: &Section| {
             let name = section.name.clone();
             section.rows.clone().into_iter().map(move |(key, value)| (format!("{name}.{key}"), value))
@@ -139,12 +145,12 @@ fn settings(sources: &[Source]) -> Vec<Line<String>> {
 }
 
 /// What the result of each later folder answers otherwise than that of the first which was asked the same.
-fn flips<'a>(sources: &'a [Source], wanted: usize) -> Result<Vec<Flips>> {
-    let result = |source: &'a Source| levelled(source).and_then(|one| Some((one, one.asked.as_ref()?)));
+fn flips(sources: &[&Source], wanted: usize) -> Result<Vec<Flips>> {
+    let result = |source| levelled(source).and_then(|one| Some((one, one.asked.as_ref()?)));
     let mut flips = Vec::new();
-    for (i, after) in sources.iter().enumerate() {
+    for (i, &after) in sources.iter().enumerate() {
         let Some((scored, new)) = result(after) else { continue };
-        let earlier = sources[..i].iter().filter_map(|source| Some((source, result(source)?)));
+        let earlier = sources[..i].iter().filter_map(|&source| Some((source, result(source)?)));
         let same =
             |(_, (one, old)): &(_, (&Scored, &Asked))| one.metric == scored.metric && old.ids == new.ids;
         let Some((before, (_, old))) = earlier.into_iter().find(same) else { continue };

@@ -89,12 +89,12 @@ pub enum Step {
 /// The fates of the pseudo-labels: `wanted` cards of the kept and half as many of each other fate.
 pub fn fates(folder: &Path, wanted: usize) -> Result<Vec<(Step, Group)>> {
     let mut groups = Vec::new();
-    // Before there is a selection, the annotations that are of no use are all that is known.
-    let rejected = ["rejected.jsonl", "annotate.jsonl"].into_iter().find(|name| folder.join(name).exists());
+    // What was rejected as it was written is not asked about, so that the selection never sees it.
     let files = [
         ("parity.jsonl", Some("kept")),
         ("rehearsal.jsonl", Some("student_right")),
-        (rejected.unwrap_or("rejected.jsonl"), None),
+        ("annotate.jsonl", None),
+        ("rejected.jsonl", None),
     ];
     for (name, all) in files {
         let path = folder.join(name);
