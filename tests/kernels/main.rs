@@ -19,6 +19,7 @@ mod embedding;
 mod gelu;
 mod gemm_int8;
 mod gemm_int8_hopper;
+mod kv_cache;
 mod layer_norm;
 mod linear;
 mod linear_backward;
