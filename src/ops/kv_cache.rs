@@ -65,6 +65,10 @@ impl Pages {
         Ok(Pages { rows, scales, kv_heads, head_size })
     }
 
+    pub fn kind(&self) -> PageType {
+        if self.scales.is_some() { PageType::Int8 } else { PageType::Float }
+    }
+
     pub fn rows(&self) -> usize {
         self.rows.rows()
     }

@@ -12,6 +12,7 @@ mod attention;
 mod attention_backward;
 mod attention_backward_hopper;
 mod attention_hopper;
+mod attention_paged;
 mod clip_grad_norm;
 mod cross_entropy;
 mod dropout;
