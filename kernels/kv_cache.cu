@@ -8,8 +8,8 @@
 // Bytes a row: 2 NKV HS sizeof, in int8 NKV (HS (sizeof + 1) + 4). Bound by memory: at 3.35 TB/s (H100) 8192 tokens of Qwen2-VL-7B's keys
 // (NKV 4, HS 128) in bf16 take 5.0 us stored or gathered, in int8 3.8 us.
 // Reached: not yet run on a GPU.
-// Considered: keys and values in one launch (two launches are 2 us of a layer's prompt pass, and a decode step's are in a graph); several heads
-// of int8 a warp (HS 64 in bf16 has packs for 8 of the 32 lanes; few rows of a step are few blocks either way).
+// Considered: keys and values in one launch (a decode step's launches are in a graph); several heads of int8 a warp (HS 64 in bf16 has packs for
+// 8 of the 32 lanes).
 #include "quantize.cuh"
 
 constexpr int PAGE = 128;  // src/ops/kv_cache.rs

@@ -9,9 +9,9 @@ use crate::device::{DTYPES, on_each_device, on_each_device_without_hopper, outpu
 
 const KINDS: [PageType; 2] = [PageType::Float, PageType::Int8];
 
-/// Queries and keys: no key, less than a page, whole ones, less and more than these by a key, two splits and three; spans that are not there;
+/// Queries and keys: less than a page, whole ones, less and more than these by a key, two splits and three; spans that are not there;
 /// spans of several queries among them. The last ends with the tables.
-const MIXED: [(usize, usize); 13] = [
+const MIXED: [(usize, usize); 12] = [
     (1, 128),
     (1, 1),
     (3, 5),
@@ -23,7 +23,6 @@ const MIXED: [(usize, usize); 13] = [
     (1, 257),
     (0, 5),
     (2, 129),
-    (1, 0),
     (1, 300),
 ];
 
@@ -126,11 +125,11 @@ fn check(device: &Device, dtype: DType, lens: &[(usize, usize)], config: Config,
 fn mixed_batches_match_f64_for_every_head_size() {
     on_each_device_without_hopper(|device| {
         for kind in KINDS {
-            for head_size in [8, 56, 64, 72, 128] {
+            for head_size in [8, 64, 72, 128] {
                 check(device, DType::Bf16, &MIXED, config(1, 1, head_size, head_size % 16 == 0), [kind; 2]);
             }
             // 12 has a decode kernel for floats alone; 5 and 132 have none.
-            for head_size in [4, 5, 12, 64, 72, 128, 132] {
+            for head_size in [5, 12, 64, 128, 132] {
                 check(device, DType::F32, &MIXED, config(1, 1, head_size, head_size % 8 == 0), [kind; 2]);
             }
         }
@@ -202,12 +201,12 @@ fn every_row_and_scale_counts() {
                     [0, 127, 128, 255, 256, 299].into_iter().flat_map(|j| [(j, true), (j, false)])
                 {
                     let from = rows(if of_keys { &p.b.k } else { &p.b.v }, p.b.spans[0].k_start + j, 1);
-                    // Twice a row has the same int8.
-                    let twice = values(&from).iter().map(|x| 4.0 * x).collect();
-                    let twice = Tensor::from_vec(&[1, 16], twice).unwrap().to_dtype(dtype).unwrap();
+                    // Four times a row has the same int8.
+                    let other = values(&from).iter().map(|x| 4.0 * x).collect();
+                    let other = Tensor::from_vec(&[1, 16], other).unwrap().to_dtype(dtype).unwrap();
                     let at: Indices = vec![row(&p.tables, &p.spans[0], j)].into();
                     let pages = if of_keys { &mut p.k } else { &mut p.v };
-                    store(pages, &twice.to_device(device).unwrap(), &at).unwrap();
+                    store(pages, &other.to_device(device).unwrap(), &at).unwrap();
                     assert_ne!(bits(&p.run()), bits(&before), "{dtype} {kind:?} key {j} {of_keys} {q_len}");
                     let pages = if of_keys { &mut p.k } else { &mut p.v };
                     store(pages, &from, &at).unwrap();
@@ -226,7 +225,7 @@ fn graphs_serve_steps_of_other_lengths_and_pages() {
         let Device::Cuda(gpu) = device else { panic!("a device") };
         // Without a decode kernel all of the tables is gathered.
         for (kind, head_size) in [(PageType::Float, 16), (PageType::Int8, 16), (PageType::Float, 5)] {
-            let b = batch(device, DType::F32, &[(1, 512), (1, 512)], config(2, 1, head_size, true), 4.0);
+            let b = batch(device, DType::F32, &[(1, 512), (1, 512)], config(2, 1, head_size, false), 4.0);
             let p = Paged::new(b, [kind; 2]);
             let step = |i: usize| {
                 let spans: Vec<Span> = (0..2).map(|s| Span { k_len: STEPS[i][s], ..p.spans[s] }).collect();
