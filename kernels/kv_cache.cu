@@ -13,6 +13,7 @@
 #include "quantize.cuh"
 
 constexpr int PAGE = 128;  // src/ops/kv_cache.rs
+static_assert(PAGE % ROWS == 0, "what is gathered is whole blocks");
 
 // Where row `row` of what is gathered lies.
 __device__ __forceinline__ int64_t place(const uint32_t* list, int row) { return static_cast<int64_t>(list[row / PAGE]) * PAGE + row % PAGE; }
@@ -25,9 +26,8 @@ __device__ __forceinline__ void kv_cache_store_forward(T* pages, const T* x, con
 }
 
 template <class T>
-__device__ __forceinline__ void kv_cache_gather_forward(T* out, const T* pages, const uint32_t* list, int count, int cols) {
+__device__ __forceinline__ void kv_cache_gather_forward(T* out, const T* pages, const uint32_t* list, int cols) {
   const int row = blockIdx.x * ROWS + warp_id();
-  if (row >= count) return;
   copy_row(out + static_cast<int64_t>(row) * cols, pages + place(list, row) * cols, cols);
 }
 
@@ -60,10 +60,9 @@ __device__ __forceinline__ void kv_cache_store_int8_forward(int8_t* pages, float
 }
 
 template <class T>
-__device__ __forceinline__ void kv_cache_gather_int8_forward(T* out, const int8_t* pages, const float* scales, const uint32_t* list, int count,
-                                                             int heads, int head_size) {
+__device__ __forceinline__ void kv_cache_gather_int8_forward(T* out, const int8_t* pages, const float* scales, const uint32_t* list, int heads,
+                                                             int head_size) {
   const int piece = blockIdx.x * ROWS + warp_id();
-  if (piece >= count) return;
   const int64_t from = place(list, piece / heads) * heads + piece % heads;
   out += static_cast<int64_t>(piece) * head_size;
   pages += from * head_size;
@@ -86,14 +85,12 @@ extern "C" __global__ void __launch_bounds__(128) kv_cache_store_forward_f32(flo
   kv_cache_store_forward(pages, x, rows, count, cols);
 }
 
-extern "C" __global__ void __launch_bounds__(128) kv_cache_gather_forward_bf16(bf16* out, const bf16* pages, const uint32_t* list, int count,
-                                                                               int cols) {
-  kv_cache_gather_forward(out, pages, list, count, cols);
+extern "C" __global__ void __launch_bounds__(128) kv_cache_gather_forward_bf16(bf16* out, const bf16* pages, const uint32_t* list, int cols) {
+  kv_cache_gather_forward(out, pages, list, cols);
 }
 
-extern "C" __global__ void __launch_bounds__(128) kv_cache_gather_forward_f32(float* out, const float* pages, const uint32_t* list, int count,
-                                                                              int cols) {
-  kv_cache_gather_forward(out, pages, list, count, cols);
+extern "C" __global__ void __launch_bounds__(128) kv_cache_gather_forward_f32(float* out, const float* pages, const uint32_t* list, int cols) {
+  kv_cache_gather_forward(out, pages, list, cols);
 }
 
 extern "C" __global__ void __launch_bounds__(128) kv_cache_store_int8_forward_bf16(int8_t* pages, float* scales, const bf16* x, const uint32_t* rows,
@@ -107,11 +104,11 @@ extern "C" __global__ void __launch_bounds__(128) kv_cache_store_int8_forward_f3
 }
 
 extern "C" __global__ void __launch_bounds__(128) kv_cache_gather_int8_forward_bf16(bf16* out, const int8_t* pages, const float* scales,
-                                                                                    const uint32_t* list, int count, int heads, int head_size) {
-  kv_cache_gather_int8_forward(out, pages, scales, list, count, heads, head_size);
+                                                                                    const uint32_t* list, int heads, int head_size) {
+  kv_cache_gather_int8_forward(out, pages, scales, list, heads, head_size);
 }
 
 extern "C" __global__ void __launch_bounds__(128) kv_cache_gather_int8_forward_f32(float* out, const int8_t* pages, const float* scales,
-                                                                                   const uint32_t* list, int count, int heads, int head_size) {
-  kv_cache_gather_int8_forward(out, pages, scales, list, count, heads, head_size);
+                                                                                   const uint32_t* list, int heads, int head_size) {
+  kv_cache_gather_int8_forward(out, pages, scales, list, heads, head_size);
 }

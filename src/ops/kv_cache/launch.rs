@@ -53,7 +53,11 @@ fn launch(
         true => (rows * heads, vec![heads, head_size]),
         false => (rows, vec![heads * head_size]),
     };
-    args.push(int(OP, pieces)?.into());
+    let count = int(OP, pieces)?;
+    // What is gathered is whole blocks.
+    if kind.starts_with("store") {
+        args.push(count.into());
+    }
     for size in sizes {
         args.push(int(OP, size)?.into());
     }
