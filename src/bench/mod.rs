@@ -12,6 +12,7 @@ pub mod checkpoint;
 mod cut;
 pub mod engine;
 mod int8;
+mod kv_cache;
 pub mod model;
 pub mod perplexity;
 mod shapes;
