@@ -31,6 +31,22 @@ __device__ __forceinline__ void kv_cache_gather_forward(T* out, const T* pages, 
   copy_row(out + static_cast<int64_t>(row) * cols, pages + place(list, row) * cols, cols);
 }
 
+// The larger of `most` and the magnitudes of a[i].
+template <class T, int N>
+__device__ __forceinline__ unsigned larger(unsigned most, const Pack<T, N>& a) {
+#pragma unroll
+  for (int i = 0; i < N; i++) most = max(most, magnitude(to_f32(a[i])));
+  return most;
+}
+
+template <class T, int N>
+__device__ __forceinline__ Pack<int8_t, N> quantized(const Levels& levels, const Pack<T, N>& a) {
+  Pack<int8_t, N> q;
+#pragma unroll
+  for (int i = 0; i < N; i++) q[i] = levels(to_f32(a[i]));
+  return q;
+}
+
 // One head of a row, N elements at a time, by one warp; its scale. Unrolled, the compiler runs out of the 32 registers that it allows itself.
 template <int N, class T>
 __device__ __forceinline__ float quantize_head(int8_t* q, const T* x, int head_size) {
