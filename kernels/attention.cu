@@ -87,25 +87,29 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward_f32_hs256(fl
 extern "C" __global__ void __launch_bounds__(128) attention_decode_forward_bf16_hs64(float* parts, const bf16* q, const bf16* k,
                                                                                      const bf16* v, const int4* spans, int splits,
                                                                                      int heads, int kv_heads, int head_size, float scale) {
-  decode::attention<bf16, 8>(parts, q, k, v, spans, splits, heads, kv_heads, head_size, scale);
+  const decode::Contiguous<bf16> keys{k}, values{v};
+  decode::attention<64>(parts, q, keys, values, spans, splits, heads, kv_heads, head_size, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_decode_forward_bf16_hs128(float* parts, const bf16* q, const bf16* k,
                                                                                       const bf16* v, const int4* spans, int splits,
                                                                                       int heads, int kv_heads, int head_size, float scale) {
-  decode::attention<bf16, 16>(parts, q, k, v, spans, splits, heads, kv_heads, head_size, scale);
+  const decode::Contiguous<bf16> keys{k}, values{v};
+  decode::attention<128>(parts, q, keys, values, spans, splits, heads, kv_heads, head_size, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_decode_forward_f32_hs64(float* parts, const float* q, const float* k,
                                                                                     const float* v, const int4* spans, int splits,
                                                                                     int heads, int kv_heads, int head_size, float scale) {
-  decode::attention<float, 16>(parts, q, k, v, spans, splits, heads, kv_heads, head_size, scale);
+  const decode::Contiguous<float> keys{k}, values{v};
+  decode::attention<64>(parts, q, keys, values, spans, splits, heads, kv_heads, head_size, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_decode_forward_f32_hs128(float* parts, const float* q, const float* k,
                                                                                      const float* v, const int4* spans, int splits,
                                                                                      int heads, int kv_heads, int head_size, float scale) {
-  decode::attention<float, 32>(parts, q, k, v, spans, splits, heads, kv_heads, head_size, scale);
+  const decode::Contiguous<float> keys{k}, values{v};
+  decode::attention<128>(parts, q, keys, values, spans, splits, heads, kv_heads, head_size, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_combine_forward_bf16(bf16* out, float* lse, const float* parts,

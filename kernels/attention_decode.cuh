@@ -1,7 +1,8 @@
 // Spans of one query, over keys in splits of 256, a constant: what comes out of a span does not depend on the batch. Two kernels.
 //
 // First: a block takes a split of one span for one key/value head and up to 8 query heads of its group, so that every key and value is read
-// once for them. LANES lanes share a row of K or V, 16 bytes each; the block's other lanes are at further rows. Left behind for each query
+// once for them. LANES lanes share a row of K or V, 16 bytes each (8 of int8, whose sums would take twice the registers); the block's other
+// lanes are at further rows. Keys follow one another, or lie in pages (attention_paged.cu). Left behind for each query
 // head: sum_j 2^(s_j - top) v_j, top (the largest s, a score times scale log2(e)), and the sum of these weights.
 // Second: a warp a query head adds up its splits, from the first to the last.
 #pragma once
@@ -11,33 +12,54 @@ namespace decode {
 
 constexpr int SPLIT = 256, MOST_HEADS = 8, THREADS = 128, WARPS = 4;
 constexpr int UNROLL = 4;  // rows that a lane has under way
+constexpr int PAGE = 128;  // src/ops/kv_cache.rs; a split has two
+
+// Elements of S that a lane takes at a time.
+template <class S>
+constexpr int PACK = sizeof(S) == 1 ? 8 : 16 / sizeof(S);
 
 // The part of one split: head_size sums, then top and total.
 __device__ __forceinline__ int64_t part_at(int span, int head, int split, int heads, int splits, int head_size) {
   return ((static_cast<int64_t>(span) * heads + head) * splits + split) * (head_size + 2);
 }
 
-template <class T, int N>
-__device__ __forceinline__ Pack<T, N> load_or_zeros(const T* p, bool real) {
-  Pack<T, N> x;
-  if (real) return load_pack<N>(p);
-  for (int i = 0; i < N; i++) x[i] = from_f32<T>(0.0f);
+// The keys, or values, of a split for one key/value head: in which rows of x its first and its second page begin.
+template <class S>
+struct Head {
+  const S* x;  // the head's elements of row 0
+  const float* scales;  // of int8: the head's of row 0
+  int low, high, kv_heads, head_size;
+
+  __device__ __forceinline__ int64_t row(int first) const { return (first < PAGE ? low : high - PAGE) + first; }
+  __device__ __forceinline__ int stride() const { return kv_heads * head_size; }
+  // Row `first` of the split; those behind it in its page follow.
+  __device__ __forceinline__ const S* from(int first) const { return x + row(first) * stride(); }
+  // Of row `first` + `behind`, in the page of row `first`.
+  __device__ __forceinline__ float scale(int first, int behind) const {
+    return sizeof(S) == 1 ? scales[(row(first) + behind) * kv_heads] : 1.0f;
+  }
+};
+
+template <class S>
+__device__ __forceinline__ Pack<S, PACK<S>> load_or_zeros(const S* p, bool real) {
+  Pack<S, PACK<S>> x;
+  if (real) return load_pack<PACK<S>>(p);
+  for (int i = 0; i < PACK<S>; i++) x[i] = static_cast<S>(0.0f);
   return x;
 }
 
 // weights[head][key] = q . k, for q [n_heads][head_size] in shared memory.
-template <class T, int LANES>
-__device__ __forceinline__ void scores(float* weights, const float* q, const T* k, int64_t stride, int keys, int n_heads, int head_size) {
-  constexpr int N = 16 / sizeof(T), ROWS = THREADS / LANES;
-  static_assert(SPLIT % (UNROLL * ROWS) == 0, "a round must end in the split");
+template <int LANES, class S>
+__device__ __forceinline__ void scores(float* weights, const float* q, const Head<S>& k, int keys, int n_heads, int head_size) {
+  constexpr int N = PACK<S>, ROWS = THREADS / LANES;
+  static_assert(PAGE % (UNROLL * ROWS) == 0, "a round must end in the page");
   const int row = threadIdx.x / LANES, column = threadIdx.x % LANES * N;
   for (int start = 0; start < keys; start += UNROLL * ROWS) {
-    Pack<T, N> x[UNROLL];
+    const S* const from = k.from(start) + column;
+    Pack<S, N> x[UNROLL];
 #pragma unroll
-    for (int u = 0; u < UNROLL; u++) {
-      const int key = start + u * ROWS + row;
-      x[u] = load_or_zeros<T, N>(k + key * stride + column, key < keys && column < head_size);
-    }
+    for (int u = 0; u < UNROLL; u++)
+      x[u] = load_or_zeros(from + (u * ROWS + row) * k.stride(), start + u * ROWS + row < keys && column < head_size);
 #pragma unroll 1
     for (int h = 0; h < n_heads; h++) {
       float s[UNROLL] = {};
@@ -51,7 +73,8 @@ __device__ __forceinline__ void scores(float* weights, const float* q, const T* 
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
         for (int bit = LANES / 2; bit > 0; bit /= 2) s[u] += __shfl_xor_sync(FULL_WARP, s[u], bit);
-        if (column == 0) weights[h * SPLIT + start + u * ROWS + row] = s[u];  // past the last key none is read
+        // Past the last key none is read.
+        if (column == 0) weights[h * SPLIT + start + u * ROWS + row] = s[u] * k.scale(start, u * ROWS + row);
       }
     }
   }
@@ -71,20 +94,20 @@ __device__ __forceinline__ void soften(float* weights, float* part, int keys) {
 }
 
 // sums[warp][head][column] over the rows of V that the warp takes.
-template <class T, int LANES>
-__device__ __forceinline__ void add_values(float* sums, const float* weights, const T* v, int64_t stride, int keys, int n_heads,
-                                           int head_size) {
-  constexpr int N = 16 / sizeof(T), ROWS = THREADS / LANES;
+template <int LANES, class S>
+__device__ __forceinline__ void add_values(float* sums, const float* weights, const Head<S>& v, int keys, int n_heads, int head_size) {
+  constexpr int N = PACK<S>, ROWS = THREADS / LANES;
   const int row = threadIdx.x / LANES, column = threadIdx.x % LANES * N;
   float acc[MOST_HEADS][N] = {};
   if (column < head_size) {
 #pragma unroll 2
-    for (int key = row; key < keys; key += ROWS) {
-      const Pack<T, N> x = load_pack<N>(v + key * stride + column);
+    for (int first = 0; first < keys - row; first += ROWS) {
+      const Pack<S, N> x = load_pack<N>(v.from(first) + row * v.stride() + column);
+      const float scale = v.scale(first, row);
 #pragma unroll
       for (int h = 0; h < MOST_HEADS; h++) {
         if (h >= n_heads) break;
-        const float p = weights[h * SPLIT + key];
+        const float p = weights[h * SPLIT + first + row] * scale;
         for (int i = 0; i < N; i++) acc[h][i] += p * to_f32(x[i]);
       }
     }
@@ -100,10 +123,38 @@ __device__ __forceinline__ void add_values(float* sums, const float* weights, co
   }
 }
 
+// Rows that follow one another: a span's from k_start on.
+template <class S>
+struct Contiguous {
+  using Stored = S;
+  const S* x;
+
+  __device__ __forceinline__ Head<S> head(const Span& span, int split, int, int kv_head, int kv_heads, int head_size) const {
+    const int low = span.k_start + split * SPLIT;
+    return {x + kv_head * head_size, nullptr, low, low + PAGE, kv_heads, head_size};
+  }
+};
+
+// Rows in pages: a span's from entry k_start of the tables on. What its keys do not reach is not looked up.
+template <class S>
+struct Paged {
+  using Stored = S;
+  const S* x;
+  const float* scales;  // of int8
+  const uint32_t* tables;
+
+  __device__ __forceinline__ Head<S> head(const Span& span, int split, int keys, int kv_head, int kv_heads, int head_size) const {
+    const uint32_t* const table = tables + span.k_start + split * (SPLIT / PAGE);
+    const int low = table[0] * PAGE, high = keys > PAGE ? table[1] * PAGE : 0;
+    return {x + kv_head * head_size, sizeof(S) == 1 ? scales + kv_head : nullptr, low, high, kv_heads, head_size};
+  }
+};
+
 // Shared memory: for each head of the block its query, its weights, and its sums by warp: head_size + SPLIT + WARPS head_size floats.
-template <class T, int LANES>
-__device__ __forceinline__ void attention(float* parts, const T* q, const T* k, const T* v, const int4* spans, int splits, int heads,
-                                          int kv_heads, int head_size, float scale) {
+template <int SIZE, class T, class KV>
+__device__ __forceinline__ void attention(float* parts, const T* q, KV k, KV v, const int4* spans, int splits, int heads, int kv_heads,
+                                          int head_size, float scale) {
+  constexpr int LANES = SIZE / PACK<typename KV::Stored>;
   const int group = heads / kv_heads, chunks = (group + MOST_HEADS - 1) / MOST_HEADS;
   const int kv_head = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
   const int first_head = kv_head * group + chunk * MOST_HEADS, n_heads = min(MOST_HEADS, group - chunk * MOST_HEADS);
@@ -111,22 +162,19 @@ __device__ __forceinline__ void attention(float* parts, const T* q, const T* k, 
   const Span span(spans[index], true);
   const int keys = min(SPLIT, span.k_len - split * SPLIT);
   if (span.q_len != 1 || keys <= 0) return;  // another kernel's, or nothing to do (saves time: no one would read the part)
-  const int64_t stride = static_cast<int64_t>(kv_heads) * head_size;
   q += (static_cast<int64_t>(span.q_start) * heads + first_head) * head_size;
-  k += (span.k_start + split * SPLIT) * stride + kv_head * head_size;
-  v += (span.k_start + split * SPLIT) * stride + kv_head * head_size;
   float* const queries = shared_memory<float>();
   float* const weights = queries + n_heads * head_size;
   float* const sums = weights + n_heads * SPLIT;
 
   for (int i = threadIdx.x; i < n_heads * head_size; i += THREADS) queries[i] = to_f32(q[i]) * (scale * LOG2_E);
   __syncthreads();
-  scores<T, LANES>(weights, queries, k, stride, keys, n_heads, head_size);
+  scores<LANES>(weights, queries, k.head(span, split, keys, kv_head, kv_heads, head_size), keys, n_heads, head_size);
   __syncthreads();
   for (int h = warp_id(); h < n_heads; h += WARPS)
     soften(weights + h * SPLIT, parts + part_at(index, first_head + h, split, heads, splits, head_size) + head_size, keys);
   __syncthreads();
-  add_values<T, LANES>(sums, weights, v, stride, keys, n_heads, head_size);
+  add_values<LANES>(sums, weights, v.head(span, split, keys, kv_head, kv_heads, head_size), keys, n_heads, head_size);
   __syncthreads();
   for (int i = threadIdx.x; i < n_heads * head_size; i += THREADS) {
     float sum = 0.0f;

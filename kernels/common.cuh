@@ -21,6 +21,7 @@ constexpr unsigned FULL_WARP = 0xffffffff;  // mask of all 32 lanes
 __device__ __forceinline__ float to_f32(float x) { return x; }
 __device__ __forceinline__ float to_f32(bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_f32(f16 x) { return __half2float(x); }
+__device__ __forceinline__ float to_f32(int8_t x) { return x; }
 
 // Round to nearest, ties to even.
 template <class T>

@@ -88,6 +88,7 @@ impl Maker {
                 let scale = 1.0 / (head_size as f32).sqrt();
                 self.attention(Config { heads, kv_heads, head_size, scale, causal }, spans)
             }
+            Work::AttentionPaged { .. } | Work::KvCacheStore { .. } => self.paged(work),
             Work::AttentionBackward { heads, kv_heads, head_size, causal, ref spans } => {
                 let scale = 1.0 / (head_size as f32).sqrt();
                 self.attention_backward(Config { heads, kv_heads, head_size, scale, causal }, spans)

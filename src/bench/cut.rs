@@ -58,6 +58,13 @@ impl Shape {
                 let spans = few_of(&spans);
                 Work::Attention { heads: heads / kv_heads, kv_heads: 1, head_size, causal, spans }
             }
+            Work::AttentionPaged { heads, kv_heads, head_size, int8, spans } => {
+                let spans = few_of(&spans);
+                Work::AttentionPaged { heads: heads / kv_heads, kv_heads: 1, head_size, int8, spans }
+            }
+            Work::KvCacheStore { rows, kv_heads, head_size, int8 } => {
+                Work::KvCacheStore { rows: few(rows), kv_heads, head_size, int8 }
+            }
             Work::AttentionBackward { heads, kv_heads, head_size, causal, spans } => {
                 let spans = few_of(&spans);
                 Work::AttentionBackward { heads: heads / kv_heads, kv_heads: 1, head_size, causal, spans }

@@ -11,6 +11,7 @@ mod cases;
 pub mod checkpoint;
 mod cut;
 mod int8;
+mod kv_cache;
 pub mod model;
 pub mod perplexity;
 mod shapes;

@@ -127,6 +127,19 @@ fn attention_of(t: &Text) -> Vec<Shape> {
     all.extend(all.clone().into_iter().filter_map(backward_of));
     let (sequences, keys) = DECODE;
     all.push(shape(format!("{name}, decode {sequences} x {keys}"), over(vec![(1, keys); sequences])));
+    for (pages, int8) in [("float", false), ("int8", true)] {
+        let paged = |spans| Work::AttentionPaged { heads, kv_heads, head_size, int8, spans };
+        let stored = |rows| Work::KvCacheStore { rows, kv_heads, head_size, int8 };
+        all.extend([
+            shape(
+                format!("{name}, decode {sequences} x {keys}, {pages} pages"),
+                paged(vec![(1, keys); sequences]),
+            ),
+            shape(format!("{name}, piece 512 of {keys}, {pages} pages"), paged(vec![(512, keys)])),
+            shape(format!("{name}, {PROMPT} rows, {pages} pages"), stored(PROMPT)),
+            shape(format!("{name}, {sequences} rows, {pages} pages"), stored(sequences)),
+        ]);
+    }
     all
 }
 

@@ -77,6 +77,21 @@ pub enum Work {
         causal: bool,
         spans: Vec<(usize, usize)>,
     },
+    /// Over pages, in int8 or as the activations are.
+    AttentionPaged {
+        heads: usize,
+        kv_heads: usize,
+        head_size: usize,
+        int8: bool,
+        spans: Vec<(usize, usize)>,
+    },
+    /// Rows of keys, or values, that go to pages.
+    KvCacheStore {
+        rows: usize,
+        kv_heads: usize,
+        head_size: usize,
+        int8: bool,
+    },
     AttentionBackward {
         heads: usize,
         kv_heads: usize,
@@ -206,6 +221,8 @@ impl Work {
             Work::LoraGroup { .. } => "lora_group",
             Work::LoraBackward { .. } => "lora_backward",
             Work::Attention { .. } => "attention",
+            Work::AttentionPaged { .. } => "attention_paged",
+            Work::KvCacheStore { .. } => "kv_cache_store",
             Work::AttentionBackward { .. } => "attention_backward",
             Work::RmsNorm { .. } => "rms_norm",
             Work::RmsNormResidual { .. } => "rms_norm_residual",
@@ -258,6 +275,14 @@ impl Work {
             Work::Attention { heads, kv_heads, head_size, spans, .. } => {
                 let rows = |(q, k): &(usize, usize)| 2 * q * heads + 2 * k * kv_heads;
                 spans.iter().map(rows).sum::<usize>() * head_size
+            }
+            Work::AttentionPaged { heads, kv_heads, head_size, int8, spans } => {
+                let row = kept(*kv_heads, *head_size, *int8, size);
+                let bytes = |&(q, k): &(usize, usize)| 2 * q * heads * head_size * size + 2 * k * row;
+                return spans.iter().map(bytes).sum();
+            }
+            &Work::KvCacheStore { rows, kv_heads, head_size, int8 } => {
+                return rows * (kv_heads * head_size * size + kept(kv_heads, head_size, int8, size));
             }
             // q, out, dout, dq; k, v, dk, dv.
             Work::AttentionBackward { heads, kv_heads, head_size, spans, .. } => {
@@ -319,6 +344,7 @@ impl Work {
             Work::Attention { heads, head_size, causal, spans, .. } => {
                 4 * heads * head_size * seen(spans, *causal)
             }
+            Work::AttentionPaged { heads, head_size, spans, .. } => 4 * heads * head_size * seen(spans, true),
             // Five products, as the field counts them.
             Work::AttentionBackward { heads, head_size, causal, spans, .. } => {
                 10 * heads * head_size * seen(spans, *causal)
@@ -329,6 +355,11 @@ impl Work {
             _ => 0,
         }
     }
+}
+
+/// Bytes of a row of keys, or values, in a page.
+fn kept(kv_heads: usize, head_size: usize, int8: bool, size: usize) -> usize {
+    kv_heads * if int8 { head_size + 4 } else { head_size * size }
 }
 
 /// Pairs of a query and a key that it sees.

@@ -4,6 +4,7 @@
 mod backward;
 mod launch;
 mod launch_backward;
+mod launch_paged;
 mod paged;
 
 use rayon::prelude::*;

@@ -1,6 +1,7 @@
 //! Keys and values of sequences that are being written, in pages: a sequence takes a page when it needs one and gives it back at its end,
 //! and sequences that begin alike share theirs (Kwon et al. 2023). What is read back: attention/paged.rs.
 //! In int8 each row of a head has a scale of its own, as in ops/quantize: half the bytes of bf16, and an error of at most half a level.
+mod launch;
 
 use super::attention::Config;
 use super::embedding::expect_below;
@@ -64,6 +65,10 @@ impl Pages {
         Ok(Pages { rows, scales, kv_heads, head_size })
     }
 
+    pub fn kind(&self) -> PageType {
+        if self.scales.is_some() { PageType::Int8 } else { PageType::Float }
+    }
+
     pub fn rows(&self) -> usize {
         self.rows.rows()
     }
@@ -72,6 +77,11 @@ impl Pages {
     pub fn copy_rows(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
         self.rows.copy_rows(from, to, len)?;
         self.scales.as_mut().map_or(Ok(()), |scales| scales.copy_rows(from, to, len))
+    }
+
+    /// The rows, and of int8 the scales: what kernels read.
+    pub(super) fn stored(&self) -> (&Tensor, Option<&Tensor>) {
+        (&self.rows, self.scales.as_ref())
     }
 
     /// `Ok` if these are keys, or values, of heads as `config` has them.
@@ -113,6 +123,9 @@ pub fn store(pages: &mut Pages, x: &Tensor, rows: &Indices) -> Result<()> {
     let width = pages.rows.cols();
     expect_shape(OP, "x", x, &[rows.len(), width])?;
     expect_below(OP, "rows", rows, pages.rows())?;
+    if let Some(gpu) = x.gpu() {
+        return launch::store(gpu, pages, x, rows);
+    }
     let (x, heads, hs) = (x.f32s()?, pages.kv_heads, pages.head_size);
     let Some(scales) = &mut pages.scales else {
         let to = pages.rows.f32s_mut()?;
@@ -127,6 +140,31 @@ pub fn store(pages: &mut Pages, x: &Tensor, rows: &Indices) -> Result<()> {
         let scales = &mut scales[row as usize * heads..][..heads];
         for ((x, to), scale) in x.chunks_exact(hs).zip(to).zip(scales) {
             *scale = quantize::row(to, x);
+        }
+    }
+    Ok(())
+}
+
+/// Page list[i], as floats again, goes to rows PAGE i .. PAGE (i + 1) of out [list * PAGE, NKV*HS].
+pub fn gather(out: &mut Tensor, pages: &Pages, list: &Indices) -> Result<()> {
+    const OP: &str = "kv_cache gather";
+    let width = pages.rows.cols();
+    expect_shape(OP, "out", out, &[list.len() * PAGE, width])?;
+    expect_below(OP, "pages", list, pages.rows() / PAGE)?;
+    if let Some(gpu) = out.gpu().cloned() {
+        return launch::gather(&gpu, out, pages, list);
+    }
+    let (out, hs) = (out.f32s_mut()?, pages.head_size.max(1));
+    for (&page, out) in list.iter().zip(out.chunks_exact_mut((PAGE * width).max(1))) {
+        let first = page as usize * PAGE;
+        let Some(scales) = &pages.scales else {
+            out.copy_from_slice(&pages.rows.f32s()?[first * width..][..PAGE * width]);
+            continue;
+        };
+        let heads = pages.rows.i8s()?[first * width..].chunks_exact(hs);
+        let scales = &scales.f32s()?[first * pages.kv_heads..];
+        for ((out, q), scale) in out.chunks_exact_mut(hs).zip(heads).zip(scales) {
+            out.iter_mut().zip(q).for_each(|(out, &q)| *out = f32::from(q) * scale);
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ mod backward;
 mod check;
 mod elementwise;
 mod int8;
+mod kv_cache;
 mod linear;
 mod lora;
 mod norms;
@@ -113,6 +114,7 @@ pub fn cases(size: Size, filter: &str) -> Vec<Case> {
         int8::cases,
         lora::cases,
         attention::cases,
+        kv_cache::cases,
         patch_embed::cases,
         sample::cases,
         backward::cases,

@@ -1,6 +1,6 @@
 //! Pages against rows that follow one another, bit for bit; int8 pages against the same numbers in rows.
 use mpa::ops::attention::{Config, PagedSpans, Span, Spans, forward, forward_paged};
-use mpa::ops::kv_cache::{PAGE, PageType, Pages, store};
+use mpa::ops::kv_cache::{PAGE, PageType, Pages, gather, store};
 use mpa::ops::quantize;
 use mpa::tensor::{DType, Indices, Tensor};
 
@@ -194,6 +194,26 @@ fn spans_are_set_in_place() {
     assert_op_error(spans.set(vec![span(1)], vec![1]), op, "1 spans and 2 table entries");
     assert_op_error(spans.set(vec![], vec![1, 2]), op, "1 spans and 2 table entries");
     assert_op_error(spans.set(vec![Span { q_len: 2, ..span(9) }], vec![1, 2]), op, "spans of one query");
+}
+
+#[test]
+fn pages_are_gathered_in_the_order_of_a_list() {
+    let c = config(2, 2, 5, true);
+    let x = Rng(4).tensor(&[3 * PAGE, 10], 2.0);
+    for kind in KINDS {
+        let mut pages = spoiled(3, &c, kind);
+        assert_eq!(pages.kind(), kind);
+        store(&mut pages, &x, &(0..3 * PAGE as u32).collect()).unwrap();
+        let held = if kind == PageType::Int8 { rounded(&x, &c) } else { x.clone() };
+        let page = |i: usize| held.slice(i * PAGE..(i + 1) * PAGE).unwrap();
+        let mut out = poisoned(&[4 * PAGE, 10]);
+        gather(&mut out, &pages, &vec![2, 0, 2, 1].into()).unwrap();
+        let want = Tensor::concat(&[&page(2), &page(0), &page(2), &page(1)]).unwrap();
+        assert_eq!(bits(&out), bits(&want));
+        let op = "kv_cache gather";
+        assert_op_error(gather(&mut out, &pages, &vec![0, 3, 1, 1].into()), op, "pages below 3");
+        assert_op_error(gather(&mut out, &pages, &vec![0].into()), op, "out [128, 10]");
+    }
 }
 
 #[test]

@@ -19,15 +19,23 @@ pub fn decode_reach(keys: usize) -> usize {
 }
 
 /// What a kernel is given, besides what `Config` says.
-struct Call<'a> {
-    gpu: &'a Arc<Gpu>,
-    out: Ptr,
-    lse: Ptr,
-    /// q, k, v, and how many rows they have.
-    qkv: [(Ptr, usize); 3],
-    spans: &'a Spans,
-    dtype: DType,
-    config: &'a Config,
+pub(super) struct Call<'a> {
+    pub gpu: &'a Arc<Gpu>,
+    pub out: Ptr,
+    pub lse: Ptr,
+    /// And how many rows it has.
+    pub q: (Ptr, usize),
+    pub spans: &'a Spans,
+    pub dtype: DType,
+    pub config: &'a Config,
+}
+
+/// Where a decode kernel finds keys and values: its name up to the direction, and its arguments between those of q and spans.
+pub(super) struct Keys {
+    pub kernel: &'static str,
+    pub args: Vec<Arg>,
+    /// Launched as if a span had so many keys, if none has more.
+    pub reach: usize,
 }
 
 /// The tile of a block of many queries, as the kernel named `entry` has it.
@@ -59,19 +67,20 @@ pub fn forward(
             lse.ptr_mut(gpu)?
         }
     };
-    let qkv = [(q.ptr(gpu)?, q.rows()), (k.ptr(gpu)?, k.rows()), (v.ptr(gpu)?, v.rows())];
-    let call = Call { gpu, out: out.ptr_mut(gpu)?, lse, qkv, spans, dtype, config };
+    let kv = [(k.ptr(gpu)?, k.rows()), (v.ptr(gpu)?, v.rows())];
+    let call = Call { gpu, out: out.ptr_mut(gpu)?, lse, q: (q.ptr(gpu)?, q.rows()), spans, dtype, config };
     match decode_size(dtype, config.head_size) {
-        None => prefill(&call, 1),
+        None => prefill(&call, kv, 1),
         Some(size) => {
-            decode(&call, size)?;
-            prefill(&call, 2)
+            let args = kv.map(|(ptr, _)| Arg::from(ptr)).to_vec();
+            decode(&call, size, Keys { kernel: "attention_decode", args, reach: 0 })?;
+            prefill(&call, kv, 2)
         }
     }
 }
 
-/// Spans of `least` queries or more.
-fn prefill(call: &Call, least: usize) -> Result<()> {
+/// Spans of `least` queries or more. `kv`: keys and values, and how many rows they have.
+pub(super) fn prefill(call: &Call, [k, v]: [(Ptr, usize); 2], least: usize) -> Result<()> {
     let Call { spans, config, .. } = call;
     let tile = match call.gpu.hopper() {
         true => hopper_tile(call.dtype, config.head_size),
@@ -84,7 +93,7 @@ fn prefill(call: &Call, least: usize) -> Result<()> {
         Launch { grid: [tiles * spans.len(), config.heads, 1], block: tile.threads, shared: tile.shared };
     int(OP, at.grid[0])?;
     let mut args: Vec<Arg> = vec![call.out.into(), call.lse.into()];
-    for (&input, heads) in call.qkv.iter().zip([config.heads, config.kv_heads, config.kv_heads]) {
+    for (input, heads) in [(call.q, config.heads), (k, config.kv_heads), (v, config.kv_heads)] {
         args.push(match tile.maps {
             Some(size) => call.gpu.tensor_map(&map(input, heads, config.head_size, size, 128))?,
             None => input.0.into(),
@@ -99,31 +108,31 @@ fn prefill(call: &Call, least: usize) -> Result<()> {
 }
 
 /// Head size of the decode kernel that serves `head_size`: up to 128, rows in whole pieces of 16 bytes.
-fn decode_size(dtype: DType, head_size: usize) -> Option<usize> {
+pub(super) fn decode_size(dtype: DType, head_size: usize) -> Option<usize> {
     let fits = head_size.is_multiple_of(16 / dtype.size());
     [64, 128].into_iter().find(|&size| fits && head_size <= size)
 }
 
 /// Spans of one query, which sees all keys, causal or not.
-fn decode(call: &Call, size: usize) -> Result<()> {
+pub(super) fn decode(call: &Call, size: usize, keys: Keys) -> Result<()> {
     let Call { gpu, spans, config, dtype, .. } = call;
     let &&Config { heads, kv_heads, head_size, scale, .. } = config;
     let Some(longest) = spans.iter().filter(|s| s.q_len == 1).map(|s| s.k_len).max() else { return Ok(()) };
-    let splits = longest.div_ceil(SPLIT);
+    let splits = longest.max(keys.reach).div_ceil(SPLIT);
     // Each split leaves its sums, the largest score and the sum of weights.
     let parts = gpu.alloc(spans.len() * heads * splits * (head_size + 2) * size_of::<f32>())?;
     let (at_spans, group) = (spans.ptr(gpu)?, heads / kv_heads);
     let shared = group.min(MOST_HEADS) * (5 * head_size + SPLIT) * size_of::<f32>();
     let grid = [spans.len() * splits, kv_heads * group.div_ceil(MOST_HEADS), 1];
     int(OP, grid[0])?;
-    let mut args: Vec<Arg> = vec![parts.ptr().into()];
-    args.extend(call.qkv.map(|(ptr, _)| Arg::from(ptr)));
+    let mut args: Vec<Arg> = vec![parts.ptr().into(), call.q.0.into()];
+    args.extend(keys.args);
     args.push(at_spans.into());
     for n in [splits, heads, kv_heads, head_size] {
         args.push(int(OP, n)?.into());
     }
     args.push(scale.into());
-    let entry = format!("attention_decode_forward_{dtype}_hs{size}");
+    let entry = format!("{}_forward_{dtype}_hs{size}", keys.kernel);
     gpu.launch(&entry, Launch { grid, block: THREADS, shared }, &args)?;
 
     let warps = THREADS as usize / 32;
