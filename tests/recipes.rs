@@ -11,6 +11,7 @@ use mpa::mpa::level::{Arm, Settings};
 use mpa::mpa::prompts;
 use mpa::mpa::select::Rule;
 use mpa::mpa::source::{Part, Source};
+use mpa::train::optim::Schedule;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use toml::Table;
@@ -84,8 +85,15 @@ fn the_recipes_have_the_settings_of_the_paper() {
         let evaluation = config.evaluation().unwrap();
         assert_eq!((evaluation.prompt, evaluation.max_new_tokens), (answering.prompt, 128), "{name}");
         assert_eq!(config.select.rule, Rule::Contains, "{name}");
-        // What is said plainly in the file, and is the default of `mpa level`.
-        let want = Settings { arms: vec![Arm::ParityOnly], ..Settings::default() };
+        // scripts/finetune_lora.sh of 2U1/Qwen2-VL-Finetune at 8922643, the commit that the released code has as its scripts/PL.
+        let lora = Settings { rank: 64, alpha: 128.0, dropout: 0.05, lr: 1e-4, ..Settings::default() };
+        let want = Settings {
+            arms: vec![Arm::ParityOnly],
+            schedule: Schedule::Cosine,
+            warmup: 0.03,
+            epochs: 1.0,
+            ..lora
+        };
         assert_eq!(config.level, want, "{name}");
 
         let (train, test) =
