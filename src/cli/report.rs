@@ -11,6 +11,6 @@ pub fn run(args: &args::Report) -> Result<Output> {
         (None, [one]) => one.join("report.html"),
         (None, _) => "report.html".into(),
     };
-    report::write_all(&args.folders, &out)?;
+    report::write_all(&args.folders, &out, args.per_hour)?;
     Output::new(&json!({"report": out}), out.display().to_string())
 }

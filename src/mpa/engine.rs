@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::models::adapter;
-use crate::models::engine::{Exchange, Limits, Next};
+use crate::models::engine::{Exchange, Limits, Next, Spent};
 use crate::models::generate::{Completion, Request};
 use crate::models::image::PixelBounds;
 use crate::models::int8::{self, Parts};
@@ -27,8 +27,8 @@ pub trait Answerer: Send + Sync {
     /// `samples` completions a request, in the order of the requests.
     fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>>;
 
-    /// Answers what comes, about `most` completions at a time; here in batches, one after the other.
-    fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<()> {
+    /// Answers what comes, about `most` completions at a time; here in batches, one after the other, without a count of what it took.
+    fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<Spent> {
         let mut answered = 0;
         loop {
             let mut requests = Vec::new();
@@ -42,7 +42,7 @@ pub trait Answerer: Send + Sync {
                 }
             }
             if requests.is_empty() {
-                return Ok(());
+                return Ok(Spent::default());
             }
             halves(&|requests| self.generate(requests), &requests, answered, exchange)?;
             answered += requests.len();
@@ -119,8 +119,8 @@ impl Answerer for Vlm {
         Vlm::generate(self, requests)
     }
 
-    fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<()> {
-        Vlm::answer(self, Limits::completions(most), exchange).map(|_| ())
+    fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<Spent> {
+        Vlm::answer(self, Limits::completions(most), exchange)
     }
 }
 
@@ -177,6 +177,7 @@ pub struct Lazy<'a> {
     progress: &'a Progress,
     loaded: OnceLock<Box<dyn Answerer>>,
     loading: Mutex<()>,
+    spent: Mutex<Spent>,
 }
 
 impl<'a> Lazy<'a> {
@@ -186,13 +187,18 @@ impl<'a> Lazy<'a> {
         adapter: Option<PathBuf>,
         progress: &'a Progress,
     ) -> Self {
-        let (loaded, loading) = (OnceLock::new(), Mutex::new(()));
-        Lazy { engine, model, adapter, how: Loading::default(), progress, loaded, loading }
+        let (loaded, loading, spent) = (OnceLock::new(), Mutex::new(()), Mutex::default());
+        Lazy { engine, model, adapter, how: Loading::default(), progress, loaded, loading, spent }
     }
 
     /// The same, loaded in this way.
     pub fn loading(self, how: Loading) -> Self {
         Lazy { how, ..self }
+    }
+
+    /// What its answers took since this was last asked.
+    pub fn take_spent(&self) -> Spent {
+        std::mem::take(&mut self.spent.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -222,7 +228,9 @@ impl Answerer for Lazy<'_> {
         self.model()?.generate(requests)
     }
 
-    fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<()> {
-        self.model()?.answer(most, exchange)
+    fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<Spent> {
+        let spent = self.model()?.answer(most, exchange)?;
+        *self.spent.lock().unwrap_or_else(PoisonError::into_inner) += spent;
+        Ok(spent)
     }
 }

@@ -2,7 +2,7 @@
 //! what differs.
 //!
 //! `source.rs` finds out what a folder is and reads it, `scored.rs` its scores; `page.rs` says what is shown of one folder, `compare.rs` of several,
-//! `samples.rs`, `curves.rs` and `embed.rs` fill in the samples, drawings and pictures. All is put into `report.html.jinja`. Questions, answers and names are
+//! `samples.rs`, `curves.rs`, `times.rs` and `embed.rs` fill in the samples, drawings, times and pictures. All is put into `report.html.jinja`. Questions, answers and names are
 //! text that nobody has checked: everything is escaped but what this module itself makes.
 
 mod compare;
@@ -12,6 +12,7 @@ mod page;
 mod samples;
 mod scored;
 mod source;
+mod times;
 
 use std::path::{Path, PathBuf};
 
@@ -44,24 +45,25 @@ pub fn write(run_folder: &Path) -> Result<()> {
     if let Kind::Run(run) = &mut source.kind {
         run.times = None;
     }
-    files::write(&run_folder.join("report.html"), render(&[source])?.as_bytes())
+    files::write(&run_folder.join("report.html"), render(&[source], None)?.as_bytes())
 }
 
-/// Writes the page of these folders to `out`. Each is a run, an evaluation or an ablation; anything else is an error.
-pub fn write_all(folders: &[PathBuf], out: &Path) -> Result<()> {
+/// Writes the page of these folders to `out`. Each is a run, an evaluation or an ablation; anything else is an error. `per_hour`: what an hour
+/// of the device costs, for a column of costs.
+pub fn write_all(folders: &[PathBuf], out: &Path, per_hour: Option<f64>) -> Result<()> {
     let mut sources: Vec<Source> =
         folders.iter().map(|folder| Source::open(folder)).collect::<Result<_>>()?;
     for (source, name) in sources.iter_mut().zip(scored::short(folders)) {
         source.name = name;
     }
-    files::write(out, render(&sources)?.as_bytes())
+    files::write(out, render(&sources, per_hour)?.as_bytes())
 }
 
-fn render(sources: &[Source]) -> Result<String> {
+fn render(sources: &[Source], per_hour: Option<f64>) -> Result<String> {
     let wanted = (SHOWN / sources.len().max(1)).max(2);
     let page = Page {
         css: Value::from_safe_string(STYLE.to_string()),
-        parts: sources.iter().map(|source| page::part(source, wanted)).collect::<Result<_>>()?,
+        parts: sources.iter().map(|source| page::part(source, wanted, per_hour)).collect::<Result<_>>()?,
         comparison: compare::compare(sources, SHOWN / 2)?,
     };
     filled(&page).map_err(|e| Error::Failure(format!("report.html: {e:#}")))

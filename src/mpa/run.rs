@@ -45,6 +45,19 @@ pub struct Times {
     /// What the last start computed on.
     pub device: String,
     pub seconds: BTreeMap<String, f64>,
+    /// Of the stages that ask or train a model.
+    #[serde(default)]
+    pub work: BTreeMap<String, Work>,
+}
+
+/// What went through a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// Through the vision side, each as often as it was seen.
+    pub pictures: usize,
+    /// Of prompts and drafts, or of samples learned from; none that were shared with another prompt.
+    pub read: usize,
+    pub written: usize,
 }
 
 impl Times {
@@ -122,6 +135,7 @@ impl<'a> Run<'a> {
         self.timed("annotate", |run| {
             teacher::run(&images, options, &teacher, [&out, &predictions], batch, run.progress)
         })?;
+        self.answered("annotate", &teacher)?;
         let tally = Tally::of(&out)?;
         if !tally.rejected.is_empty() {
             let counts: Vec<String> = tally.rejected.iter().map(|(why, n)| format!("{n} {why}")).collect();
@@ -143,11 +157,11 @@ impl<'a> Run<'a> {
         let options = self.folder.config.prediction();
         let (questions, out) = (self.file("annotate.jsonl"), self.file(&format!("{who}.jsonl")));
         let batch = self.folder.config.predict.batch;
-        let name = format!("predict {who}");
-        self.timed(&format!("predict_{who}"), |run| {
+        let (name, stage) = (format!("predict {who}"), format!("predict_{who}"));
+        self.timed(&stage, |run| {
             predict::run(&name, &questions, &options, model, &out, batch, run.progress)
         })?;
-        Ok(())
+        self.answered(&stage, model)
     }
 
     fn evaluate(&mut self, who: &str, model: &Lazy<'_>) -> Result<()> {
@@ -160,10 +174,10 @@ impl<'a> Run<'a> {
         let asked = Questions { file: &questions, metric: evaluate.questions.metric() };
         let out = self.file(&format!("evaluate/{who}"));
         let batch = evaluate.batch.unwrap_or(config.predict.batch);
-        let name = format!("evaluate {who}");
-        let scores = self.timed(&format!("evaluate_{who}"), |run| {
-            evaluate::run(&name, asked, &options, model, &out, batch, run.progress)
-        })?;
+        let (name, stage) = (format!("evaluate {who}"), format!("evaluate_{who}"));
+        let scores = self
+            .timed(&stage, |run| evaluate::run(&name, asked, &options, model, &out, batch, run.progress))?;
+        self.answered(&stage, model)?;
         self.progress.note(&format!("{name}: accuracy {:.4}", scores.accuracy));
         self.summary.scores.insert(who.to_string(), scores);
         Ok(())
@@ -205,7 +219,10 @@ impl<'a> Run<'a> {
             let shown = format!("level {name}");
             let (samples, trainable, options) = (&samples, &trainable, &options);
             let job = Job { model: &model, samples, trainable, options, out: &out };
-            self.timed(&format!("level_{name}"), |run| level::run(&shown, run.engine, job, run.progress))?;
+            let stage = format!("level_{name}");
+            let fit = self.timed(&stage, |run| level::run(&shown, run.engine, job, run.progress))?;
+            // Of all its steps, whichever start took them.
+            self.worked(&stage, Work { read: fit.tokens, ..Work::default() })?;
             let leveled = match trainable {
                 Trainable::Lora(_) => self.model("student", Some(out))?,
                 Trainable::Full(_) => Lazy::new(self.engine, out, None, self.progress),
@@ -258,6 +275,25 @@ impl<'a> Run<'a> {
 
     fn file(&self, name: &str) -> PathBuf {
         self.folder.file(name)
+    }
+
+    /// Adds what a model was asked in a stage.
+    fn answered(&mut self, stage: &str, model: &Lazy<'_>) -> Result<()> {
+        let (spent, before) = (model.take_spent(), self.times.work.get(stage).copied().unwrap_or_default());
+        let work = Work {
+            pictures: before.pictures + spent.pictures,
+            read: before.read + spent.prompt_tokens,
+            written: before.written + spent.new_tokens,
+        };
+        self.worked(stage, work)
+    }
+
+    fn worked(&mut self, stage: &str, work: Work) -> Result<()> {
+        if work == Work::default() {
+            return Ok(());
+        }
+        self.times.work.insert(stage.to_string(), work);
+        files::write_json(&self.file(TIMES), &self.times)
     }
 
     fn timed<T>(&mut self, stage: &str, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {

@@ -106,6 +106,8 @@ pub struct FitReport {
     pub steps: usize,
     pub first_loss: f64,
     pub last_loss: f64,
+    /// Of all steps: prompts, pictures and answers.
+    pub tokens: usize,
 }
 
 /// Called after each optimizer step: (step from 1, steps, loss, lr).
@@ -118,6 +120,9 @@ struct LossLine {
     loss: f64,
     lr: f64,
     grad_norm: f64,
+    /// That went through the model.
+    #[serde(default)]
+    tokens: usize,
 }
 
 /// What a run folder was started with; going on with anything else is an error.
@@ -134,7 +139,7 @@ struct Settings {
 }
 
 /// Trains the model at `model` on `samples` and writes `out/`: the adapter in PEFT's format (or, for `Trainable::Full`, a whole checkpoint),
-/// loss.jsonl ({"step", "loss", "lr", "grad_norm"} a line), training.json, and, while running, checkpoint/. Started again on the same `out` it
+/// loss.jsonl ({"step", "loss", "lr", "grad_norm", "tokens"} a line), training.json, and, while running, checkpoint/. Started again on the same `out` it
 /// goes on from the checkpoint and ends with the same bytes; finished already, it returns at once.
 pub fn level(
     model: &Path,
@@ -175,7 +180,9 @@ pub fn level(
         let plan = trainer.plan(steps);
         let lr = plan.lr(step as u64);
         let r = trainer.step_planned(&batch, plan)?;
-        write_line(&log, &mut log_file, &LossLine { step, loss: r.loss, lr, grad_norm: r.grad_norm })?;
+        let tokens = batch.iter().map(|sample| sample.ids.len()).sum();
+        let line = LossLine { step, loss: r.loss, lr, grad_norm: r.grad_norm, tokens };
+        write_line(&log, &mut log_file, &line)?;
         on_step(step, steps, r.loss, lr);
         if step.is_multiple_of(options.checkpoint_every) && step < steps {
             log_file.sync_data().map_err(|e| Error::io(&log, e))?;
@@ -264,13 +271,12 @@ fn write_line(path: &Path, file: &mut File, line: &LossLine) -> Result<()> {
 
 fn report(log: &Path) -> Result<FitReport> {
     let text = read_log(log)?;
-    let loss = |line: Option<&str>| {
-        line.and_then(|l| serde_json::from_str::<LossLine>(l).ok()).map_or(0.0, |l| l.loss)
-    };
+    let lines = || text.lines().filter_map(|line| serde_json::from_str::<LossLine>(line).ok());
     Ok(FitReport {
         steps: text.lines().count(),
-        first_loss: loss(text.lines().next()),
-        last_loss: loss(text.lines().last()),
+        first_loss: lines().next().map_or(0.0, |line| line.loss),
+        last_loss: lines().last().map_or(0.0, |line| line.loss),
+        tokens: lines().map(|line| line.tokens).sum(),
     })
 }
 

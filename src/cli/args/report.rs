@@ -11,6 +11,7 @@ use clap::Args;
 Examples:
   mpa report runs/first
   mpa report runs/first runs/second --out compared.html
+  mpa report runs/first --per-hour 2.5
   mpa report scores-before scores-after --out scores.html")]
 pub struct Report {
     /// Folders that `mpa run`, `mpa demo`, `mpa evaluate` or `mpa ablate` have written
@@ -19,4 +20,12 @@ pub struct Report {
     /// Where the page goes [default: report.html in the one DIR; of several, in the current folder]
     #[arg(long, value_name = "FILE.html")]
     pub out: Option<PathBuf>,
+    /// What an hour of the device costs, in any currency: the table of times gets a column of costs
+    #[arg(long, value_name = "PRICE", value_parser = price)]
+    pub per_hour: Option<f64>,
+}
+
+fn price(text: &str) -> Result<f64, String> {
+    let price = text.parse().ok().filter(|price: &f64| price.is_finite() && *price >= 0.0);
+    price.ok_or_else(|| "expected a number, at least 0".to_string())
 }

@@ -15,6 +15,7 @@ mod prefill;
 mod prefix;
 
 use std::collections::VecDeque;
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,6 +83,19 @@ pub struct Spent {
     pub decode: Duration,
     pub steps: usize,
     pub new_tokens: usize,
+}
+
+impl AddAssign for Spent {
+    fn add_assign(&mut self, other: Spent) {
+        self.vision += other.vision;
+        self.pictures += other.pictures;
+        self.prefill += other.prefill;
+        self.prompt_tokens += other.prompt_tokens;
+        self.shared_tokens += other.shared_tokens;
+        self.decode += other.decode;
+        self.steps += other.steps;
+        self.new_tokens += other.new_tokens;
+    }
 }
 
 /// The cache pages of a request's completions, and whom it goes on from, for how many tokens.

@@ -1,5 +1,5 @@
 //! Everything that the page says of one folder, ready to be put into its template.
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
 use base64::Engine;
@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::curves::{self, About, Curve};
 use super::samples::{self, Card, Group, Step};
 use super::scored::{Scored, WHO, beyond_chance, difference};
-use super::source::{Kind, Run, Section, Source, records};
+use super::source::{Kind, Run, Section, Source};
+use super::times::Times;
 use crate::data::records::Reader;
 use crate::error::Result;
-use crate::mpa::progress::span;
 use crate::mpa::run::Summary;
 
 /// Pictures shown by themselves.
@@ -35,8 +35,7 @@ pub struct Part {
     legend: Vec<Row>,
     kept: Option<Value>,
     changes: Vec<Group>,
-    times: Vec<Time>,
-    device: String,
+    times: Option<Times>,
     settings: Vec<Section>,
     table: Vec<Vec<String>>,
     plot: Option<Value>,
@@ -81,22 +80,11 @@ struct Stage {
     groups: Vec<Group>,
 }
 
-#[derive(Serialize)]
-struct Time {
-    stage: String,
-    took: String,
-    /// Percent of the whole.
-    share: String,
-    /// What was done in it, and how long one took.
-    count: String,
-    each: String,
-}
-
-/// `wanted`: samples shown of the kept; half as many of the other kinds.
-pub fn part(source: &Source, wanted: usize) -> Result<Part> {
+/// `wanted`: samples shown of the kept; half as many of the other kinds. `per_hour`: what an hour of the device costs.
+pub fn part(source: &Source, wanted: usize, per_hour: Option<f64>) -> Result<Part> {
     let part = Part { name: source.name.clone(), settings: source.settings.clone(), ..scores(source) };
     match &source.kind {
-        Kind::Run(run) => of_run(source, run, part, wanted),
+        Kind::Run(run) => of_run(source, run, part, wanted, per_hour),
         Kind::Evaluation => Ok(part),
         Kind::Ablation { table, plot } => {
             let uri = |bytes| format!("data:image/svg+xml;base64,{}", BASE64_STANDARD.encode(bytes));
@@ -117,7 +105,7 @@ fn scores(source: &Source) -> Part {
     }
 }
 
-fn of_run(source: &Source, run: &Run, part: Part, wanted: usize) -> Result<Part> {
+fn of_run(source: &Source, run: &Run, part: Part, wanted: usize, per_hour: Option<f64>) -> Result<Part> {
     let (folder, summary) = (&source.path, &run.summary);
     let (mut drawn, mut legend) = (Vec::new(), Vec::new());
     for (colour, (key, name, _)) in WHO.into_iter().enumerate() {
@@ -145,8 +133,7 @@ fn of_run(source: &Source, run: &Run, part: Part, wanted: usize) -> Result<Part>
         legend,
         kept: curves::draw(&kept, &Curve::kept(folder, 2)?.into_iter().collect::<Vec<_>>())?,
         changes,
-        times: times(folder, run)?,
-        device: run.times.as_ref().map_or(String::new(), |times| times.device.clone()),
+        times: Times::of(folder, run, per_hour)?,
         ..part
     })
 }
@@ -306,54 +293,4 @@ fn pictures(path: &Path) -> Result<usize> {
         seen.extend(record?.image);
     }
     Ok(seen.len())
-}
-
-/// In the order in which the stages are run.
-fn times(folder: &Path, run: &Run) -> Result<Vec<Time>> {
-    let Some(times) = &run.times else { return Ok(Vec::new()) };
-    let mut order: Vec<String> = vec!["annotate".into()];
-    order.extend(
-        ["predict_teacher", "evaluate_teacher", "predict_student", "evaluate_student"].map(String::from),
-    );
-    order.push("select".into());
-    order.extend(WHO[2..].iter().flat_map(|(arm, ..)| [format!("level_{arm}"), format!("evaluate_{arm}")]));
-    let total: f64 = times.seconds.values().sum();
-    let mut rows = Vec::new();
-    for stage in order {
-        let Some(&seconds) = times.seconds.get(&stage) else { continue };
-        let (count, what) = match stage.split_once('_') {
-            Some(("level", arm)) => (records(&folder.join("level").join(arm).join("loss.jsonl"))?, "steps"),
-            Some(("evaluate", who)) => {
-                (run.summary.scores.get(who).map(|scores| scores.records), "questions")
-            }
-            Some((_, who)) => (records(&folder.join(format!("{who}.jsonl")))?, "questions"),
-            None if stage == "annotate" => (Some(run.summary.pseudo_labels), "annotations"),
-            None => (Some(run.summary.select.records), "labels"),
-        };
-        let count = count.filter(|count| *count > 0);
-        rows.push(Time {
-            stage: named(&stage),
-            took: span(seconds),
-            share: percent(seconds / total.max(1e-9)),
-            count: count.map_or(String::new(), |count| format!("{count} {what}")),
-            each: count.map_or(String::new(), |count| format!("{:.1} ms", 1e3 * seconds / count as f64)),
-        });
-    }
-    let (took, share) = (span(total), percent(1.0));
-    rows.push(Time {
-        stage: "all stages".to_string(),
-        took,
-        share,
-        count: String::new(),
-        each: String::new(),
-    });
-    Ok(rows)
-}
-
-fn named(stage: &str) -> String {
-    let names: BTreeMap<&str, &str> = WHO.into_iter().map(|(key, name, _)| (key, name)).collect();
-    match stage.split_once('_') {
-        Some((what, who)) => format!("{what}: {}", names.get(who).unwrap_or(&who)),
-        None => stage.to_string(),
-    }
 }
