@@ -439,3 +439,41 @@ fn a_broken_file_is_named() {
     let message = report::write(folder.path()).unwrap_err().to_string();
     assert!(message.contains("loss.jsonl:2") && message.contains("loss"), "{message}");
 }
+
+#[test]
+fn costs_and_tokens_are_those_of_each_stage() {
+    let home = TempDir::new().unwrap();
+    let run = home.path().join("run");
+    run_folder(&run);
+    let times = r#"{"device": "an abacus", "seconds": {"annotate": 1800.0, "level_leveled": 72.0},
+        "work": {"annotate": {"pictures": 40, "read": 6000, "written": 700}, "level_leveled": {"pictures": 0, "read": 800, "written": 0}}}"#;
+    put(run.join("times.json"), times);
+    let cells = |name: &str, html: &str| -> Vec<String> {
+        let row = html.split(&format!("<tr><th>{name}</th>")).nth(1).unwrap().split("</tr>").next().unwrap();
+        let cells = row.split("<td class=\"n\">").skip(1);
+        cells.map(|cell| cell.strip_suffix("</td>").unwrap().to_string()).collect()
+    };
+    let page = |args: &[&str]| {
+        let output = mpa(home.path(), &[&["report", "run"], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read_to_string(run.join("report.html")).unwrap()
+    };
+    let html = page(&["--per-hour", "2.5"]);
+    assert!(html.contains("On an abacus, an hour of which costs 2.5."), "price");
+    let annotate = cells("annotate", &html);
+    assert_eq!(annotate[..3], ["30 min 00 s", "96.2 %", "1.25"]);
+    assert_eq!(annotate[5..], ["40", "6000", "700"]);
+    let level = cells("level: levelled", &html);
+    assert_eq!((&level[2], &level[5..]), (&"0.0500".to_string(), &["", "800", ""].map(String::from)[..]));
+    let all = cells("all stages", &html);
+    assert_eq!((&all[2], &all[5..]), (&"1.30".to_string(), &["40", "6800", "700"].map(String::from)[..]));
+
+    // Without a price there is no column, and without counts, as of older runs, none of these.
+    assert_eq!(cells("annotate", &page(&[])).len(), 7);
+    put(run.join("times.json"), r#"{"device": "an abacus", "seconds": {"annotate": 1800.0}}"#);
+    assert_eq!(cells("annotate", &page(&[])).len(), 4);
+    for price in ["-1", "NaN", "two"] {
+        let output = mpa(home.path(), &["report", "run", "--per-hour", price]);
+        assert_eq!(output.status.code(), Some(2), "{price}");
+    }
+}
