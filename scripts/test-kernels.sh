@@ -43,6 +43,7 @@ run() { # mode, library: its exit code is the tests'
     asan) variables+=(LD_PRELOAD="$("$cxx" -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1) ;;
     tsan)
         echo "called_from_lib:$(basename "$tests")" >"$scratch/suppressions"
+        variables+=(MPA_KERNEL_SEEDS="${MPA_KERNEL_SEEDS:-1,2}") # one that lets a warp run ahead, one that steps them together
         variables+=(LD_PRELOAD="$("$cxx" -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1:suppressions=$scratch/suppressions")
         # gcc's ThreadSanitizer cannot place its shadow where a kernel places libraries at very random addresses.
         if setarch "$(uname -m)" -R true 2>/dev/null; then wrapper=(setarch "$(uname -m)" -R); fi

@@ -64,7 +64,7 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
     let report = level::run("level", &engine, job, progress)?;
     let (first, last) = (report.first_loss, report.last_loss);
     let mut json = json!({"samples": samples.len(), "unreadable": unreadable, "steps": report.steps,
-                          "first_loss": first, "last_loss": last});
+                          "first_loss": first, "last_loss": last, "tokens": report.tokens});
     if let Device::Cuda(gpu) = &engine.0.device {
         json["gpu_memory_bytes"] = json!(gpu.memory_use().most_reserved + MATMUL_WORKSPACE);
     }

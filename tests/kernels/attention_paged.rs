@@ -31,6 +31,8 @@ struct Paged {
     b: Batch,
     k: Pages,
     v: Pages,
+    /// The same keys and values in pages of the CPU, with the same bits (tests/kernels/kv_cache.rs).
+    held: [Pages; 2],
     spans: Vec<Span>,
     tables: Vec<u32>,
 }
@@ -42,7 +44,7 @@ fn scrambled(entries: usize) -> (Vec<u32>, usize) {
 }
 
 impl Paged {
-    fn new(b: Batch, [k, v]: [PageType; 2]) -> Paged {
+    fn new(b: Batch, kinds: [PageType; 2]) -> Paged {
         let (mut spans, mut entries) = (Vec::new(), 0);
         for s in &b.spans {
             spans.push(Span { k_start: entries, ..*s });
@@ -57,8 +59,9 @@ impl Paged {
             }
             pages
         };
-        let (k, v) = (pages(&b.k, k), pages(&b.v, v));
-        Paged { b, k, v, spans, tables }
+        let (k, v) = (pages(&b.k, kinds[0]), pages(&b.v, kinds[1]));
+        let held = [(&b.k, kinds[0]), (&b.v, kinds[1])].map(|(x, kind)| pages(&x.to_f32().unwrap(), kind));
+        Paged { b, k, v, held, spans, tables }
     }
 
     fn run(&self) -> Vec<f32> {
@@ -72,15 +75,10 @@ impl Paged {
     /// rounded to the activations' type.
     fn held(&self, gathered: usize) -> Batch {
         let (all, width): (Indices, _) = (self.tables.as_slice().into(), self.b.k.cols());
-        let read = |pages: &Pages, like: &Tensor| {
-            let mut out = like.like(&[all.len() * PAGE, width]).unwrap();
-            gather(&mut out, pages, &all).unwrap();
-            values(&out)
-        };
         let fill = |x: &Tensor, pages: &Pages| {
-            // Of bf16, float pages hold no more than that.
-            let narrow = read(pages, x);
-            let wide = if is_int8(pages) { read(pages, &x.like_f32(&[1]).unwrap()) } else { narrow.clone() };
+            let mut wide = Tensor::zeros(&[all.len() * PAGE, width]);
+            gather(&mut wide, pages, &all).unwrap();
+            let (narrow, wide) = (values(&wide.to_dtype(x.dtype()).unwrap()), values(&wide));
             let mut data = vec![f32::NAN; x.len()];
             for (s, paged) in self.b.spans.iter().zip(&self.spans) {
                 let from = if s.q_len >= gathered { &narrow } else { &wide };
@@ -89,13 +87,8 @@ impl Paged {
             }
             Tensor::from_vec(x.shape(), data).unwrap()
         };
-        Batch { k: fill(&self.b.k, &self.k), v: fill(&self.b.v, &self.v), ..self.b.clone() }
+        Batch { k: fill(&self.b.k, &self.held[0]), v: fill(&self.b.v, &self.held[1]), ..self.b.clone() }
     }
-}
-
-/// Whether pages take f32 for bf16 activations.
-fn is_int8(pages: &Pages) -> bool {
-    pages.kind() == PageType::Int8
 }
 
 /// Row of the pages that key `j` of a span lies in.

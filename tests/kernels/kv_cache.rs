@@ -1,6 +1,6 @@
 //! The bits of the CPU, which tests/ops/kv_cache.rs compares with quantised rows.
 use mpa::ops::kv_cache::{PAGE, PageType, Pages, gather, store};
-use mpa::tensor::{DType, Device, Indices, Tensor};
+use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, assert_op_error};
 use crate::device::{DTYPES, on_each_device, random, values, what};
@@ -26,20 +26,20 @@ fn filled(like: &Tensor, count: usize, (heads, hs): (usize, usize), kind: PageTy
 }
 
 /// Pages of `list` after x has been stored at `rows`, where x is.
-fn stored(x: &Tensor, heads: (usize, usize), kind: PageType, rows: &Indices, list: &Indices) -> Vec<u32> {
-    let mut pages = filled(x, 4, heads, kind, 9.0);
-    store(&mut pages, x, rows).unwrap();
+fn stored(x: &Tensor, heads: (usize, usize), kind: PageType, rows: &[u32], list: &[u32]) -> Vec<u32> {
+    let last = rows.iter().map(|row| row / PAGE as u32).chain(list.iter().copied()).max().unwrap();
+    let mut pages = filled(x, last as usize + 1, heads, kind, 9.0);
+    store(&mut pages, x, &rows.into()).unwrap();
     let mut out = x.like(&[list.len() * PAGE, x.cols()]).unwrap();
-    gather(&mut out, &pages, list).unwrap();
+    gather(&mut out, &pages, &list.into()).unwrap();
     bits(&out)
 }
 
 /// On the device as on the CPU. What comes from int8 is rounded to the type of x.
 #[track_caller]
 fn check(name: &str, x: &Tensor, heads: (usize, usize), kind: PageType, rows: &[u32], list: &[u32]) {
-    let (rows, list): (Indices, Indices) = (rows.into(), list.into());
-    let got = stored(x, heads, kind, &rows, &list);
-    let want = stored(&x.to_f32().unwrap(), heads, kind, &rows, &list);
+    let got = stored(x, heads, kind, rows, list);
+    let want = stored(&x.to_f32().unwrap(), heads, kind, rows, list);
     let want: Vec<f32> = want.into_iter().map(f32::from_bits).collect();
     let want = Tensor::from_vec(&[want.len()], want).unwrap().to_dtype(x.dtype()).unwrap();
     assert!(got == bits(&want), "{name}");
@@ -47,16 +47,16 @@ fn check(name: &str, x: &Tensor, heads: (usize, usize), kind: PageType, rows: &[
 
 #[test]
 fn rows_are_stored_and_gathered_with_the_bits_of_the_cpu() {
-    // First and last rows of pages, of several pages, in any order; more than a block's; the rest keeps what it held.
-    let rows = [383, 0, 127, 128, 511, 256, 255, 64, 1];
+    // First and last rows of two pages, in any order; more than a block's; the rest keeps what it held.
+    let rows = [255, 0, 127, 128, 200, 1, 254, 64, 129];
     on_each_device(|device| {
         let mut rng = Rng(1);
         for heads in HEADS {
             for (dtype, kind) in DTYPES.into_iter().flat_map(|dtype| KINDS.map(|kind| (dtype, kind))) {
-                for n in [1, 4, 9] {
+                for n in [4, 9] {
                     let x = random(&mut rng, device, dtype, &[n, heads.0 * heads.1], 3.0);
                     let name = what(&[&format!("{heads:?} {kind:?}"), &dtype, &n]);
-                    check(&name, &x, heads, kind, &rows[..n], &[0, 1, 2, 3]);
+                    check(&name, &x, heads, kind, &rows[..n], &[0, 1]);
                 }
             }
         }
