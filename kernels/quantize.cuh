@@ -43,7 +43,7 @@ __device__ __forceinline__ void rotate(float (&values)[N], int rotation) {
   for (int stride = 1; stride < N; stride *= 2) {
     if (stride >= rotation) return;
 #pragma unroll
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < N; i++) {  // mutant: loop: the last element is the upper one of its pair whatever the stride.
       if (i & stride) continue;
       const float a = values[i], b = values[i + stride];
       values[i] = a + b;
