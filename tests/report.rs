@@ -290,7 +290,9 @@ fn page_of_many(home: &Path) -> String {
     }
     put(home.join("grid/results.csv"), "cell\n");
     put(home.join("grid/summary.md"), "| rule | after |\n|---|---|\n| a \\| b | 81.0 ± 0.5 |\n");
-    put(home.join("grid/plot-scores.svg"), "<svg xmlns=\"http://www.w3.org/2000/svg\"/>");
+    for plot in ["rank", "scores"] {
+        put(home.join(format!("grid/plot-{plot}.svg")), "<svg xmlns=\"http://www.w3.org/2000/svg\"/>");
+    }
     let folders = ["<script>first", "second", "before", "after", "grid"];
     let output = mpa(home, &[&["report"], &folders[..], &["--out", "all.html"]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
@@ -318,6 +320,8 @@ fn several_folders_are_compared() {
         "<th>a | b</th>",
         "81.0 ± 0.5",
         "data:image/svg+xml;base64,",
+        "alt=\"Scores of each group before and after levelling, as in the table\"",
+        "alt=\"Scores after levelling against rank\"",
     ] {
         assert!(html.contains(text), "{text}");
     }

@@ -38,7 +38,14 @@ pub struct Part {
     times: Option<Times>,
     settings: Vec<Section>,
     table: Vec<Vec<String>>,
-    plot: Option<Value>,
+    plots: Vec<Plot>,
+}
+
+/// A drawing of an ablation: what of the scores it shows.
+#[derive(Serialize)]
+struct Plot {
+    about: String,
+    uri: Value,
 }
 
 /// A figure of the headline.
@@ -86,10 +93,16 @@ pub fn part(source: &Source, wanted: usize, per_hour: Option<f64>) -> Result<Par
     match &source.kind {
         Kind::Run(run) => of_run(source, run, part, wanted, per_hour),
         Kind::Evaluation => Ok(part),
-        Kind::Ablation { table, plot } => {
-            let uri = |bytes| format!("data:image/svg+xml;base64,{}", BASE64_STANDARD.encode(bytes));
-            let plot = plot.as_ref().map(|bytes| Value::from_safe_string(uri(bytes)));
-            Ok(Part { table: table.clone(), plot, ..part })
+        Kind::Ablation { table, plots } => {
+            let uri = |bytes: &[u8]| format!("data:image/svg+xml;base64,{}", BASE64_STANDARD.encode(bytes));
+            let plot = |(of, bytes): &(String, Vec<u8>)| Plot {
+                about: match of.as_str() {
+                    "scores" => "of each group before and after levelling, as in the table".to_string(),
+                    axis => format!("after levelling against {axis}"),
+                },
+                uri: Value::from_safe_string(uri(bytes)),
+            };
+            Ok(Part { table: table.clone(), plots: plots.iter().map(plot).collect(), ..part })
         }
     }
 }

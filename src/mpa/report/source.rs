@@ -27,10 +27,10 @@ pub struct Source {
 pub enum Kind {
     Run(Box<Run>),
     Evaluation,
-    /// summary.md, and the plot of scores.
+    /// summary.md, and the drawings with what they are of: the scores of all groups first, then against each axis of numbers.
     Ablation {
         table: Vec<Vec<String>>,
-        plot: Option<Vec<u8>>,
+        plots: Vec<(String, Vec<u8>)>,
     },
 }
 
@@ -72,8 +72,7 @@ impl Source {
         }
         if has("summary.md") && has("results.csv") {
             let text = text(&folder.join("summary.md"))?;
-            let plot = fs::read(folder.join("plot-scores.svg")).ok();
-            let kind = Kind::Ablation { table: pipes(&text), plot };
+            let kind = Kind::Ablation { table: pipes(&text), plots: plots(folder)? };
             return Ok(Source { name, path, kind, settings: Vec::new(), scored: Vec::new() });
         }
         let what = match (has("predictions.jsonl"), folder.join("stages").is_dir()) {
@@ -192,6 +191,22 @@ fn pipes(text: &str) -> Vec<Vec<String>> {
     };
     let rows = text.lines().filter(|line| line.starts_with('|') && !line.starts_with("|---"));
     rows.map(cells).collect()
+}
+
+/// The files plot-NAME.svg of an ablation, plot-scores.svg first.
+fn plots(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|e| Error::io(folder, e))?.file_name().to_string_lossy().into_owned();
+        names.extend(name.strip_prefix("plot-").and_then(|n| n.strip_suffix(".svg")).map(str::to_string));
+    }
+    names.sort_by_key(|name| (name != "scores", name.clone()));
+    let read = |name: String| {
+        let path = folder.join(format!("plot-{name}.svg"));
+        fs::read(&path).map(|bytes| (name, bytes)).map_err(|e| Error::io(&path, e))
+    };
+    names.into_iter().map(read).collect()
 }
 
 /// How many records a file has; none if it is not there.
