@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::plot::{cut, range};
+use super::plot::{cut, ticks};
 use super::table::Group;
 use crate::error::{Error, Result};
 
@@ -14,6 +14,18 @@ const LEFT: i32 = 60;
 const RIGHT: i32 = 240;
 const TOP: i32 = 20;
 const BOTTOM: i32 = 60;
+
+/// Of the lines, in turn; seen on white, and on black when a page turns the drawing's light into dark.
+const COLOURS: [RGBColor; 8] = [
+    RGBColor(31, 119, 180),
+    RGBColor(214, 39, 40),
+    RGBColor(44, 160, 44),
+    RGBColor(148, 103, 189),
+    RGBColor(255, 127, 14),
+    RGBColor(227, 119, 194),
+    RGBColor(140, 86, 75),
+    RGBColor(127, 127, 127),
+];
 
 /// Points of a line: places on the axis, and groups.
 type Line<'a> = (String, Vec<(usize, &'a Group)>);
@@ -73,24 +85,24 @@ fn draw(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let axes: Vec<&str> = axes.iter().map(String::as_str).filter(|axis| *axis != "seed").collect();
     let at = axes.iter().position(|own| *own == axis).unwrap_or(0);
-    let ticks = numbers(at, groups);
+    let places = numbers(at, groups);
     let root = SVGBackend::with_string(svg, (WIDTH as u32, HEIGHT as u32)).into_drawing_area();
     root.fill(&WHITE)?;
-    let (low, high) = range(groups);
-    let step = f64::from(WIDTH - LEFT - RIGHT) / ticks.len().max(1) as f64;
+    let ticks = ticks(groups);
+    let (low, high) = (ticks[0], ticks[ticks.len() - 1]);
+    let step = f64::from(WIDTH - LEFT - RIGHT) / places.len().max(1) as f64;
     let x = |place: usize| LEFT + (step * (place as f64 + 0.5)).round() as i32;
     let y = |score: f64| {
         HEIGHT - BOTTOM - (f64::from(HEIGHT - TOP - BOTTOM) * (score - low) / (high - low)).round() as i32
     };
     let text = |h| ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(h, VPos::Center));
-    for tick in 0..=5 {
-        let score = low + (high - low) * f64::from(tick) / 5.0;
+    for &score in &ticks {
         let line = vec![(LEFT, y(score)), (WIDTH - RIGHT, y(score))];
         root.draw(&PathElement::new(line, RGBColor(225, 225, 225)))?;
-        root.draw(&Text::new(format!("{:.1}", 100.0 * score), (LEFT - 8, y(score)), text(HPos::Right)))?;
+        root.draw(&Text::new(format!("{:.0}", 100.0 * score), (LEFT - 8, y(score)), text(HPos::Right)))?;
     }
-    for (place, tick) in ticks.iter().enumerate() {
-        root.draw(&Text::new(*tick, (x(place), HEIGHT - BOTTOM + 14), text(HPos::Center)))?;
+    for (place, number) in places.iter().enumerate() {
+        root.draw(&Text::new(*number, (x(place), HEIGHT - BOTTOM + 14), text(HPos::Center)))?;
     }
     let about = format!("accuracy in % after levelling, with deviation over seeds, against {axis}");
     root.draw(&Text::new(about, ((LEFT + WIDTH - RIGHT) / 2 + 40, HEIGHT - 18), text(HPos::Center)))?;
@@ -104,8 +116,8 @@ fn draw(
         root.draw(&PathElement::new(vec![(LEFT, at), (WIDTH - RIGHT, at)], BLACK.mix(0.5)))?;
         root.draw(&Text::new(name, (LEFT + 4, at - 9), text(HPos::Left)))?;
     }
-    for (i, (name, mut points)) in lines(&axes, at, &ticks, groups).into_iter().enumerate() {
-        let colour = Palette99::pick(i).to_rgba();
+    for (i, (name, mut points)) in lines(&axes, at, &places, groups).into_iter().enumerate() {
+        let colour = COLOURS[i % COLOURS.len()];
         points.sort_by_key(|(place, _)| *place);
         // Beside each other, so that deviations do not hide each other.
         let aside = 4 * (i as i32 % 5 - 2);

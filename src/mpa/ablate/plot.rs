@@ -25,18 +25,18 @@ fn draw(axes: &[String], groups: &[Group], svg: &mut String) -> Result<(), Box<d
     let height = TOP + BOTTOM + HEIGHT * groups.len() as i32;
     let root = SVGBackend::with_string(svg, (WIDTH, height as u32)).into_drawing_area();
     root.fill(&WHITE)?;
-    let (low, high) = range(groups);
+    let ticks = ticks(groups);
+    let (low, high) = (ticks[0], ticks[ticks.len() - 1]);
     let x = |score: f64| {
         LEFT + (f64::from(WIDTH as i32 - LEFT - 24) * (score - low) / (high - low)).round() as i32
     };
     let text = |place| ("sans-serif", 13).into_font().color(&BLACK).pos(place);
     let (right, middle) = (Pos::new(HPos::Right, VPos::Center), Pos::new(HPos::Center, VPos::Center));
-    for tick in 0..=5 {
-        let score = low + (high - low) * f64::from(tick) / 5.0;
+    for &score in &ticks {
         let line = vec![(x(score), TOP), (x(score), height - BOTTOM)];
         root.draw(&PathElement::new(line, RGBColor(225, 225, 225)))?;
         root.draw(&Text::new(
-            format!("{:.1}", 100.0 * score),
+            format!("{:.0}", 100.0 * score),
             (x(score), height - BOTTOM + 14),
             text(middle),
         ))?;
@@ -68,16 +68,20 @@ fn draw(axes: &[String], groups: &[Group], svg: &mut String) -> Result<(), Box<d
     Ok(())
 }
 
-/// What holds every score and its deviation, with some room.
-pub fn range(groups: &[Group]) -> (f64, f64) {
-    let ends = |spread: &Spread| {
+/// Round scores at even distances, between which every score and its deviation lies; two at least.
+pub fn ticks(groups: &[Group]) -> Vec<f64> {
+    let ends = |spread: Spread| {
         let d = spread.deviation.unwrap_or(0.0);
         [spread.mean - d, spread.mean + d]
     };
-    let all: Vec<f64> =
-        groups.iter().flat_map(|g| [g.before, g.after, g.teacher]).flatten().flat_map(|s| ends(&s)).collect();
-    let (low, high) = all.iter().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
-    if all.is_empty() { (0.0, 1.0) } else { ((low - 0.02).max(0.0), (high + 0.02).min(1.0)) }
+    let all = groups.iter().flat_map(|g| [g.before, g.after, g.teacher]).flatten().flat_map(ends);
+    // In percent, as they are written.
+    let (low, high) =
+        all.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(100.0 * v), high.max(100.0 * v)));
+    let (low, high) = if low > high { (0.0, 100.0) } else { (low.max(0.0), high.min(100.0)) };
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().find(|step| (high - low) / step <= 8.0).unwrap_or(20.0);
+    let (first, last) = ((low / step).floor() as u32, ((high / step).ceil() as u32).max(1));
+    (first.min(last - 1)..=last).map(|i| f64::from(i) * step / 100.0).collect()
 }
 
 pub fn cut(text: &str) -> String {
