@@ -27,6 +27,9 @@ pub enum Error {
     /// A prompt that leaves a model no room for an answer.
     #[error("a prompt of {tokens} tokens, expected 1 to {most} (max_position_embeddings less one)")]
     TooLong { tokens: usize, most: usize },
+    /// A picture that a model does not take.
+    #[error("a picture of {width}x{height}, expected {expected}")]
+    Picture { width: usize, height: usize, expected: String },
     /// Everything else that can fail through no mistake of the user's.
     #[error("{0}")]
     Failure(String),
@@ -52,7 +55,11 @@ impl Error {
     /// Exit code of the process: 2 for a user's mistake, 1 for a failure.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Input { .. } | Error::Line { .. } | Error::Usage(_) | Error::TooLong { .. } => 2,
+            Error::Input { .. }
+            | Error::Line { .. }
+            | Error::Usage(_)
+            | Error::TooLong { .. }
+            | Error::Picture { .. } => 2,
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 2,
             Error::Op { .. } | Error::Io { .. } | Error::OutOfMemory { .. } | Error::Failure(_) => 1,
         }
