@@ -9,11 +9,16 @@ use serde_json::Value;
 use crate::data::files;
 use crate::error::{Error, Result};
 
+const SETTINGS: &str = "settings.json";
+
 /// For an output file; the settings are kept beside it, in FILE.settings.json.
 pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<()> {
     let real = |path: &Path| fs::canonicalize(path).ok();
     if real(out).is_some_and(|out| real(input) == Some(out)) {
         return Err(Error::Usage(format!("--out is the input file {}", input.display())));
+    }
+    if out.metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(Error::input(out, "is no file, expected one that can be added to later"));
     }
     let mut name = OsString::from(out.file_name().unwrap_or_default());
     name.push(".settings.json");
@@ -23,12 +28,15 @@ pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<()> {
 
 /// For an output folder; the settings are kept in it, in settings.json.
 pub fn folder(out: &Path, settings: &impl Serialize) -> Result<()> {
-    // A hidden file is what a kill left of the settings.
-    let hidden = |entry: std::io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"."))
+    // Settings alone are those of a start that failed, and a hidden file is what a kill left of them.
+    let nothing = |entry: std::io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| {
+            let name = entry.file_name();
+            name == SETTINGS || name.as_encoded_bytes().starts_with(b".")
+        })
     };
-    let filled = fs::read_dir(out).is_ok_and(|mut entries| !entries.all(hidden));
-    same(out, &out.join("settings.json"), filled, settings)
+    let filled = fs::read_dir(out).is_ok_and(|mut entries| !entries.all(nothing));
+    same(out, &out.join(SETTINGS), filled, settings)
 }
 
 fn same(out: &Path, kept: &PathBuf, filled: bool, settings: &impl Serialize) -> Result<()> {
