@@ -1,5 +1,6 @@
 //! The one error type. Each variant says where (op, file, line, key), what was expected and what came.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -60,8 +61,13 @@ impl Error {
             | Error::Usage(_)
             | Error::TooLong { .. }
             | Error::Picture { .. } => 2,
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 2,
-            Error::Op { .. } | Error::Io { .. } | Error::OutOfMemory { .. } | Error::Failure(_) => 1,
+            // A path that names nothing, or nothing of the kind that is wanted.
+            Error::Io { source, .. } => match source.kind() {
+                ErrorKind::NotFound | ErrorKind::AlreadyExists => 2,
+                ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::PermissionDenied => 2,
+                _ => 1,
+            },
+            Error::Op { .. } | Error::OutOfMemory { .. } | Error::Failure(_) => 1,
         }
     }
 }
