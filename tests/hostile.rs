@@ -225,3 +225,33 @@ fn broken_json_is_told_by_the_line_of_the_file() {
     let said = score("wide.json", "");
     assert!(said.contains("or an object with one, got \"ÿ\""), "{said}");
 }
+
+/// Predictions took hours: no other spelling of their name makes them an output.
+#[test]
+fn an_output_is_never_an_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let line = "{\"id\": \"1\", \"question_id\": 1, \"question\": \"?\", \"answer\": \"a\", \"prediction\": \"a\"}\n";
+    for name in ["teacher.jsonl", "student.jsonl"] {
+        fs::write(at.join(name), line).unwrap();
+    }
+    fs::write(at.join("a.json"), "[{\"question_id\": 1, \"answers\": [\"a\"]}]").unwrap();
+    fs::create_dir(at.join("sub")).unwrap();
+    let select = ["select", "--teacher", "teacher.jsonl", "--student", "student.jsonl", "--out"];
+    let score =
+        ["score", "--benchmark", "textvqa", "--annotations", "a.json", "--predictions", "teacher.jsonl"];
+    for args in [
+        [&select[..], &["./teacher.jsonl"]].concat(),
+        [&select[..], &["sub/../student.jsonl"]].concat(),
+        [&select[..], &["parity.jsonl", "--rehearsal", "./parity.jsonl"]].concat(),
+        [&select[..], &["parity.jsonl", "--rejected", "sub/../teacher.jsonl"]].concat(),
+        [&score[..], &["--per-question", "./teacher.jsonl"]].concat(),
+        [&score[..], &["--per-question", "sub/../a.json"]].concat(),
+    ] {
+        assert!(ends(at, 2, &args).contains("is named twice"), "{args:?}");
+    }
+    assert_eq!(fs::read_to_string(at.join("teacher.jsonl")).unwrap(), line);
+    assert!(!at.join("parity.jsonl").exists());
+    ends(at, 0, &[&select[..], &["parity.jsonl"]].concat());
+    ends(at, 0, &[&score[..], &["--per-question", "scores.jsonl"]].concat());
+}

@@ -9,6 +9,24 @@ use serde_json::Value;
 use crate::data::files;
 use crate::error::{Error, Result};
 
+/// No output is an input or another output, however their paths are spelled.
+pub fn apart(outputs: &[&Path], inputs: &[&Path]) -> Result<()> {
+    let real: Vec<PathBuf> = outputs.iter().chain(inputs).map(|path| resolved(path)).collect();
+    for (i, output) in outputs.iter().enumerate() {
+        if real[i + 1..].contains(&real[i]) {
+            return Err(Error::Usage(format!("{} is named twice, once as output", output.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where a file is or will be: links followed as far as there is something.
+fn resolved(path: &Path) -> PathBuf {
+    let there = |path: &Path| fs::canonicalize(path).ok();
+    let in_its_folder = || Some(there(files::folder_of(path))?.join(path.file_name()?));
+    there(path).or_else(in_its_folder).unwrap_or_else(|| path.to_path_buf())
+}
+
 const SETTINGS: &str = "settings.json";
 
 /// For an output file; the settings are kept beside it, in FILE.settings.json.
