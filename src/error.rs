@@ -1,5 +1,6 @@
 //! The one error type. Each variant says where (op, file, line, key), what was expected and what came.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -27,6 +28,9 @@ pub enum Error {
     /// A prompt that leaves a model no room for an answer.
     #[error("a prompt of {tokens} tokens, expected 1 to {most} (max_position_embeddings less one)")]
     TooLong { tokens: usize, most: usize },
+    /// A picture that a model does not take.
+    #[error("a picture of {width}x{height}, expected {expected}")]
+    Picture { width: usize, height: usize, expected: String },
     /// Everything else that can fail through no mistake of the user's.
     #[error("{0}")]
     Failure(String),
@@ -52,9 +56,18 @@ impl Error {
     /// Exit code of the process: 2 for a user's mistake, 1 for a failure.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Input { .. } | Error::Line { .. } | Error::Usage(_) | Error::TooLong { .. } => 2,
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 2,
-            Error::Op { .. } | Error::Io { .. } | Error::OutOfMemory { .. } | Error::Failure(_) => 1,
+            Error::Input { .. }
+            | Error::Line { .. }
+            | Error::Usage(_)
+            | Error::TooLong { .. }
+            | Error::Picture { .. } => 2,
+            // A path that names nothing, or nothing of the kind that is wanted.
+            Error::Io { source, .. } => match source.kind() {
+                ErrorKind::NotFound | ErrorKind::AlreadyExists => 2,
+                ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::PermissionDenied => 2,
+                _ => 1,
+            },
+            Error::Op { .. } | Error::OutOfMemory { .. } | Error::Failure(_) => 1,
         }
     }
 }

@@ -159,6 +159,27 @@ fn what_can_never_fit_is_told_and_the_rest_answered() {
     }
 }
 
+/// A picture that Qwen2-VL refuses, among others and however early pictures are cut up.
+#[test]
+fn a_picture_that_no_model_takes_ends_its_own_request_alone() {
+    let [_, vlm] = models();
+    let thin = Arc::new(Rgb { width: 402, height: 2, data: vec![9; 402 * 2 * 3] });
+    let mut requests: Vec<Request> = (0..3).map(|i| request(i, &[picture(0)])).collect();
+    requests[1].images = vec![thin];
+    let want = [0, 2].map(|i| vlm.generate(&requests[i..=i]).unwrap().remove(0));
+    for ahead in [false, true] {
+        if ahead {
+            vlm.prepare(&mut requests).unwrap();
+        }
+        let (desk, _) = Desk::new(requests.clone()).go(&vlm, Limits::completions(3));
+        let [Some(Ok(first)), Some(Err(error)), Some(Ok(last))] = &desk.answers[..] else {
+            panic!("{:?}", desk.answers);
+        };
+        assert_eq!([first, last], [&want[0], &want[1]]);
+        assert!(matches!(error, Error::Picture { width: 402, height: 2, .. }), "{error}");
+    }
+}
+
 /// A picture about which three ask one after the other is seen once, and its tokens are computed once, though each is answered before the
 /// next one comes. When nobody holds it any more it is forgotten.
 #[test]

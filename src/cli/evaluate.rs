@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::json;
 
 use crate::data::benchmarks::{Benchmark, Files};
 use crate::error::{Error, Result};
@@ -76,6 +77,12 @@ fn on_benchmark(
     let predict = predict::Settings { model: &args.model, adapter, loading, questions, options };
     let settings = Settings { predict, benchmark: files.benchmark, annotations: files.annotations, images };
     guard::folder(&args.out, &settings)?;
-    let scores = evaluate::on_benchmark(files, images, options, &model, &args.out, args.ask.batch, progress)?;
-    Output::new(&scores, scores.table())
+    let (out, batch) = (&args.out, args.ask.batch);
+    let scores = evaluate::on_benchmark(files, images, options, &model, out, batch, progress)?;
+    if let Some(scores) = scores {
+        return Output::new(&scores, scores.table());
+    }
+    let submission = out.join("submission.json");
+    let text = format!("no scores, since this split has no answers: {}", submission.display());
+    Output::new(&json!({"score": null, "submission": submission}), text)
 }

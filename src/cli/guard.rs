@@ -9,11 +9,34 @@ use serde_json::Value;
 use crate::data::files;
 use crate::error::{Error, Result};
 
+/// No output is an input or another output, however their paths are spelled.
+pub fn apart(outputs: &[&Path], inputs: &[&Path]) -> Result<()> {
+    let real: Vec<PathBuf> = outputs.iter().chain(inputs).map(|path| resolved(path)).collect();
+    for (i, output) in outputs.iter().enumerate() {
+        if real[i + 1..].contains(&real[i]) {
+            return Err(Error::Usage(format!("{} is named twice, once as output", output.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where a file is or will be: links followed as far as there is something.
+fn resolved(path: &Path) -> PathBuf {
+    let there = |path: &Path| fs::canonicalize(path).ok();
+    let in_its_folder = || Some(there(files::folder_of(path))?.join(path.file_name()?));
+    there(path).or_else(in_its_folder).unwrap_or_else(|| path.to_path_buf())
+}
+
+const SETTINGS: &str = "settings.json";
+
 /// For an output file; the settings are kept beside it, in FILE.settings.json.
 pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<()> {
     let real = |path: &Path| fs::canonicalize(path).ok();
     if real(out).is_some_and(|out| real(input) == Some(out)) {
         return Err(Error::Usage(format!("--out is the input file {}", input.display())));
+    }
+    if out.metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(Error::input(out, "is no file, expected one that can be added to later"));
     }
     let mut name = OsString::from(out.file_name().unwrap_or_default());
     name.push(".settings.json");
@@ -23,12 +46,15 @@ pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<()> {
 
 /// For an output folder; the settings are kept in it, in settings.json.
 pub fn folder(out: &Path, settings: &impl Serialize) -> Result<()> {
-    // A hidden file is what a kill left of the settings.
-    let hidden = |entry: std::io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"."))
+    // Settings alone are those of a start that failed, and a hidden file is what a kill left of them.
+    let nothing = |entry: std::io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| {
+            let name = entry.file_name();
+            name == SETTINGS || name.as_encoded_bytes().starts_with(b".")
+        })
     };
-    let filled = fs::read_dir(out).is_ok_and(|mut entries| !entries.all(hidden));
-    same(out, &out.join("settings.json"), filled, settings)
+    let filled = fs::read_dir(out).is_ok_and(|mut entries| !entries.all(nothing));
+    same(out, &out.join(SETTINGS), filled, settings)
 }
 
 fn same(out: &Path, kept: &PathBuf, filled: bool, settings: &impl Serialize) -> Result<()> {

@@ -1,5 +1,5 @@
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::data::images;
 use crate::error::{Error, Result};
@@ -53,6 +53,9 @@ pub fn run(args: &args::Quantize, compute: &args::Compute, progress: &Progress) 
 fn calibrate(vlm: &mut Vlm, args: &args::Quantize, path: &Path, progress: &Progress) -> Result<Folds> {
     if !path.is_dir() {
         let text = read_text(path, MAX_TEXT)?;
+        if text.trim().is_empty() {
+            return Err(Error::input(path, "has no text to calibrate with"));
+        }
         return int8::calibrate(vlm, args.parts, std::iter::once(Ok(Example::Text(text))));
     }
     let mut pictures = images::list(path)?;
@@ -61,11 +64,17 @@ fn calibrate(vlm: &mut Vlm, args: &args::Quantize, path: &Path, progress: &Progr
     }
     pictures.truncate(args.pictures);
     let mut meter = progress.start("calibrate", pictures.len(), 0);
-    let examples = pictures.iter().map(|path| {
-        let picture = images::read(path)?;
+    // As in every stage, one that cannot be read is no reason to leave the others.
+    let images = vlm.vision()?.images.clone();
+    let read = |path: &PathBuf| {
         meter.advance(1);
-        Ok(Example::Picture(picture, QUESTION.to_string()))
-    });
+        let picture = images::read(path).and_then(|picture| {
+            images.plan(picture.width, picture.height)?;
+            Ok(Example::Picture(picture, QUESTION.to_string()))
+        });
+        picture.map_err(|error| progress.warn(&format!("skipped {}: {error}", path.display()))).ok()
+    };
+    let examples = pictures.iter().filter_map(read).map(Ok);
     let folds = int8::calibrate(vlm, args.parts, examples);
     meter.finish();
     folds

@@ -2,17 +2,12 @@ use crate::error::{Error, Result};
 use crate::mpa::level::rehearsal_beside;
 use crate::mpa::select::{self, Criterion, Outputs, Rule};
 
-use super::{Output, args};
+use super::{Output, args, guard};
 
 pub fn run(args: &args::Select) -> Result<Output> {
     let rehearsal = args.rehearsal.clone().unwrap_or_else(|| rehearsal_beside(&args.out));
-    let outputs = [Some(&args.out), Some(&rehearsal), args.rejected.as_ref()];
-    let files: Vec<_> = outputs.into_iter().flatten().chain([&args.teacher, &args.student]).collect();
-    for (i, file) in files.iter().enumerate() {
-        if i < files.len() - 2 && files[i + 1..].contains(file) {
-            return Err(Error::Usage(format!("{} is named twice, once as output", file.display())));
-        }
-    }
+    let outputs = [Some(args.out.as_path()), Some(&rehearsal), args.rejected.as_deref()];
+    guard::apart(&outputs.into_iter().flatten().collect::<Vec<_>>(), &[&args.teacher, &args.student])?;
     let outputs =
         Outputs { parity: Some(&args.out), rehearsal: Some(&rehearsal), rejected: args.rejected.as_deref() };
     if !args.margin.is_finite() || (args.margin != 0.0 && args.rule != Rule::Margin) {

@@ -8,13 +8,20 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 
 /// Writes a whole file: under a temporary name beside it, then renamed, so that it is there whole or not at all. Its folder is made.
-/// The temporary name is always the same: what a killed process left is overwritten and renamed by the next.
+/// The temporary name is always the same: what a killed process left is overwritten and renamed by the next. A link stays one, and what is
+/// no file but a device or a pipe (/dev/null, /dev/stdout) is written to: a rename would put a file in its place.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |e| Error::io(path, e);
+    if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        return File::options().write(true).open(path).and_then(|mut file| file.write_all(bytes)).map_err(io);
+    }
+    make_parent(path)?;
+    let link = fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink());
+    let path = if link { &fs::canonicalize(path).map_err(io)? } else { path };
     let name = path.file_name().ok_or_else(|| Error::input(path, "is not the name of a file"))?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     hidden.push(".tmp");
-    make_parent(path)?;
     let temporary = path.with_file_name(hidden);
     let put = || {
         let mut file = File::create(&temporary)?;
@@ -22,7 +29,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         file.sync_all()?;
         fs::rename(&temporary, path)
     };
-    put().map_err(|e| Error::io(path, e))
+    put().map_err(io)
 }
 
 /// The same for a value as indented JSON with a newline at the end.

@@ -50,7 +50,15 @@ pub struct Record {
 impl Record {
     /// `number`: how many records precede it in the file. The error says what is wrong, not where.
     pub fn parse(text: &[u8], number: usize, line: usize) -> Result<Record, String> {
-        let value: Value = serde_json::from_slice(text).map_err(|e| format!("not JSON: {e}"))?;
+        let value: Value = serde_json::from_slice(text).map_err(|e| {
+            if text.trim_ascii() == b"[" {
+                return "expected a JSON object a line, got a list over several lines".to_string();
+            }
+            let what = e.to_string();
+            // The line is that of the file, which is not known here.
+            let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(what, _)| what);
+            format!("not JSON: {what}, in column {}", e.column())
+        })?;
         match value {
             Value::Object(map) => Record::from_map(map, number, line),
             other => Err(format!("expected a JSON object, got {}", kind(&other))),
@@ -178,6 +186,7 @@ pub struct Reader {
     line: usize,
     number: usize,
     ended: bool,
+    growing: bool,
 }
 
 impl Reader {
@@ -186,7 +195,13 @@ impl Reader {
         if file.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
             return Err(Error::input(path, "is a folder, expected a JSONL file"));
         }
-        Ok(Reader { path: path.to_path_buf(), file: BufReader::new(file), line: 0, number: 0, ended: false })
+        let (path, file) = (path.to_path_buf(), BufReader::new(file));
+        Ok(Reader { path, file, line: 0, number: 0, ended: false, growing: false })
+    }
+
+    /// The same for a file at which a stage may be writing, or was killed: a last line without its end is left out, as `Appender` does.
+    pub fn open_growing(path: &Path) -> Result<Reader> {
+        Ok(Reader { growing: true, ..Reader::open(path)? })
     }
 
     fn read(&mut self) -> Result<Option<Record>> {
@@ -196,6 +211,9 @@ impl Reader {
             let limit = MAX_LINE as u64 + 1;
             let read = self.file.by_ref().take(limit).read_until(b'\n', &mut text);
             if read.map_err(|e| Error::io(&self.path, e))? == 0 {
+                return Ok(None);
+            }
+            if self.growing && text.last() != Some(&b'\n') && text.len() <= MAX_LINE {
                 return Ok(None);
             }
             self.line += 1;

@@ -42,16 +42,17 @@ pub struct Completion {
     pub draft_logprob: Option<f64>,
 }
 
-/// Tiles of each different picture of a batch, and which of them each request has.
-type Unique = (Vec<Arc<Tiles>>, Vec<Vec<usize>>);
+/// Tiles of each different picture of a batch, none of those that the model does not take; and which of them each request has.
+type Unique = (Vec<Option<Arc<Tiles>>>, Vec<Vec<usize>>);
 
 impl Vlm {
     /// Cuts the pictures of some requests into tiles ahead of `answer`, which does it otherwise: on another thread, while earlier ones are
-    /// being answered.
+    /// being answered. A request with a picture that the model does not take is left as it is: the answer to it says why.
     pub fn prepare(&self, requests: &mut [Request]) -> Result<()> {
         let (tiles, index) = self.unique_tiles(requests)?;
         for (request, pictures) in requests.iter_mut().zip(index) {
-            request.tiles = pictures.into_iter().map(|i| Arc::clone(&tiles[i])).collect();
+            let all = pictures.into_iter().map(|i| tiles[i].clone()).collect::<Option<Vec<_>>>();
+            request.tiles = all.unwrap_or_default();
         }
         Ok(())
     }
@@ -79,7 +80,8 @@ impl Vlm {
             return Err(Error::Usage("a request for 0 samples, expected 1 or more".into()));
         }
         if request.tiles.len() < request.images.len() {
-            self.prepare(std::slice::from_mut(request))?;
+            let cut = |image: &Arc<Rgb>| self.vision()?.images.process(image).map(Arc::new);
+            request.tiles = request.images.iter().map(cut).collect::<Result<_>>()?;
         }
         let grids: Vec<_> = request.tiles.iter().map(|tiles| (tiles.rows, tiles.cols)).collect();
         let mut ids = self.encode(&request.messages, &grids, true)?;
@@ -116,8 +118,12 @@ impl Vlm {
             index.push(one.collect());
         }
         let cut = |(image, tiles): (&Arc<Rgb>, Option<&Arc<Tiles>>)| match tiles {
-            Some(tiles) => Ok(Arc::clone(tiles)),
-            None => self.vision()?.images.process(image).map(Arc::new),
+            Some(tiles) => Ok(Some(Arc::clone(tiles))),
+            None => match self.vision()?.images.process(image) {
+                Ok(tiles) => Ok(Some(Arc::new(tiles))),
+                Err(Error::Picture { .. }) => Ok(None),
+                Err(error) => Err(error),
+            },
         };
         let tiles = seen.into_par_iter().map(cut).collect::<Result<_>>()?;
         Ok((tiles, index))

@@ -298,7 +298,7 @@ pub struct Tally {
 impl Tally {
     pub fn of(path: &Path) -> Result<Tally> {
         let mut tally = Tally::default();
-        for record in Reader::open(path)? {
+        for record in Reader::open_growing(path)? {
             tally.records += 1;
             if let Some(reason) = record?.rejected {
                 *tally.rejected.entry(reason).or_default() += 1;

@@ -83,8 +83,9 @@ pub fn score(predictions: &Path, metric: Option<Metric>) -> Result<Scores> {
     Ok(Scores { records, unreadable, metric, accuracy: share(exact), contains: share(within as f64) })
 }
 
-/// Answers a benchmark's questions into `out`/predictions.jsonl (goes on where it ends), scores them with its official metric, and writes
-/// scores.json, per_question.jsonl and submission.json beside it. questions.jsonl is the benchmark as `predict` takes it.
+/// Answers a benchmark's questions into `out`/predictions.jsonl (goes on where it ends) and writes submission.json beside it; if
+/// there are answers, scores them with its official metric, and writes scores.json and per_question.jsonl too. questions.jsonl is the benchmark as
+/// `predict` takes it.
 pub fn on_benchmark(
     files: &Files<'_>,
     images: &Path,
@@ -93,22 +94,26 @@ pub fn on_benchmark(
     out: &Path,
     batch: usize,
     progress: &Progress,
-) -> Result<score::Scores> {
+) -> Result<Option<score::Scores>> {
     let (questions, predictions) = (out.join("questions.jsonl"), out.join("predictions.jsonl"));
-    list(files, images, &questions)?;
+    let answered = list(files, images, &questions)?;
     let options = &Options { drafts: false, ..options.clone() };
     predict::run("evaluate", &questions, options, answerer, &predictions, batch, progress)?;
-    let scores = score::run(files, files.benchmark.metric(), &predictions)?;
     let entries = score::submission(&predictions, files.benchmark == Benchmark::Chartqa)?;
-    files::write(&out.join("per_question.jsonl"), &scores.lines()?)?;
     files::write_json(&out.join("submission.json"), &entries)?;
+    if !answered {
+        return Ok(None);
+    }
+    let scores = score::run(files, files.benchmark.metric(), &predictions)?;
+    files::write(&out.join("per_question.jsonl"), &scores.lines()?)?;
     files::write_json(&out.join("scores.json"), &scores)?;
-    Ok(scores)
+    Ok(Some(scores))
 }
 
-/// Reads a benchmark through before anything is written or a model is loaded.
+/// Reads a benchmark through before anything is written or a model is loaded. All of its questions have answers, or none.
 pub fn check(files: &Files<'_>) -> Result<()> {
-    for record in score::questions(files)? {
+    let (mut answered, mut without) = (false, None);
+    for record in score::asked(files)? {
         let record = record?;
         for (key, there) in [("question", record.question.is_some()), ("picture", record.image.is_some())] {
             if !there {
@@ -116,19 +121,30 @@ pub fn check(files: &Files<'_>) -> Result<()> {
                 return Err(Error::line(files.questions.unwrap_or(files.annotations), record.line, what));
             }
         }
+        if score::has_answers(&record) {
+            answered = true;
+        } else {
+            without.get_or_insert(record);
+        }
     }
-    Ok(())
+    match without {
+        Some(record) if answered => Err(score::unanswered(files, &record)),
+        None if !answered => Err(Error::input(files.annotations, "holds no questions")),
+        _ => Ok(()),
+    }
 }
 
-/// Writes the benchmark's records one by one, with paths of pictures from `to`'s folder.
-fn list(files: &Files<'_>, images: &Path, to: &Path) -> Result<()> {
+/// Writes the benchmark's records one by one, with paths of pictures from `to`'s folder. Returns whether there are answers.
+fn list(files: &Files<'_>, images: &Path, to: &Path) -> Result<bool> {
     files::make_parent(to)?;
     let rebase = Rebase::folders(images, files::folder_of(to))?;
     let hidden = to.with_file_name(".questions.jsonl.tmp");
     let io = |e| Error::io(to, e);
     let mut file = BufWriter::new(File::create(&hidden).map_err(io)?);
-    for record in score::questions(files)? {
+    let mut answered = false;
+    for record in score::asked(files)? {
         let mut record = record?;
+        answered |= score::has_answers(&record);
         let image = record.image.take().ok_or_else(|| {
             let what = format!("question_id {} names no picture", record.id);
             Error::line(files.questions.unwrap_or(files.annotations), record.line, what)
@@ -140,5 +156,6 @@ fn list(files: &Files<'_>, images: &Path, to: &Path) -> Result<()> {
     }
     let file = file.into_inner().map_err(|e| Error::io(to, e.into_error()))?;
     file.sync_all().map_err(io)?;
-    fs::rename(&hidden, to).map_err(io)
+    fs::rename(&hidden, to).map_err(io)?;
+    Ok(answered)
 }

@@ -74,5 +74,7 @@ fn filled(page: &Page) -> Result<String, minijinja::Error> {
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.render_str(TEMPLATE, Serde(page))
+    let page = environment.render_str(TEMPLATE, Serde(page))?;
+    // HTML has no way to write control characters.
+    Ok(page.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}"))
 }

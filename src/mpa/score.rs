@@ -94,6 +94,17 @@ pub fn run(files: &Files<'_>, metric: Metric, predictions: &Path) -> Result<Scor
 
 /// The records of a benchmark, each with answers and an id of its own; anything else is an error.
 pub fn questions<'a>(files: &'a Files<'_>) -> Result<impl Iterator<Item = Result<Record>> + use<'a>> {
+    let answered =
+        |record: Record| if has_answers(&record) { Ok(record) } else { Err(unanswered(files, &record)) };
+    Ok(asked(files)?.map(move |record| record.and_then(answered)))
+}
+
+pub fn has_answers(record: &Record) -> bool {
+    record.answers.as_ref().is_some_and(|answers| !answers.is_empty())
+}
+
+/// The same, where answers may be missing: of test splits only the benchmark's server has them.
+pub fn asked<'a>(files: &'a Files<'_>) -> Result<impl Iterator<Item = Result<Record>> + use<'a>> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     Ok(files.open()?.map(move |record| {
         let record = record?;
@@ -101,14 +112,11 @@ pub fn questions<'a>(files: &'a Files<'_>) -> Result<impl Iterator<Item = Result
             let what = format!("question_id {} was there before, on line {first}", record.id);
             return Err(Error::line(files.questions.unwrap_or(files.annotations), record.line, what));
         }
-        match record.answers.as_ref().is_none_or(Vec::is_empty) {
-            true => Err(unanswered(files, &record)),
-            false => Ok(record),
-        }
+        Ok(record)
     }))
 }
 
-fn unanswered(files: &Files<'_>, record: &Record) -> Error {
+pub fn unanswered(files: &Files<'_>, record: &Record) -> Error {
     let what = match files.questions {
         None => "has no answers: a split without answers cannot be scored here".to_string(),
         Some(_) => format!("has no answers in {}", files.annotations.display()),

@@ -87,7 +87,10 @@ impl Picture {
             Picture::File(path) => images::size(path)?,
             Picture::Pixels(rgb) => (rgb.width, rgb.height),
         };
-        let plan = vlm.vision()?.images.plan(width, height)?;
+        let plan = vlm.vision()?.images.plan(width, height).map_err(|error| match self {
+            Picture::File(path) => Error::input(path, error.to_string()),
+            Picture::Pixels(_) => error,
+        })?;
         Ok((plan.rows, plan.cols))
     }
 
@@ -169,10 +172,10 @@ fn encode(vlm: &Vlm, sample: &Sample, grids: &[(usize, usize)]) -> Result<Prepar
     let (ids, start) = vlm.encode_answered(&[Message::new("user", content)], grids, &sample.answer)?;
     if ids.len() > vlm.config.text.max_positions {
         return Err(Error::Usage(format!(
-            "a training sample has {} tokens, expected at most {} (max_position_embeddings): {:?}",
+            "a training sample has {} tokens, expected at most {} (max_position_embeddings): {:?}...",
             ids.len(),
             vlm.config.text.max_positions,
-            sample.prompt
+            sample.prompt.chars().take(80).collect::<String>()
         )));
     }
     let targets = (start.max(1)..ids.len()).map(|i| (i as u32 - 1, ids[i])).collect();

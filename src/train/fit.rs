@@ -5,16 +5,17 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::data::files;
+use crate::data::{append, files};
 use crate::error::{Error, Result};
 pub use crate::models::adapter::LoraOptions;
 use crate::models::image::PixelBounds;
 use crate::models::vlm::Vlm;
 use crate::random;
 use crate::tensor::{Device, Place};
-use crate::train::batch::Kept;
+use crate::train::batch::{self, Kept};
 pub use crate::train::batch::{Picture, Sample};
 use crate::train::checkpoint;
 pub use crate::train::optim::Schedule;
@@ -154,21 +155,26 @@ pub fn level(
     if samples.is_empty() {
         return Err(Error::Usage("no training samples".into()));
     }
-    start(samples, trainable, options, place, out)?;
     let (log, state) = (out.join("loss.jsonl"), out.join("checkpoint"));
     let finished = match trainable {
         Trainable::Lora(_) => out.join("adapter_model.safetensors"),
         Trainable::Full(_) => out.join("model.safetensors"),
     };
-    if finished.exists() {
+    let trainer = match finished.exists() {
+        true => None,
+        // A mistake in what is asked leaves nothing behind, and shows before the first step.
+        false => Some(begin(model, samples, trainable, options)?),
+    };
+    start(samples, trainable, options, place, out)?;
+    // Held to the end: two that write here would each lose what the other does.
+    let mut log_file = open_log(&log)?;
+    let Some(mut trainer) = trainer.filter(|_| !finished.exists()) else {
         remove_folder(&state)?;
         return report(&log);
-    }
-    let vlm = Vlm::load(&model.to_string_lossy(), None)?.with_pixels(options.pixels)?;
-    let mut trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
+    };
     checkpoint::load(&mut trainer, &state)?;
     let mut trainer = trainer.to_device(&place.device, place.dtype)?;
-    let mut log_file = cut_log(&log, trainer.steps as usize)?;
+    cut_log(&log, &log_file, trainer.steps as usize)?;
 
     let steps = options.step_count(samples.len());
     let mut kept = Kept::default();
@@ -192,6 +198,14 @@ pub fn level(
     trainer.save(out)?;
     remove_folder(&state)?;
     report(&log)
+}
+
+/// The trainer before its first step, for a model that takes all the samples.
+fn begin(model: &Path, samples: &[Sample], trainable: &Trainable, options: &TrainOptions) -> Result<Trainer> {
+    let vlm = Vlm::load(&model.to_string_lossy(), None)?.with_pixels(options.pixels)?;
+    let trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
+    samples.par_iter().try_for_each(|sample| batch::length(trainer.model(), sample).map(drop))?;
+    Ok(trainer)
 }
 
 /// Samples of step `step` (from 1): the epochs' shuffled orders one after the other, cut into batches.
@@ -240,20 +254,22 @@ fn start(
     }
 }
 
-/// Opens the log behind the lines of the first `steps` steps; what a killed run wrote after its checkpoint is done again.
-fn cut_log(path: &Path, steps: usize) -> Result<File> {
+/// Opens the log, locked.
+fn open_log(path: &Path) -> Result<File> {
+    let file = File::options().append(true).create(true).open(path).map_err(|e| Error::io(path, e))?;
+    append::lock(&file, path)?;
+    Ok(file)
+}
+
+/// Cuts the log behind the lines of the first `steps` steps; what a killed run wrote after its checkpoint is done again.
+fn cut_log(path: &Path, file: &File, steps: usize) -> Result<()> {
     let text = read_log(path)?;
     let kept: usize = text.split_inclusive('\n').take(steps).map(str::len).sum();
     if text[..kept].lines().count() < steps || (kept > 0 && !text[..kept].ends_with('\n')) {
         return Err(Error::input(path, format!("expected {steps} whole lines to go on from the checkpoint")));
     }
     // Cut, not written anew: a kill in between must not lose lines that the checkpoint counts on.
-    let open = || {
-        let file = File::options().append(true).create(true).open(path)?;
-        file.set_len(kept as u64)?;
-        Ok(file)
-    };
-    open().map_err(|e| Error::io(path, e))
+    file.set_len(kept as u64).map_err(|e| Error::io(path, e))
 }
 
 /// Empty if there is none.

@@ -243,6 +243,36 @@ fn a_model_is_evaluated_on_a_benchmark_and_goes_on() {
     json_and_said(at, 2, &["evaluate", "--model", &model, "--benchmark", "chartqa", "--out", "n"]);
 }
 
+/// The servers of TextVQA and ST-VQA keep the answers of their test splits.
+#[test]
+fn a_split_without_answers_is_answered_and_not_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::create_dir(at.join("pictures")).unwrap();
+    fs::copy(format!("{GOLDEN}/images/cat.png"), at.join("pictures/x.jpg")).unwrap();
+    let question = |id: usize, more: &str| {
+        format!("{{\"question_id\":{id},\"image_id\":\"x\",\"question\":\"what?\"{more}}}")
+    };
+    write(at, "test.json", &format!("{{\"data\":[{},{}]}}", question(7, ""), question(4, ",\"answers\":[]")));
+    let model = format!("{GOLDEN}/smolvlm");
+    let evaluate = |annotations: &str, code: i32| {
+        let files = ["--annotations", annotations, "--images", "pictures", "--out", "o"];
+        let start = ["evaluate", "--model", &model, "--benchmark", "textvqa", "--max-new-tokens", "2"];
+        json_and_said(at, code, &[&start[..], &files].concat())
+    };
+    let (said, _) = evaluate("test.json", 0);
+    assert_eq!(said, json!({"score": null, "submission": "o/submission.json"}));
+    let submission: Value = serde_json::from_slice(&fs::read(at.join("o/submission.json")).unwrap()).unwrap();
+    assert_eq!([&submission[0]["question_id"], &submission[1]["question_id"]], [&json!(7), &json!(4)]);
+    assert!(submission[0]["answer"].is_string() && submission[0].get("annotation").is_none());
+    assert!(!at.join("o/scores.json").exists() && !at.join("o/per_question.jsonl").exists());
+    // With some answers, those that lack are a fault of the file; and no questions are no split.
+    write(at, "half.json", &format!("[{},{}]", question(7, ",\"answers\":[\"a\"]"), question(4, "")));
+    assert!(evaluate("half.json", 2).1.contains("half.json:1: question_id 4 has no answers"));
+    write(at, "none.json", "[]");
+    assert!(evaluate("none.json", 2).1.contains("none.json: holds no questions"));
+}
+
 #[test]
 fn the_commands_have_help_with_examples() {
     for command in [&["score"][..], &["data", "check"], &["evaluate"]] {

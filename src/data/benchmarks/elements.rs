@@ -249,9 +249,8 @@ impl Elements {
     }
 
     fn wrong(&self, expected: &str, got: Option<u8>) -> Error {
-        let got = got.map_or("the end of the file".to_string(), |byte| {
-            format!("{:?}", char::from(byte).escape_default().to_string())
-        });
+        let shown = |byte| format!("{:?}", char::from(byte).to_string());
+        let got = got.map_or("the end of the file".to_string(), shown);
         Error::line(&self.path, self.source.line, format!("not JSON: expected {expected}, got {got}"))
     }
 }

@@ -112,11 +112,12 @@ pub fn resize(picture: &Rgb, width: usize, height: usize, filter: Filter) -> Res
     let sides = [width, height, picture.width, picture.height].into_iter().all(side);
     // The horizontal pass makes a picture of the old height, which must fit as well.
     if !sides || width * height.max(picture.height) > MAX_PIXELS {
-        return Err(Error::op(
-            "resize",
-            format!("sides up to {MAX_SIDE} and at most {MAX_PIXELS} pixels at every step"),
-            format!("{}x{} made {width}x{height}", picture.width, picture.height),
-        ));
+        let most = format!("sides up to {MAX_SIDE} and at most {MAX_PIXELS} pixels");
+        return Err(Error::Picture {
+            width: picture.width,
+            height: picture.height,
+            expected: format!("{most} at every step to {width}x{height}"),
+        });
     }
     Ok(match (width == picture.width, height == picture.height) {
         (true, true) => picture.clone(),

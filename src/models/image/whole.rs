@@ -30,8 +30,8 @@ impl Bounds {
     /// Sides that are multiples of the unit, with about the picture's proportions and pixels within the bounds.
     fn resized(&self, width: usize, height: usize) -> Result<(usize, usize)> {
         if width.max(height) > MAX_RATIO.saturating_mul(width.min(height)) {
-            let got = format!("{width} x {height}");
-            return Err(Error::op("image", format!("sides in a ratio of at most {MAX_RATIO}"), got));
+            let expected = format!("sides in a ratio of at most {MAX_RATIO}");
+            return Err(Error::Picture { width, height, expected });
         }
         let unit = self.unit as f64;
         let sides = [width as f64, height as f64];

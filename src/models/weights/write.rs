@@ -1,6 +1,7 @@
 //! Writing safetensors files.
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -102,19 +103,20 @@ fn header(path: &Path, sorted: &[Announced]) -> Result<String> {
     Ok(header)
 }
 
-/// Puts a file in the place of `path` whole: readers see the old bytes or the new ones, even after a crash.
+/// Puts a file in the place of `path` whole: readers see the old bytes or the new ones, even after a crash. The temporary name is always the
+/// same: what a killed process left is overwritten by the next.
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> std::io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // A temporary file is private by default; this one becomes an ordinary file (the umask applies).
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    let mut hidden = OsString::from(".");
+    hidden.push(path.file_name().unwrap_or_default());
+    hidden.push(".tmp");
+    let temporary = folder.join(hidden);
+    let mut file = File::create(&temporary)?;
+    let written = write(&mut file).and_then(|()| file.sync_all());
+    if let Err(error) = written.and_then(|()| fs::rename(&temporary, path)) {
+        // The disk may be full; there is nothing to do if this fails too.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
     }
-    let mut temporary = builder.prefix(".mpa-").tempfile_in(folder)?;
-    write(temporary.as_file_mut())?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|e| e.error)?;
     File::open(folder)?.sync_all()
 }

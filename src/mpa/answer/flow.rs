@@ -236,6 +236,7 @@ impl Exchange for Flow<'_> {
                 Err(("out of memory", "it does not fit into the device's memory, even alone".into()))
             }
             Err(error @ Error::TooLong { .. }) => Err(("too long", error.to_string())),
+            Err(error @ Error::Picture { .. }) => Err(("unreadable", error.to_string())),
             Err(error) => return Err(error),
         });
         self.write()

@@ -38,12 +38,14 @@ impl Curve {
             return Ok(None);
         }
         let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        // A line without its end is still being written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let step = |(i, line): (usize, &str)| {
             let step: Step =
                 serde_json::from_str(line).map_err(|e| Error::line(path, i + 1, e.to_string()))?;
             Ok((step.step, step.loss))
         };
-        let steps: Vec<(f64, f64)> = text.lines().enumerate().map(step).collect::<Result<_>>()?;
+        let steps: Vec<(f64, f64)> = whole.lines().enumerate().map(step).collect::<Result<_>>()?;
         Ok((!steps.is_empty()).then(|| Curve { colour, points: averaged(&steps) }))
     }
 
@@ -53,9 +55,9 @@ impl Curve {
         if !all.exists() || !kept.exists() {
             return Ok(None);
         }
-        let mut parity = Reader::open(&kept)?.map(|record| record.map(|record| record.id)).peekable();
+        let mut parity = Reader::open_growing(&kept)?.map(|record| record.map(|record| record.id)).peekable();
         let (mut points, mut count, mut picture) = (Vec::new(), 0.0, None);
-        for record in Reader::open(&all)? {
+        for record in Reader::open_growing(&all)? {
             let record = record?;
             if picture.as_ref() != Some(&record.image) {
                 picture = Some(record.image);

@@ -302,7 +302,7 @@ fn funnel(folder: &Path, run: &Run, wanted: usize) -> Result<Vec<Stage>> {
 
 fn pictures(path: &Path) -> Result<usize> {
     let mut seen = HashSet::new();
-    for record in Reader::open(path)? {
+    for record in Reader::open_growing(path)? {
         seen.extend(record?.image);
     }
     Ok(seen.len())

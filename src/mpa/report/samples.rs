@@ -104,7 +104,7 @@ pub fn fates(folder: &Path, wanted: usize) -> Result<Vec<(Step, Group)>> {
         let fate_of = |record: &Record| all.or(record.rejected.as_deref()).map(str::to_string);
         let records = || {
             let fated = |record: Result<Record>| record.map(|record| Some((fate_of(&record)?, record)));
-            Ok(Reader::open(&path)?.map(fated))
+            Ok(Reader::open_growing(&path)?.map(fated))
         };
         let count = if all == Some("kept") { wanted } else { wanted.div_ceil(2) };
         for (name, (total, records)) in spread(records, count)? {
@@ -147,7 +147,7 @@ pub fn pictures(file: &Path, wanted: usize) -> Result<Vec<Card>> {
             last.clone_from(&record.image);
             Ok(new.then_some((String::new(), record)))
         };
-        Ok(Reader::open(file)?.map(first))
+        Ok(Reader::open_growing(file)?.map(first))
     };
     let chosen = spread(records, wanted)?.into_values().flat_map(|(_, records)| records);
     Ok(chosen.map(|record| card(file, &Record { question: None, ..record }, Vec::new(), None)).collect())
@@ -175,7 +175,9 @@ pub fn changes(before: &Asked, after: &Asked, names: [&str; 2], wanted: usize) -
         _ => None,
     };
     let pairs = || {
-        let both = Reader::open(&before.predictions)?.zip(Reader::open(&after.predictions)?).enumerate();
+        let both = Reader::open_growing(&before.predictions)?
+            .zip(Reader::open_growing(&after.predictions)?)
+            .enumerate();
         Ok(both.map(|(i, (before, after))| Ok(turned(i).map(String::from).zip(Some((before?, after?))))))
     };
     let mut groups = Vec::new();

@@ -6,7 +6,7 @@ use serde_json::Value;
 use toml::Table;
 
 use super::source::{Section, json};
-use crate::data::metrics::correct;
+use crate::data::metrics::{Norm, correct};
 use crate::data::official::Metric;
 use crate::data::records::{Reader, Record};
 use crate::error::{Error, Result};
@@ -87,7 +87,7 @@ pub fn of_run(folder: &Path, summary: &Summary, config: &Table) -> Result<Vec<Sc
             name: name.to_string(),
             what,
             colour,
-            asked: Asked::read(&folder.join("evaluate").join(key))?,
+            asked: Asked::read(&folder.join("evaluate").join(key), scores.metric)?,
             ..plain(scores)
         });
     }
@@ -119,10 +119,11 @@ pub fn of_evaluation(folder: &Path, settings: &[Section]) -> Result<Scored> {
         rows.into_iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
     };
     // Records have `accuracy`, benchmarks `score`.
-    let mut scored = match scores.get("metric").filter(|_| scores.get("accuracy").is_none()) {
+    let metric = scores.get("metric").filter(|metric| !metric.is_null()).cloned();
+    let metric: Option<Metric> = metric.map(serde_json::from_value).transpose().map_err(wrong)?;
+    let mut scored = match metric.filter(|_| scores.get("accuracy").is_none()) {
         None => plain(&serde_json::from_value(scores).map_err(wrong)?),
         Some(metric) => {
-            let metric: Metric = serde_json::from_value(metric.clone()).map_err(wrong)?;
             let number = |key: &str| {
                 let number = scores.get(key).and_then(Value::as_f64).filter(|number| number.is_finite());
                 number.ok_or_else(|| Error::input(&path, format!("expected a number `{key}`")))
@@ -141,25 +142,30 @@ pub fn of_evaluation(folder: &Path, settings: &[Section]) -> Result<Scored> {
     scored.name = scored.key.clone();
     let adapter = setting("adapter").map_or(String::new(), |adapter| format!(" with {adapter}"));
     scored.what = setting("model").map_or(String::new(), |model| format!("{model}{adapter}"));
-    scored.asked = Asked::read(folder)?;
+    scored.asked = Asked::read(folder, metric)?;
     Ok(scored)
 }
 
 impl Asked {
-    /// Of a folder of an evaluation: per_question.jsonl, else whether predictions are right; none without predictions.
-    fn read(folder: &Path) -> Result<Option<Asked>> {
+    /// Of a folder of an evaluation: per_question.jsonl, else by `metric`, else whether predictions are right; none without predictions.
+    fn read(folder: &Path, metric: Option<Metric>) -> Result<Option<Asked>> {
         let (predictions, scores) = (folder.join("predictions.jsonl"), folder.join("per_question.jsonl"));
         if !predictions.exists() {
             return Ok(None);
         }
+        let norm = Norm::new()?;
         let mut asked = Asked { predictions, ids: Vec::new(), scores: Vec::new() };
-        for record in Reader::open(&asked.predictions)? {
+        for record in Reader::open_growing(&asked.predictions)? {
             let record = record?;
-            asked.scores.push(f64::from(u8::from(right(&record))));
+            let score = |prediction: &String| match metric {
+                Some(metric) => metric.score(&norm, prediction, &answers(&record)),
+                None => f64::from(u8::from(correct(prediction, &answers(&record)))),
+            };
+            asked.scores.push(record.prediction.as_ref().map_or(0.0, score));
             asked.ids.push(record.id);
         }
         if scores.exists() {
-            let official = Reader::open(&scores)?.map(|record| score(&scores, &record?));
+            let official = Reader::open_growing(&scores)?.map(|record| score(&scores, &record?));
             let official: Vec<f64> = official.collect::<Result<_>>()?;
             if official.len() != asked.ids.len() {
                 let (has, wanted) = (official.len(), asked.ids.len());
@@ -176,10 +182,6 @@ impl Asked {
 fn score(path: &Path, record: &Record) -> Result<f64> {
     let score = record.extra.get("score").and_then(Value::as_f64).filter(|score| score.is_finite());
     score.ok_or_else(|| Error::line(path, record.line, "expected a number `score`"))
-}
-
-fn right(record: &Record) -> bool {
-    record.prediction.as_ref().is_some_and(|prediction| correct(prediction, &answers(record)))
 }
 
 /// The accepted answers, if there are any.

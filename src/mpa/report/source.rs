@@ -214,5 +214,5 @@ pub fn records(path: &Path) -> Result<Option<usize>> {
     if !path.exists() {
         return Ok(None);
     }
-    Reader::open(path)?.try_fold(0, |count, record| record.map(|_| count + 1)).map(Some)
+    Reader::open_growing(path)?.try_fold(0, |count, record| record.map(|_| count + 1)).map(Some)
 }

@@ -1,0 +1,257 @@
+//! The commands on what nobody gives them on purpose: pictures, files and places that are not as they should be.
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+fn mpa(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mpa"));
+    command.current_dir(folder).args(args).output().unwrap()
+}
+
+/// What it says on stderr; it ends with `code`.
+#[track_caller]
+fn ends(folder: &Path, code: i32, args: &[&str]) -> String {
+    let output = mpa(folder, args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    stderr
+}
+
+fn records(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn png(path: &Path, width: u32, height: u32) {
+    image::RgbImage::from_pixel(width, height, image::Rgb([200, 10, 10])).save(path).unwrap();
+}
+
+/// transformers refuses a picture with sides of more than 200 to 1, and Qwen2-VL with it: that is no reason to leave the others.
+#[test]
+fn a_picture_that_the_model_refuses_is_skipped() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for (name, width) in [("a", 60), ("b", 5000), ("c", 50)] {
+        png(&at.join(format!("{name}.png")), width, 1.max(width / 201));
+    }
+    let model = format!("{GOLDEN}/qwen2vl");
+    let args = ["annotate", "--model", &model, "--images", ".", "--task", "text", "--max-new-tokens", "2"];
+    let said = ends(at, 0, &[&args[..], &["--out", "out.jsonl"]].concat());
+    assert!(said.contains("skipped \"b.png\": a picture of 5000x24, expected sides in a ratio"), "{said}");
+    let rejected: Vec<Value> = records(&at.join("out.jsonl")).iter().map(|r| r["rejected"].clone()).collect();
+    assert_eq!(rejected, ["unparsed", "unreadable", "unparsed"]);
+    // One that is asked for alone is the user's mistake.
+    let said = ends(at, 2, &["generate", "--model", &model, "--image", "b.png", "--prompt", "what?"]);
+    assert!(said.contains("5000x24"), "{said}");
+}
+
+/// The same of a calibration, whose folder may well be that of the pictures to annotate; and no text is not a text.
+#[test]
+fn a_calibration_skips_what_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::create_dir(at.join("mixed")).unwrap();
+    fs::create_dir(at.join("good")).unwrap();
+    for out in ["mixed", "good"] {
+        png(&at.join(out).join("b.png"), 60, 40);
+    }
+    fs::write(at.join("mixed/a.png"), "no picture").unwrap();
+    png(&at.join("mixed/c.png"), 5000, 1);
+    fs::write(at.join("empty.txt"), " \n").unwrap();
+    let model = format!("{GOLDEN}/qwen2vl");
+    let quantize = |from: &str, code: i32| {
+        ends(
+            at,
+            code,
+            &["quantize", "--model", &model, "--calibration", from, "--out", &format!("{from}-int8")],
+        )
+    };
+    let said = quantize("mixed", 0);
+    assert!(said.contains("skipped mixed/a.png: ") && said.contains("skipped mixed/c.png: "), "{said}");
+    quantize("good", 0);
+    let weights = |name: &str| fs::read(at.join(name).join("model.safetensors")).unwrap();
+    assert!(weights("mixed-int8") == weights("good-int8"));
+    assert!(quantize("empty.txt", 2).contains("empty.txt: has no text"));
+    fs::remove_file(at.join("mixed/b.png")).unwrap();
+    fs::remove_dir_all(at.join("mixed-int8")).unwrap();
+    assert!(quantize("mixed", 2).contains("nothing to read"));
+}
+
+/// What the training cannot take is said before its first step, and the folder can be used afterwards.
+#[test]
+fn a_training_that_cannot_begin_leaves_nothing_in_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    png(&at.join("good.png"), 60, 40);
+    png(&at.join("thin.png"), 5000, 1);
+    let sample = |image: &str, question: &str| {
+        let sample = json!({"image": image, "question": question, "answer": "a"});
+        format!("{sample}\n")
+    };
+    let good = sample("good.png", "what?");
+    fs::write(at.join("good.jsonl"), good.repeat(4)).unwrap();
+    // The fourth would be met in the fourth step.
+    fs::write(at.join("thin.jsonl"), good.repeat(3) + &sample("thin.png", "what?")).unwrap();
+    fs::write(at.join("long.jsonl"), good.repeat(3) + &sample("good.png", &"word ".repeat(5000))).unwrap();
+    let model = format!("{GOLDEN}/qwen2vl");
+    let level = |model: &str, data: &str, code: i32| {
+        ends(at, code, &["level", "--model", model, "--data", data, "--batch", "1", "--out", "out"])
+    };
+    fs::create_dir(at.join("empty")).unwrap();
+    level("empty", "good.jsonl", 2);
+    assert!(level(&model, "thin.jsonl", 2).contains("thin.png: a picture of 5000x1, expected sides"));
+    let said = level(&model, "long.jsonl", 2);
+    assert!(said.contains("a training sample has ") && said.len() < 1000, "{said}");
+    let left: Vec<_> =
+        fs::read_dir(at.join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["settings.json"]);
+    level(&model, "good.jsonl", 0);
+    assert_eq!(records(&at.join("out/loss.jsonl")).len(), 4);
+    assert!(level(&model, "thin.jsonl", 2).contains("was begun with data"));
+}
+
+/// Two that train into one folder would write one log.
+#[test]
+fn a_training_folder_has_one_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("data.jsonl"), "{\"question\": \"what?\", \"answer\": \"a\"}\n".repeat(2)).unwrap();
+    let model = format!("{GOLDEN}/smolvlm");
+    let args = ["level", "--model", &model, "--data", "data.jsonl", "--batch", "1", "--out", "out"];
+    ends(at, 0, &args);
+    fs::remove_file(at.join("out/adapter_model.safetensors")).unwrap();
+    let log = fs::File::options().append(true).open(at.join("out/loss.jsonl")).unwrap();
+    log.lock().unwrap();
+    let said = ends(at, 1, &args);
+    assert!(said.contains("loss.jsonl: another process is writing it"), "{said}");
+    log.unlock().unwrap();
+    // What a kill left while the adapter was written is no file of the next one.
+    fs::write(at.join("out/.adapter_model.safetensors.tmp"), "half").unwrap();
+    ends(at, 0, &args);
+    assert_eq!(records(&at.join("out/loss.jsonl")).len(), 2);
+    let names = fs::read_dir(at.join("out")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.as_encoded_bytes().starts_with(b".")));
+}
+
+/// A result that is sent to a device or through a link goes there, and neither is replaced by a file.
+#[cfg(unix)]
+#[test]
+fn devices_and_links_stay_what_they_are() {
+    use std::os::fd::AsRawFd;
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let pipe = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    if Path::new(&pipe).exists() {
+        mpa::data::files::write(Path::new(&pipe), b"through").unwrap();
+        drop(writer);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        assert_eq!(text, "through");
+    }
+    // Nobody can write to a socket by its name, which is an error and not a reason to put a file there.
+    let _socket = std::os::unix::net::UnixListener::bind(at.join("socket")).unwrap();
+    assert!(mpa::data::files::write(&at.join("socket"), b"x").is_err());
+    assert!(!at.join("socket").metadata().unwrap().is_file());
+    fs::create_dir(at.join("far")).unwrap();
+    fs::write(at.join("far/file"), "old").unwrap();
+    std::os::unix::fs::symlink("far/file", at.join("link")).unwrap();
+    mpa::data::files::write(&at.join("link"), b"new").unwrap();
+    assert!(at.join("link").is_symlink());
+    assert_eq!(fs::read_to_string(at.join("far/file")).unwrap(), "new");
+    // Records are added to a file later, which a socket does not allow.
+    fs::write(at.join("q.jsonl"), "{\"question\": \"what?\"}\n").unwrap();
+    let model = format!("{GOLDEN}/smolvlm");
+    let said = ends(at, 2, &["predict", "--model", &model, "--questions", "q.jsonl", "--out", "socket"]);
+    assert!(said.contains("socket: is no file"), "{said}");
+    assert!(!at.join("socket.settings.json").exists());
+    let said = ends(at, 2, &["predict", "--model", &model, "--questions", "q.jsonl", "--out", "q.jsonl/x"]);
+    assert!(said.contains("q.jsonl"), "{said}");
+}
+
+/// A run on a benchmark, killed while its log was written: the interval is of the score that it stands beside.
+#[test]
+fn a_report_is_of_the_metric_and_of_whole_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let student = run.join("evaluate/student");
+    fs::create_dir_all(&student).unwrap();
+    fs::create_dir_all(run.join("level/leveled")).unwrap();
+    fs::write(run.join("config.started.toml"), "[level]\narms = [\"leveled\"]\n[evaluate]\n").unwrap();
+    // Of ten people two have said so: 0.6 by leave-one-out, for every question. As text of its own each is right.
+    let answers = [["yes"; 2].as_slice(), ["no"; 8].as_slice()].concat();
+    let line = |id: usize| {
+        let line = json!({"id": id, "question": "\u{7}?", "answers": answers, "prediction": "yes"});
+        format!("{line}\n")
+    };
+    let lines: String = (0..20).map(line).collect();
+    fs::write(student.join("predictions.jsonl"), format!("{lines}{{\"id\": 20, \"quest")).unwrap();
+    let scores =
+        json!({"records": 20, "unreadable": 0, "metric": "vqa_accuracy", "accuracy": 0.6, "contains": 1.0});
+    fs::write(student.join("scores.json"), scores.to_string()).unwrap();
+    fs::write(run.join("level/leveled/loss.jsonl"), "{\"step\":1,\"loss\":2.5}\n{\"step\":2,\"lo").unwrap();
+    let annotated =
+        "{\"id\": 1, \"image\": \"a.png\", \"rejected\": \"unparsed\", \"annotation\": \"\\u0007<b>\"}\n{\"i";
+    fs::write(run.join("annotate.jsonl"), annotated).unwrap();
+    ends(folder.path(), 0, &["report", "run"]);
+    let html = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(html.contains("60.0 to 60.0"), "no interval of the score");
+    assert!(html.contains("Training loss") && html.contains("&lt;b&gt;"));
+    assert!(!html.contains(|c: char| c.is_control() && c != '\n' && c != '\t'));
+}
+
+/// What is wrong with a file is said of the file: its own line, and the byte as it is.
+#[test]
+fn broken_json_is_told_by_the_line_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let question =
+        "{\"data\": [{\"question_id\": 1, \"image_id\": \"x\", \"question\": \"?\", \"answers\": [\"a\"]}]}";
+    fs::write(at.join("a.json"), question).unwrap();
+    let score = |annotations: &str, predictions: &str| {
+        fs::write(at.join("p.jsonl"), predictions).unwrap();
+        let files = ["--annotations", annotations, "--predictions", "p.jsonl"];
+        ends(at, 2, &[&["score", "--benchmark", "textvqa"], &files[..]].concat())
+    };
+    let said = score("a.json", "{\"question_id\": 1, \"answer\": \"a\"}\n{\"question_id\": 2, \"ans");
+    assert_eq!(said, "mpa: p.jsonl:2: not JSON: EOF while parsing a string, in column 23\n");
+    let said = score("a.json", "[\n {\"question_id\": 1, \"answer\": \"a\"}\n]\n");
+    assert_eq!(said, "mpa: p.jsonl:1: expected a JSON object a line, got a list over several lines\n");
+    fs::write(at.join("wide.json"), [0xff, 0xfe, b'{', 0]).unwrap();
+    let said = score("wide.json", "");
+    assert!(said.contains("or an object with one, got \"ÿ\""), "{said}");
+}
+
+/// Predictions took hours: no other spelling of their name makes them an output.
+#[test]
+fn an_output_is_never_an_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let line = "{\"id\": \"1\", \"question_id\": 1, \"question\": \"?\", \"answer\": \"a\", \"prediction\": \"a\"}\n";
+    for name in ["teacher.jsonl", "student.jsonl"] {
+        fs::write(at.join(name), line).unwrap();
+    }
+    fs::write(at.join("a.json"), "[{\"question_id\": 1, \"answers\": [\"a\"]}]").unwrap();
+    fs::create_dir(at.join("sub")).unwrap();
+    let select = ["select", "--teacher", "teacher.jsonl", "--student", "student.jsonl", "--out"];
+    let score =
+        ["score", "--benchmark", "textvqa", "--annotations", "a.json", "--predictions", "teacher.jsonl"];
+    for args in [
+        [&select[..], &["./teacher.jsonl"]].concat(),
+        [&select[..], &["sub/../student.jsonl"]].concat(),
+        [&select[..], &["parity.jsonl", "--rehearsal", "./parity.jsonl"]].concat(),
+        [&select[..], &["parity.jsonl", "--rejected", "sub/../teacher.jsonl"]].concat(),
+        [&score[..], &["--per-question", "./teacher.jsonl"]].concat(),
+        [&score[..], &["--per-question", "sub/../a.json"]].concat(),
+    ] {
+        assert!(ends(at, 2, &args).contains("is named twice"), "{args:?}");
+    }
+    assert_eq!(fs::read_to_string(at.join("teacher.jsonl")).unwrap(), line);
+    assert!(!at.join("parity.jsonl").exists());
+    ends(at, 0, &[&select[..], &["parity.jsonl"]].concat());
+    ends(at, 0, &[&score[..], &["--per-question", "scores.jsonl"]].concat());
+}
