@@ -6,6 +6,7 @@
 //! size, entries 1 and -1. That spreads an outlier over all of them, so that the largest is nearer to the rest. H H^T = `rotation` I: where the rows of
 //! x and of W are rotated, a product over K is `rotation` times what it was. Nothing but sums and differences of two, in one order: the same bits too.
 use std::array::from_fn;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -22,6 +23,10 @@ pub const LEVELS: f32 = 127.0;
 const TINY: f32 = 1e-36;
 
 const OP: &str = "quantize";
+
+thread_local! {
+    static ROTATED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The largest rotation: a warp's, of four bytes a column and 16 a lane.
 pub const MOST_ROTATED: usize = 128;
@@ -47,9 +52,12 @@ pub fn forward(q: &mut Tensor, scale: &mut Tensor, x: &Tensor, rotation: usize) 
         if rotation == 1 {
             return row(q, x);
         }
-        let mut rotated = x.to_vec();
-        rotate(&mut rotated, rotation);
-        row(q, &rotated)
+        ROTATED.with_borrow_mut(|rotated| {
+            rotated.clear();
+            rotated.extend_from_slice(x);
+            rotate(rotated, rotation);
+            row(q, rotated)
+        })
     })
 }
 
@@ -113,9 +121,11 @@ vectorised! {
             q.fill(0);
             return 0.0;
         }
+        // Adding 1.5 * 2^23 rounds to an integer, ties to even, whose lowest byte is the sum's: what is at most 127 needs no more.
+        const ROUND: f32 = 12_582_912.0;
         let inverse = LEVELS / most;
         for (q, x) in q.iter_mut().zip(x) {
-            *q = (x * inverse).round_ties_even() as i8;
+            *q = (x * inverse + ROUND).to_bits() as i8;
         }
         most / LEVELS
     }
