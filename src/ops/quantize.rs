@@ -159,8 +159,8 @@ vectorised! {
 /// A stage within a vector's reach.
 #[inline(always)]
 fn apart<const STRIDE: usize>(x: &[f32; NEAR]) -> [f32; NEAR] {
-    let (low, high): ([f32; NEAR], [f32; NEAR]) = (from_fn(|i| x[i & !STRIDE]), from_fn(|i| x[i | STRIDE]));
-    from_fn(|i| if i & STRIDE == 0 { low[i] + high[i] } else { low[i] - high[i] })
+    // a - b is a + (-b): one exchange of elements, and one sum.
+    from_fn(|i| x[i ^ STRIDE] + if i & STRIDE == 0 { x[i] } else { -x[i] })
 }
 
 /// Threads of a block, and its shared memory: a number a warp.

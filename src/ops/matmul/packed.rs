@@ -26,13 +26,19 @@ use rayon::prelude::*;
 pub(in crate::ops) use float::products;
 pub(in crate::ops) use int8::products_int8;
 
+/// What attention makes its own tiles of.
+pub(in crate::ops) mod parts {
+    pub use super::float::{Method, methods};
+    pub use super::{Buffer, Bytes, Kernel};
+}
+
 /// Adds to (with `resume`) or overwrites `sums` [rows][vectors * lanes] with the products of a strip and a panel.
-type Tile<A> = unsafe fn(sums: *mut A, strip: *const u32, panel: *const u32, depth: usize, resume: bool);
+pub type Tile<A> = unsafe fn(sums: *mut A, strip: *const u32, panel: *const u32, depth: usize, resume: bool);
 
 /// Writes dword d of row r to `to[d * stride + r]`, its bits exchanged where those of `flip` are set; what is between the rows may be anything afterwards, and
 /// with a stride of GROUP or more so may GROUP dwords of each. Rows are `bytes` long, one or more, at most GROUP, and `row_bytes` apart; what is missing of the
 /// last dword is 0 before the exchange.
-type Pack = unsafe fn(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32);
+pub type Pack = unsafe fn(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32);
 
 /// Overwrites a vector of sums with the products of one row, `x`, and at most GROUP rows of W as they lie, as `Pack` takes them: those of `Tile`, bit by bit.
 /// For bytes, W is what `flip` makes it.
@@ -40,18 +46,18 @@ type Row<A> = unsafe fn(sums: *mut A, x: *const u32, w: Bytes, rows: usize, byte
 
 /// Rows of bytes.
 #[derive(Clone, Copy)]
-struct Bytes {
-    data: *const u8,
-    row_bytes: usize,
+pub struct Bytes {
+    pub data: *const u8,
+    pub row_bytes: usize,
 }
 
 /// What a processor can do best for one type of sums, A: f32 or i32.
-struct Kernel<A: 'static> {
+pub struct Kernel<A: 'static> {
     /// Columns that a vector has.
-    lanes: usize,
+    pub lanes: usize,
     /// By vectors of columns, less one, and rows, less one.
-    tiles: [&'static [Tile<A>]; 2],
-    pack: Pack,
+    pub tiles: [&'static [Tile<A>]; 2],
+    pub pack: Pack,
     /// What is quicker than a tile for a single row of X: no panel lies between W and the registers.
     row: Option<Row<A>>,
 }
@@ -141,7 +147,7 @@ fn raw(data: &[u8], row_bytes: usize, rows: Range<usize>, range: Range<usize>) -
 
 /// Dwords that begin at a cache line.
 #[derive(Default)]
-struct Buffer(Vec<Line>);
+pub struct Buffer(Vec<Line>);
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -149,11 +155,16 @@ struct Line([u32; 16]);
 
 impl Buffer {
     /// So many dwords, holding anything.
-    fn get(&mut self, len: usize) -> *mut u32 {
+    pub fn get(&mut self, len: usize) -> *mut u32 {
         if self.0.len() * 16 < len {
             self.0 = vec![Line([0; 16]); len.div_ceil(16)];
         }
         self.0.as_mut_ptr().cast()
+    }
+
+    pub fn slice(&mut self, len: usize) -> &mut [u32] {
+        // SAFETY: `get` has made room for them.
+        unsafe { std::slice::from_raw_parts_mut(self.get(len), len) }
     }
 }
 

@@ -264,6 +264,30 @@ unsafe fn row_int8(sums: *mut i32, x: *const u32, w: Bytes, rows: usize, bytes: 
 /// Bytes that are asked for before they are read.
 const AHEAD: usize = 8192;
 
+/// Pairs of bf16, the first in the low half; beyond the end of x there are zeros. To nearest, ties to even, as the rounding in `float` but for subnormal
+/// numbers, which become the zeros that products take them for.
+///
+/// # Safety
+/// AVX-512 F and BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn round_pairs(to: &mut [u32], x: &[f32]) {
+    let pairs = to.len().min(x.len().div_ceil(2));
+    for start in (0..pairs).step_by(LANES / 2) {
+        let (n, left) = ((pairs - start).min(LANES / 2), (x.len() - 2 * start).min(LANES));
+        let (from, into) = (&x[2 * start..], &mut to[start..]);
+        // SAFETY: masked loads and stores touch the `left` numbers of x and the `n` pairs alone; the types are bits of one size.
+        unsafe {
+            let x = _mm512_maskz_loadu_ps(((1u32 << left) - 1) as __mmask16, from.as_ptr());
+            let pairs = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+            _mm512_mask_storeu_epi32(
+                into.as_mut_ptr().cast(),
+                ((1u32 << n) - 1) as __mmask16,
+                _mm512_castsi256_si512(pairs),
+            );
+        }
+    }
+}
+
 /// See `Pack`.
 ///
 /// # Safety
