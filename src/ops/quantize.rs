@@ -7,6 +7,7 @@
 //! x and of W are rotated, a product over K is `rotation` times what it was. Nothing but sums and differences of two, in one order: the same bits too.
 use std::array::from_fn;
 use std::cell::RefCell;
+use std::hint::black_box;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -140,6 +141,8 @@ vectorised! {
         let mut stride = 1;
         if rotation >= NEAR {
             for near in x.as_chunks_mut::<NEAR>().0 {
+                // Opaque, so that the compiler makes vectors of these elements, and not of those of many chunks, which lie apart.
+                let near = black_box(near);
                 *near = apart::<8>(&apart::<4>(&apart::<2>(&apart::<1>(near))));
             }
             stride = NEAR;
