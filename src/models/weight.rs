@@ -111,6 +111,11 @@ impl Weight {
         }
     }
 
+    /// Whether its products are of bf16 or int8 numbers.
+    pub(super) fn is_narrow(&self) -> bool {
+        matches!(self.matrix().dtype(), DType::Bf16 | DType::I8)
+    }
+
     pub fn is_int8(&self) -> bool {
         matches!(self, Weight::Int8 { .. })
     }

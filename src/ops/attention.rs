@@ -6,6 +6,7 @@ mod launch;
 mod launch_backward;
 mod launch_paged;
 mod paged;
+mod rounded;
 
 use rayon::prelude::*;
 
@@ -20,6 +21,7 @@ use crate::tensor::{Tensor, Upload, Uploaded};
 pub use backward::backward;
 pub use launch::decode_reach;
 pub use paged::{PagedSpans, forward_paged};
+pub use rounded::forward_rounded;
 
 /// Stacked rows of queries, and keys, in a block: enough for gemm's packing of keys to be cheap, and their scores fit the second-level cache.
 const ROWS: usize = 192;
@@ -91,13 +93,11 @@ struct Item {
 }
 
 impl Item {
-    /// All items of one key/value head in a span.
-    fn all(span: Span, kv_head: usize, config: &Config) -> impl Iterator<Item = Item> + use<> {
-        let most = (ROWS / config.group()).max(1);
-        (0..span.q_len).step_by(most).map(move |first| {
-            let len = most.min(span.q_len - first);
-            Item { span, kv_head, first, len }
-        })
+    /// All items of one key/value head in a span, of at most `rows` stacked rows where a head has no more.
+    fn all(span: Span, kv_head: usize, config: &Config, rows: usize) -> impl Iterator<Item = Item> + use<> {
+        let most = (rows / config.group()).max(1);
+        let item = move |first| Item { span, kv_head, first, len: most.min(span.q_len - first) };
+        (0..span.q_len).step_by(most).map(item)
     }
 
     /// Number of stacked rows.
@@ -136,12 +136,7 @@ pub fn forward(
     spans: &Spans,
     config: Config,
 ) -> Result<()> {
-    const OP: &str = "attention forward";
-    check(OP, q, k, v, spans, &config)?;
-    expect_shape(OP, "out", out, q.shape())?;
-    if let Some(lse) = &lse {
-        expect_shape(OP, "lse", lse, &[q.rows(), config.heads])?;
-    }
+    check_all("attention forward", out, lse.as_deref(), [q, k, v], spans, &config)?;
     if let Some(gpu) = q.gpu() {
         return launch::forward(gpu, out, lse, [q, k, v], spans, &config);
     }
@@ -186,14 +181,13 @@ fn on_cpu(
     spans: &[Span],
     config: &Config,
 ) -> Result<()> {
-    let lse = match lse {
-        None => None,
-        Some(lse) => Some(Shared::new(lse.f32s_mut()?)),
-    };
+    let lse = lse.map(|lse| lse.f32s_mut().map(Shared::new)).transpose()?;
     let (q, out) = (q.f32s()?, Shared::new(out.f32s_mut()?));
     let items: Vec<Item> = spans
         .iter()
-        .flat_map(|&span| (0..config.kv_heads).flat_map(move |kv_head| Item::all(span, kv_head, config)))
+        .flat_map(|&span| {
+            (0..config.kv_heads).flat_map(move |kv_head| Item::all(span, kv_head, config, ROWS))
+        })
         .collect();
     let hs = config.head_size;
     let one = |scratch: &mut Scratch, item: &Item| {
@@ -329,6 +323,20 @@ fn gather(to: &mut Vec<f32>, from: &[f32], item: &Item, config: &Config) {
         let start = row * config.q_width() + head * config.head_size;
         to.extend_from_slice(&from[start..start + config.head_size]);
     }
+}
+
+/// `check`, and the outputs' shapes.
+fn check_all(
+    op: &'static str,
+    out: &Tensor,
+    lse: Option<&Tensor>,
+    [q, k, v]: [&Tensor; 3],
+    spans: &[Span],
+    config: &Config,
+) -> Result<()> {
+    check(op, q, k, v, spans, config)?;
+    expect_shape(op, "out", out, q.shape())?;
+    lse.map_or(Ok(()), |lse| expect_shape(op, "lse", lse, &[q.rows(), config.heads]))
 }
 
 /// Shapes, heads, and spans that lie inside the tensors and share no query rows.

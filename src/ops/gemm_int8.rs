@@ -64,9 +64,9 @@ pub fn forward_group(layers: &mut [Layer], x: Quantized) -> Result<()> {
         let at = row * n + column;
         // SAFETY: each element comes once.
         let out = unsafe { out.slice(at, sums.len()) };
-        scaled(out, sums, x_scale[row], &w_scale[column..]);
-        if let Some(bias) = bias {
-            out.iter_mut().zip(&bias[column..]).for_each(|(y, bias)| *y += bias);
+        match bias {
+            None => scaled(out, sums, x_scale[row], &w_scale[column..]),
+            Some(bias) => scaled_biased(out, sums, x_scale[row], &w_scale[column..], &bias[column..]),
         }
         if let Some(residual) = residual {
             out.iter_mut().zip(&residual[at..]).for_each(|(y, residual)| *y += residual);
@@ -79,6 +79,14 @@ vectorised! {
     fn scaled(out: &mut [f32], sums: &[i32], x_scale: f32, w_scale: &[f32]) {
         for ((y, &sum), w_scale) in out.iter_mut().zip(sums).zip(w_scale) {
             *y = sum as f32 * (x_scale * w_scale);
+        }
+    }
+}
+
+vectorised! {
+    fn scaled_biased(out: &mut [f32], sums: &[i32], x_scale: f32, w_scale: &[f32], bias: &[f32]) {
+        for (((y, &sum), w_scale), bias) in out.iter_mut().zip(sums).zip(w_scale).zip(bias) {
+            *y = sum as f32 * (x_scale * w_scale) + bias;
         }
     }
 }

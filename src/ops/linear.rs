@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::expect_shape;
 use super::matmul::{Shared, View, block, for_pieces, matmul, packed};
 use super::pieces;
+use super::vector_math::vectorised;
 use crate::error::{Error, Result};
 use crate::tensor::{Elements, Tensor};
 
@@ -71,14 +72,18 @@ pub fn forward_group(layers: &mut [Layer], x: &Tensor) -> Result<()> {
         let to = unsafe { out.slice(row * n + col, sums.len()) };
         match bias {
             None => packed::copy(to, sums),
-            Some(bias) => {
-                for ((to, sum), bias) in to.iter_mut().zip(sums).zip(&bias[col..]) {
-                    *to = *sum + bias;
-                }
-            }
+            Some(bias) => biased(to, sums, &bias[col..]),
         }
     });
     Ok(())
+}
+
+vectorised! {
+    fn biased(to: &mut [f32], sums: &[f32], bias: &[f32]) {
+        for ((to, &sum), &bias) in to.iter_mut().zip(sums).zip(bias) {
+            *to = sum + bias;
+        }
+    }
 }
 
 /// out [M, N] += x W^T for W [N, K], each row by itself.

@@ -6,6 +6,8 @@
 //! size, entries 1 and -1. That spreads an outlier over all of them, so that the largest is nearer to the rest. H H^T = `rotation` I: where the rows of
 //! x and of W are rotated, a product over K is `rotation` times what it was. Nothing but sums and differences of two, in one order: the same bits too.
 use std::array::from_fn;
+use std::cell::RefCell;
+use std::hint::black_box;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -22,6 +24,10 @@ pub const LEVELS: f32 = 127.0;
 const TINY: f32 = 1e-36;
 
 const OP: &str = "quantize";
+
+thread_local! {
+    static ROTATED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The largest rotation: a warp's, of four bytes a column and 16 a lane.
 pub const MOST_ROTATED: usize = 128;
@@ -47,9 +53,12 @@ pub fn forward(q: &mut Tensor, scale: &mut Tensor, x: &Tensor, rotation: usize) 
         if rotation == 1 {
             return row(q, x);
         }
-        let mut rotated = x.to_vec();
-        rotate(&mut rotated, rotation);
-        row(q, &rotated)
+        ROTATED.with_borrow_mut(|rotated| {
+            rotated.clear();
+            rotated.extend_from_slice(x);
+            rotate(rotated, rotation);
+            row(q, rotated)
+        })
     })
 }
 
@@ -113,9 +122,11 @@ vectorised! {
             q.fill(0);
             return 0.0;
         }
+        // Adding 1.5 * 2^23 rounds to an integer, ties to even, whose lowest byte is the sum's: what is at most 127 needs no more.
+        const ROUND: f32 = 12_582_912.0;
         let inverse = LEVELS / most;
         for (q, x) in q.iter_mut().zip(x) {
-            *q = (x * inverse).round_ties_even() as i8;
+            *q = (x * inverse + ROUND).to_bits() as i8;
         }
         most / LEVELS
     }
@@ -130,6 +141,8 @@ vectorised! {
         let mut stride = 1;
         if rotation >= NEAR {
             for near in x.as_chunks_mut::<NEAR>().0 {
+                // Opaque, so that the compiler makes vectors of these elements, and not of those of many chunks, which lie apart.
+                let near = black_box(near);
                 *near = apart::<8>(&apart::<4>(&apart::<2>(&apart::<1>(near))));
             }
             stride = NEAR;
@@ -149,8 +162,8 @@ vectorised! {
 /// A stage within a vector's reach.
 #[inline(always)]
 fn apart<const STRIDE: usize>(x: &[f32; NEAR]) -> [f32; NEAR] {
-    let (low, high): ([f32; NEAR], [f32; NEAR]) = (from_fn(|i| x[i & !STRIDE]), from_fn(|i| x[i | STRIDE]));
-    from_fn(|i| if i & STRIDE == 0 { low[i] + high[i] } else { low[i] - high[i] })
+    // a - b is a + (-b): one exchange of elements, and one sum.
+    from_fn(|i| x[i ^ STRIDE] + if i & STRIDE == 0 { x[i] } else { -x[i] })
 }
 
 /// Threads of a block, and its shared memory: a number a warp.

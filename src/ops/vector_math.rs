@@ -1,9 +1,9 @@
 //! Arithmetic that the compiler can turn into vector instructions: `exp`, the sigmoid, sums in a fixed number of lanes,
 //! and `vectorised!`, which compiles a loop for the machine it runs on.
 
-/// Defines a function whose body is compiled twice: for any machine, and for AVX2 with FMA, which is chosen at run time.
+/// Defines a function whose body is compiled three times: for any machine, for AVX2 with FMA, and for AVX-512, which are chosen at run time.
 /// Rust fuses a multiplication and an addition where `mul_add` says so and nowhere else (without the instruction: in software,
-/// slowly), so both give the same bits.
+/// slowly), so all give the same bits.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -13,9 +13,17 @@ macro_rules! vectorised {
 
             #[cfg(target_arch = "x86_64")]
             {
+                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+                fn wider($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
                 #[target_feature(enable = "avx2,fma")]
                 fn wide($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
+                }
+                if $crate::ops::vector_math::avx512() {
+                    // SAFETY: `wider` is safe code; the processor has the features that it is compiled for.
+                    return unsafe { wider($($arg),*) };
                 }
                 if std::arch::is_x86_feature_detected!("avx2")
                     && std::arch::is_x86_feature_detected!("fma")
@@ -29,6 +37,22 @@ macro_rules! vectorised {
     };
 }
 pub(super) use vectorised;
+
+/// Whether the processor has what `vectorised!` compiles the widest of its functions for: asked once, since some of them are short.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn avx512() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    static FOUND: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        has!("avx512f")
+            && has!("avx512bw")
+            && has!("avx512dq")
+            && has!("avx512vl")
+            && has!("avx2")
+            && has!("fma")
+    });
+    *FOUND
+}
 
 /// Lanes of a sum: two AVX2 registers, which hides the latency of an addition.
 const LANES: usize = 16;
@@ -115,7 +139,14 @@ pub(super) fn max(x: &[f32]) -> f32 {
     for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane = larger(*lane, x);
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = larger(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -180,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn both_compilations_give_the_same_bits() {
+    fn every_compilation_gives_the_same_bits() {
         let plain: Vec<f32> = floats(90.0).step_by(11).map(exp).collect();
         let mut wide: Vec<f32> = floats(90.0).step_by(11).collect();
         exps(&mut wide);

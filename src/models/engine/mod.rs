@@ -7,6 +7,7 @@
 //!
 //! `entry.rs` is a request under way, `prefix.rs` what it may go on from, `memory.rs` the cache, and `pool.rs` who has which of its pages.
 
+mod awake;
 mod decode;
 mod entry;
 mod memory;
@@ -154,7 +155,7 @@ impl Engine<'_> {
         let outcome = match self.vlm.text.gpu() {
             Some(_) => self.advance(),
             // On a thread of the pool: a loop that begins elsewhere waits for two threads to wake, and a token has hundreds of them.
-            None => rayon::scope(|_| self.advance()),
+            None => awake::run(|| self.advance()),
         };
         match outcome {
             Ok(()) => self.deliver(exchange)?,

@@ -114,7 +114,11 @@ impl Block {
         let ([q, k, v], qkv) = self.project(&h1, rope, pass)?;
         let mut attn = x.like(q.shape())?;
         let mut lse = x.like_f32(&[x.rows(), self.attention.heads])?;
-        attention::forward(&mut attn, Some(&mut lse), &q, &k, &v, spans, self.attention)?;
+        let attend = match pass {
+            Pass::Infer if self.out.weight.is_narrow() => attention::forward_rounded,
+            _ => attention::forward,
+        };
+        attend(&mut attn, Some(&mut lse), &q, &k, &v, spans, self.attention)?;
         let (mut x2, out_saved) = self.out.forward(&attn, pass)?;
         let h2 = self.norm2.forward_residual(&mut x2, &x)?;
 

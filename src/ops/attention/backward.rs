@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::super::expect_shape;
 use super::super::matmul::{Shared, View, matmul_here};
 use super::super::vector_math::{exp, sum2, vectorised};
-use super::{Config, Item, KEYS, LANES, Span, Spans, check, expect_disjoint, gather, launch_backward};
+use super::{Config, Item, KEYS, LANES, ROWS, Span, Spans, check, expect_disjoint, gather, launch_backward};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -101,7 +101,7 @@ fn propagate(scratch: &mut Scratch, span: Span, kv_head: usize, inputs: &Inputs,
     let hs = config.head_size;
     zeros(&mut scratch.dk, span.k_len * hs);
     zeros(&mut scratch.dv, span.k_len * hs);
-    for item in Item::all(span, kv_head, config) {
+    for item in Item::all(span, kv_head, config, ROWS) {
         load(scratch, &item, inputs);
         let keys = item.keys(config);
         for start in (0..keys).step_by(KEYS) {

@@ -26,28 +26,40 @@ use rayon::prelude::*;
 pub(in crate::ops) use float::products;
 pub(in crate::ops) use int8::products_int8;
 
+/// What attention makes its own tiles of.
+pub(in crate::ops) mod parts {
+    pub use super::float::{Method, methods};
+    pub use super::{Buffer, Bytes, Kernel};
+}
+
 /// Adds to (with `resume`) or overwrites `sums` [rows][vectors * lanes] with the products of a strip and a panel.
-type Tile<A> = unsafe fn(sums: *mut A, strip: *const u32, panel: *const u32, depth: usize, resume: bool);
+pub type Tile<A> = unsafe fn(sums: *mut A, strip: *const u32, panel: *const u32, depth: usize, resume: bool);
 
 /// Writes dword d of row r to `to[d * stride + r]`, its bits exchanged where those of `flip` are set; what is between the rows may be anything afterwards, and
 /// with a stride of GROUP or more so may GROUP dwords of each. Rows are `bytes` long, one or more, at most GROUP, and `row_bytes` apart; what is missing of the
 /// last dword is 0 before the exchange.
-type Pack = unsafe fn(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32);
+pub type Pack = unsafe fn(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32);
+
+/// Overwrites a vector of sums with the products of one row, `x`, and at most GROUP rows of W as they lie, as `Pack` takes them: those of `Tile`, bit by bit.
+/// For bytes, W is what `flip` makes it.
+type Row<A> = unsafe fn(sums: *mut A, x: *const u32, w: Bytes, rows: usize, bytes: usize);
 
 /// Rows of bytes.
 #[derive(Clone, Copy)]
-struct Bytes {
-    data: *const u8,
-    row_bytes: usize,
+pub struct Bytes {
+    pub data: *const u8,
+    pub row_bytes: usize,
 }
 
 /// What a processor can do best for one type of sums, A: f32 or i32.
-struct Kernel<A: 'static> {
+pub struct Kernel<A: 'static> {
     /// Columns that a vector has.
-    lanes: usize,
+    pub lanes: usize,
     /// By vectors of columns, less one, and rows, less one.
-    tiles: [&'static [Tile<A>]; 2],
-    pack: Pack,
+    pub tiles: [&'static [Tile<A>]; 2],
+    pub pack: Pack,
+    /// What is quicker than a tile for a single row of X: no panel lies between W and the registers.
+    row: Option<Row<A>>,
 }
 
 /// Copies a part of a row, which is short: mostly of two vectors.
@@ -107,11 +119,8 @@ impl Operand<'_> {
         }
         match self.source {
             Source::Raw(data, row_bytes) => {
-                let bytes = row_bytes.min(range.end * 4) - range.start * 4;
-                let start = rows.start * row_bytes + range.start * 4;
-                assert!(rows.is_empty() || start + (rows.len() - 1) * row_bytes + bytes <= data.len());
-                let from = Bytes { data: data[start..].as_ptr(), row_bytes };
-                // SAFETY: the assertion has all bytes within `data`; the rest is the caller's contract.
+                let (from, bytes) = raw(data, row_bytes, rows.clone(), range);
+                // SAFETY: `raw` has all bytes within `data`; the rest is the caller's contract.
                 unsafe { pack(to, stride, from, rows.len(), bytes, self.flip) };
             }
             Source::Made(make) => MADE.with_borrow_mut(|made| {
@@ -128,9 +137,17 @@ impl Operand<'_> {
     }
 }
 
+/// The bytes of rows from dword `range.start` to `range.end`, and how many a row has of them.
+fn raw(data: &[u8], row_bytes: usize, rows: Range<usize>, range: Range<usize>) -> (Bytes, usize) {
+    let bytes = row_bytes.min(range.end * 4) - range.start * 4;
+    let start = rows.start * row_bytes + range.start * 4;
+    assert!(rows.is_empty() || start + (rows.len() - 1) * row_bytes + bytes <= data.len());
+    (Bytes { data: data[start..].as_ptr(), row_bytes }, bytes)
+}
+
 /// Dwords that begin at a cache line.
 #[derive(Default)]
-struct Buffer(Vec<Line>);
+pub struct Buffer(Vec<Line>);
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -138,11 +155,16 @@ struct Line([u32; 16]);
 
 impl Buffer {
     /// So many dwords, holding anything.
-    fn get(&mut self, len: usize) -> *mut u32 {
+    pub fn get(&mut self, len: usize) -> *mut u32 {
         if self.0.len() * 16 < len {
             self.0 = vec![Line([0; 16]); len.div_ceil(16)];
         }
         self.0.as_mut_ptr().cast()
+    }
+
+    pub fn slice(&mut self, len: usize) -> &mut [u32] {
+        // SAFETY: `get` has made room for them.
+        unsafe { std::slice::from_raw_parts_mut(self.get(len), len) }
     }
 }
 
@@ -265,6 +287,17 @@ fn multiply<A: Copy>(
     cols: Range<usize>,
     finish: &impl Fn(usize, &mut [A]),
 ) {
+    if let (1, Some(one), &Source::Raw(data, row_bytes)) = (strips.rows, kernel.row, &weight.source) {
+        let mut sums = [Line([0; GROUP]); 2];
+        for (group, sums) in (0..cols.len()).step_by(kernel.lanes).zip(&mut sums) {
+            let columns = cols.start + group..cols.end.min(cols.start + group + kernel.lanes);
+            let (w, bytes) = raw(data, row_bytes, columns.clone(), 0..weight.depth);
+            // SAFETY: a line holds a vector of sums, the strip of one row its `depth` dwords; kernels are chosen by what the processor has.
+            unsafe { one(sums.0.as_mut_ptr().cast(), strips.data, w, columns.len(), bytes) };
+        }
+        // SAFETY: dwords are sums, of which there are two vectors.
+        return finish(0, unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), cols.len()) });
+    }
     let vectors = cols.len().div_ceil(kernel.lanes);
     let (stride, depth) = (vectors * kernel.lanes, weight.depth);
     let step = if strips.count() == 1 { SHALLOW } else { DEPTH };

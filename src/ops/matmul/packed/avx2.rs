@@ -16,8 +16,8 @@ macro_rules! tiles {
     };
 }
 
-static F32: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile_f32), pack: portable::pack };
-static I16: Kernel<i32> = Kernel { lanes: LANES, tiles: tiles!(tile_i16), pack: portable::pack };
+static F32: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile_f32), pack: portable::pack, row: None };
+static I16: Kernel<i32> = Kernel { lanes: LANES, tiles: tiles!(tile_i16), pack: portable::pack, row: None };
 
 pub(super) fn f32() -> Option<&'static Kernel<f32>> {
     (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&F32)

@@ -31,9 +31,9 @@ macro_rules! tiles {
     };
 }
 
-static F32: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile_f32), pack };
-static BF16: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile_bf16), pack };
-static INT8: Kernel<i32> = Kernel { lanes: LANES, tiles: tiles!(tile_int8), pack };
+static F32: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile_f32), pack, row: Some(row_f32) };
+static BF16: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile_bf16), pack, row: Some(row_bf16) };
+static INT8: Kernel<i32> = Kernel { lanes: LANES, tiles: tiles!(tile_int8), pack, row: Some(row_int8) };
 
 fn basic() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
@@ -178,6 +178,116 @@ unsafe fn tile<O: Op, const R: usize, const C: usize>(
     }
 }
 
+/// See `Row`.
+///
+/// # Safety
+/// AVX-512 F and BW; the rest as of `row`.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn row_f32(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+    // SAFETY: the caller's contract is the same.
+    unsafe { row::<Fma>(sums.cast(), x, w, rows, bytes) }
+}
+
+/// See `Row`.
+///
+/// # Safety
+/// AVX-512 F, BW and BF16; the rest as of `row`.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn row_bf16(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+    // SAFETY: the caller's contract is the same.
+    unsafe { row::<Bf16>(sums.cast(), x, w, rows, bytes) }
+}
+
+/// What `tile` makes of one row, in the same order, from W as it lies: a block of sixteen by sixteen dwords goes from the registers that exchanged it
+/// straight into the sums.
+///
+/// # Safety
+/// AVX-512 F and BW. `sums` is a vector, `x` as many dwords as cover `bytes`, `w` as `pack` takes it; nothing else touches `sums`.
+#[inline(always)]
+unsafe fn row<O: Op>(sums: *mut __m512i, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+    let mut acc = _mm512_setzero_si512();
+    let whole = if rows == GROUP { bytes / 64 * 64 } else { 0 };
+    for start in (0..whole).step_by(64) {
+        // SAFETY: the blocks lie within `bytes` of the rows, and their dwords within x.
+        unsafe {
+            let block = transpose(load_whole(w, start));
+            for (i, &column) in block.iter().enumerate() {
+                acc = O::add(acc, _mm512_set1_epi32(*x.add(start / 4 + i) as i32), column);
+            }
+        }
+    }
+    for start in (whole..bytes).step_by(64) {
+        let n = 64.min(bytes - start);
+        // SAFETY: as above; a block ends where the bytes do.
+        unsafe {
+            let block = transpose(load(w, rows, start, n));
+            for (i, &column) in block.iter().enumerate().take(n.div_ceil(4)) {
+                acc = O::add(acc, _mm512_set1_epi32(*x.add(start / 4 + i) as i32), column);
+            }
+        }
+    }
+    // SAFETY: by the contract.
+    unsafe { _mm512_storeu_si512(sums, acc) };
+}
+
+/// See `Row`: sums of products of bytes are exact, in whatever order, so that W is read row by row.
+///
+/// # Safety
+/// AVX-512 F, BW and VNNI; `sums` is a vector, `x` as many dwords as cover `bytes`, `w` as `pack` takes it; nothing else touches `sums`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn row_int8(sums: *mut i32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+    /// Rows at a time.
+    const SOME: usize = 4;
+    let flip = _mm512_set1_epi8(-128);
+    for first in (0..rows).step_by(SOME) {
+        let mut acc = [_mm512_setzero_si512(); SOME];
+        for start in (0..bytes).step_by(64) {
+            let mask = !0u64 >> (64 - 64.min(bytes - start));
+            // SAFETY: masked loads read the `bytes` of x and of the rows alone. Beyond the last row that row is read again, and its sum dropped.
+            unsafe {
+                let x = _mm512_maskz_loadu_epi8(mask, x.cast::<i8>().add(start));
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let at = w.data.add((first + r).min(rows - 1) * w.row_bytes + start);
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
+                    let w = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, at.cast()), flip);
+                    *acc = _mm512_dpbusd_epi32(*acc, w, x);
+                }
+            }
+        }
+        for (r, acc) in acc.into_iter().enumerate().take(rows - first) {
+            // SAFETY: row first + r < rows, at most a vector of them.
+            unsafe { *sums.add(first + r) = _mm512_reduce_add_epi32(acc) };
+        }
+    }
+}
+
+/// Bytes that are asked for before they are read.
+const AHEAD: usize = 8192;
+
+/// Pairs of bf16, the first in the low half; beyond the end of x there are zeros. To nearest, ties to even, as the rounding in `float` but for subnormal
+/// numbers, which become the zeros that products take them for.
+///
+/// # Safety
+/// AVX-512 F and BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn round_pairs(to: &mut [u32], x: &[f32]) {
+    let pairs = to.len().min(x.len().div_ceil(2));
+    for start in (0..pairs).step_by(LANES / 2) {
+        let (n, left) = ((pairs - start).min(LANES / 2), (x.len() - 2 * start).min(LANES));
+        let (from, into) = (&x[2 * start..], &mut to[start..]);
+        // SAFETY: masked loads and stores touch the `left` numbers of x and the `n` pairs alone; the types are bits of one size.
+        unsafe {
+            let x = _mm512_maskz_loadu_ps(((1u32 << left) - 1) as __mmask16, from.as_ptr());
+            let pairs = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+            _mm512_mask_storeu_epi32(
+                into.as_mut_ptr().cast(),
+                ((1u32 << n) - 1) as __mmask16,
+                _mm512_castsi256_si512(pairs),
+            );
+        }
+    }
+}
+
 /// See `Pack`.
 ///
 /// # Safety
@@ -189,18 +299,8 @@ unsafe fn pack(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usi
     let last = bytes.div_ceil(4) - 1;
     for start in (0..bytes).step_by(64) {
         let n = 64.min(bytes - start);
-        let mask = !0u64 >> (64 - n);
-        let mut block = [_mm512_setzero_si512(); GROUP];
-        for (row, to) in block.iter_mut().enumerate().take(rows) {
-            let at = from.data.wrapping_add(row * from.row_bytes + start);
-            // The same of the next panel, two groups on; a prefetch beyond the end does no harm.
-            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(2 * GROUP * from.row_bytes).cast());
-            // SAFETY: `n` bytes of a row from `start` on, by the contract; a masked load reads no others.
-            *to = unsafe {
-                if n == 64 { _mm512_loadu_si512(at.cast()) } else { _mm512_maskz_loadu_epi8(mask, at.cast()) }
-            };
-        }
-        let block = transpose(block);
+        // SAFETY: `n` bytes of the rows from `start` on, by the contract.
+        let block = transpose(unsafe { load(from, rows, start, n) });
         for (i, &dwords) in block.iter().enumerate().take(n.div_ceil(4)) {
             let d = start / 4 + i;
             let dwords = _mm512_xor_si512(dwords, flip);
@@ -216,6 +316,44 @@ unsafe fn pack(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usi
             }
         }
     }
+}
+
+/// `n` bytes, at most 64, of each of `rows` rows from byte `start` on; the rest is zeros.
+///
+/// # Safety
+/// The bytes are there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn load(from: Bytes, rows: usize, start: usize, n: usize) -> [__m512i; GROUP] {
+    if (rows, n) == (GROUP, 64) {
+        // SAFETY: by the contract.
+        return unsafe { load_whole(from, start) };
+    }
+    let mask = !0u64 >> (64 - n);
+    let mut block = [_mm512_setzero_si512(); GROUP];
+    for (row, to) in block.iter_mut().enumerate().take(rows) {
+        // SAFETY: by the contract; a masked load reads no others.
+        *to = unsafe { _mm512_maskz_loadu_epi8(mask, from.data.add(row * from.row_bytes + start).cast()) };
+    }
+    block
+}
+
+/// The same of a whole block, and the next panel's is asked for.
+///
+/// # Safety
+/// GROUP rows have 64 bytes from `start` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn load_whole(from: Bytes, start: usize) -> [__m512i; GROUP] {
+    let mut block = [_mm512_setzero_si512(); GROUP];
+    for (row, to) in block.iter_mut().enumerate() {
+        let at = from.data.wrapping_add(row * from.row_bytes + start);
+        // Two groups on; a prefetch beyond the end does no harm.
+        _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(2 * GROUP * from.row_bytes).cast());
+        // SAFETY: by the contract.
+        *to = unsafe { _mm512_loadu_si512(at.cast()) };
+    }
+    block
 }
 
 /// Of sixteen by sixteen dwords: by pairs, by fours, and then 128 bits at a time.

@@ -10,14 +10,36 @@ use crate::tensor::Elements;
 
 /// How activations and weights are multiplied.
 #[derive(Clone, Copy)]
-pub(super) struct Method {
+pub struct Method {
     pub kernel: &'static Kernel<f32>,
     /// The kernel takes pairs of bf16.
     pub pairs: bool,
 }
 
+impl Method {
+    /// Dwords that so many numbers become.
+    pub fn dwords(self, n: usize) -> usize {
+        if self.pairs { n.div_ceil(2) } else { n }
+    }
+
+    /// Rounds numbers to bf16, as dwords that the kernel takes; of an odd number the last pair has a zero.
+    pub fn round(self, to: &mut [u32], x: &[f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.pairs {
+            // SAFETY: `methods` has pairs only where the processor has AVX-512 BF16.
+            return unsafe { super::avx512::round_pairs(to, x) };
+        }
+        round_singly(to, x);
+    }
+
+    /// The same of two rows, number by number: the first row's is the low half of a pair. Without pairs the second is not read.
+    pub fn round_rows(self, to: &mut [u32], low: &[f32], high: &[f32]) {
+        if self.pairs { round_rows(to, low, high) } else { round_singly(to, low) }
+    }
+}
+
 /// What this processor can do, the best first.
-pub(super) fn methods(bf16: bool) -> impl Iterator<Item = Method> {
+pub fn methods(bf16: bool) -> impl Iterator<Item = Method> {
     let method = |kernel| Method { kernel, pairs: false };
     #[cfg(target_arch = "x86_64")]
     let found = {
@@ -69,14 +91,14 @@ pub(super) fn products_by(
 ) {
     let Method { kernel, pairs } = method;
     let rounded = weights.iter().any(|(weight, _)| is_bf16(weight));
-    let depth = if pairs { k.div_ceil(2) } else { k };
+    let depth = method.dwords(k);
     assert!(x.len() == m * k && weights.iter().all(|(weight, n)| weight.len() == n * k), "products: sizes");
     let row_pairs = |row: usize, start: usize, to: &mut [u32]| {
         let x = &x[row * k..(row + 1) * k];
-        round_pairs(to, &x[2 * start..k.min(2 * (start + to.len()))]);
+        method.round(to, &x[2 * start..k.min(2 * (start + to.len()))]);
     };
     let row_rounded = |row: usize, start: usize, to: &mut [u32]| {
-        round_singly(to, &x[row * k + start..][..to.len()]);
+        method.round(to, &x[row * k + start..][..to.len()]);
     };
     let source = match (rounded, pairs) {
         (false, _) => Source::Raw(bytemuck::cast_slice(x), k * size_of::<f32>()),
@@ -116,23 +138,19 @@ fn round(x: f32) -> u32 {
 }
 
 vectorised! {
-    /// Pairs of bf16, the first in the low half; beyond the end of x there are zeros.
-    fn round_pairs(to: &mut [u32], x: &[f32]) {
-        let (whole, rest) = x.as_chunks::<2>();
-        for (to, pair) in to.iter_mut().zip(whole) {
-            *to = round(pair[0]) | round(pair[1]) << 16;
-        }
-        if let (Some(to), [x]) = (to.get_mut(whole.len()), rest) {
-            *to = round(*x);
+    /// bf16, widened again.
+    fn round_singly(to: &mut [u32], x: &[f32]) {
+        for (to, &x) in to.iter_mut().zip(x) {
+            *to = round(x) << 16;
         }
     }
 }
 
 vectorised! {
-    /// bf16, widened again.
-    fn round_singly(to: &mut [u32], x: &[f32]) {
-        for (to, &x) in to.iter_mut().zip(x) {
-            *to = round(x) << 16;
+    /// Pairs of bf16 from two rows, the first row's in the low half.
+    fn round_rows(to: &mut [u32], low: &[f32], high: &[f32]) {
+        for ((to, &low), &high) in to.iter_mut().zip(low).zip(high) {
+            *to = round(low) | round(high) << 16;
         }
     }
 }

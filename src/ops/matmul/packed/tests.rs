@@ -19,6 +19,7 @@ fn shapes() -> Vec<[usize; 3]> {
     let mut shapes: Vec<[usize; 3]> = (0..=30).map(|m| [m, 1 + m * 7 % 40, 1 + m * 5 % 37]).collect();
     shapes.extend((1..=66).map(|n| [2, n, 19]));
     shapes.extend((0..=70).map(|k| [3, 5, k]));
+    shapes.extend((0..=40).map(|n| [1, n, n * 17]));
     shapes.extend([[1, 3, 259], [15, 33, 1030], [3, 17, 2100], [1100, 9, 6], [700, 70, 33]]);
     shapes
 }
