@@ -255,3 +255,28 @@ fn an_output_is_never_an_input() {
     ends(at, 0, &[&select[..], &["parity.jsonl"]].concat());
     ends(at, 0, &[&score[..], &["--per-question", "scores.jsonl"]].concat());
 }
+
+/// The stages' own names, as the README has them, in a folder that is then given to a run or an ablation.
+#[test]
+fn a_run_does_not_take_the_place_of_files_that_it_has_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let plan = mpa::demo::inputs::Plan { pictures: 8, pairs: 2, held_out: 4, questions: 2, steps: 2 };
+    mpa::demo::inputs::prepare(&at.join("demo"), 1, plan).unwrap();
+    fs::write(at.join("demo/grid.toml"), "base = \"config.toml\"\n[grid]\nrule = [\"none\"]\n").unwrap();
+    for (args, name) in [
+        (&["run", "demo/config.toml"][..], "demo/parity.jsonl"),
+        (&["run", "demo/config.toml", "--out", "mine"], "mine/teacher.jsonl"),
+        (&["ablate", "demo/grid.toml", "--out", "grid"], "grid/results.csv"),
+    ] {
+        let own = at.join(name);
+        fs::create_dir_all(own.parent().unwrap()).unwrap();
+        fs::write(&own, "my own\n").unwrap();
+        let said = ends(at, 2, args);
+        assert!(said.contains(name) && said.contains("take another --out"), "{said}");
+        assert_eq!(fs::read_to_string(&own).unwrap(), "my own\n");
+        fs::remove_file(&own).unwrap();
+        ends(at, 0, args);
+        ends(at, 0, args);
+    }
+}

@@ -62,6 +62,9 @@ pub fn run(
     let pictures: Option<Vec<usize>> = grid.cells.iter().map(|cell| cell.pictures).collect();
     let home = fs::canonicalize(&grid.home).map_err(|e| Error::io(&grid.home, e))?;
     let inputs = if dry { home.clone() } else { out.join("inputs") };
+    if !dry {
+        folder::unmarked(out, "inputs", &["results.csv", "summary.md", "summary.tex", "plot-scores.svg"])?;
+    }
     let _held = if dry { None } else { Some(prepare(out, &home)?) };
     if !dry {
         inputs::compare(out, &grid)?;

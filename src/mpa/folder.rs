@@ -30,6 +30,18 @@ use crate::mpa::source::Source;
 /// What a run was started with, resolved; config.toml may be the user's own text.
 pub const STARTED: &str = "config.started.toml";
 
+/// What stages write beside it.
+const STAGES: [&str; 8] = [
+    "annotate.jsonl",
+    "teacher.jsonl",
+    "student.jsonl",
+    "parity.jsonl",
+    "rehearsal.jsonl",
+    "rejected.jsonl",
+    "select.json",
+    "summary.json",
+];
+
 /// What the stages took: the one file that is not the same when a run is repeated.
 pub const TIMES: &str = "times.json";
 
@@ -65,6 +77,7 @@ impl Folder {
             lock(file, &path)?;
         }
         compare(&path, source, &resolved)?;
+        unmarked(&path, STARTED, &STAGES)?;
         targets.link(&path)?;
         let text = resolved.to_toml()?;
         for name in ["config.toml", STARTED] {
@@ -156,6 +169,17 @@ impl Targets {
             }
         }
         Ok(())
+    }
+}
+
+/// An error if `folder` has one of these files, but not the one that is always written before them: they are somebody's own, and would be lost.
+pub(super) fn unmarked(folder: &Path, mark: &str, names: &[&str]) -> Result<()> {
+    match names.iter().map(|name| folder.join(name)).find(|file| file.exists()) {
+        Some(file) if !folder.join(mark).exists() => {
+            let what = format!("is there without {mark}, so it is not of such a folder: take another --out");
+            Err(Error::input(file, what))
+        }
+        _ => Ok(()),
     }
 }
 
