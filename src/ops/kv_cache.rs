@@ -59,9 +59,8 @@ impl Pages {
     ) -> Result<Pages> {
         let count = pages * PAGE;
         let shape = [count, kv_heads * head_size];
-        // Zeros come from the allocator, where `like` may take what other tensors have left.
         let floats = |shape: &[usize], dtype| match (like.gpu(), dtype) {
-            (None, _) => Ok(Tensor::zeros(shape)),
+            (None, _) => Ok(Tensor::zeros_fresh(shape)),
             (_, DType::F32) => like.like_f32(shape),
             _ => like.like(shape),
         };

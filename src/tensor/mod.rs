@@ -41,6 +41,11 @@ impl Tensor {
         Tensor { shape: shape.to_vec(), storage: Storage::F32(vec![0.0; shape.iter().product()].into()) }
     }
 
+    /// The same for what may be written only in part: no memory is taken for the rest.
+    pub fn zeros_fresh(shape: &[usize]) -> Self {
+        Tensor { shape: shape.to_vec(), storage: Storage::F32(Floats::fresh(shape.iter().product())) }
+    }
+
     /// A tensor of `shape` on the device that holds `self`, holding anything: how model code makes its activations. In main memory these are f32, on a
     /// GPU they have the type of `self`.
     pub fn like(&self, shape: &[usize]) -> Result<Self> {

@@ -4,6 +4,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
+use memmap2::MmapMut;
+
 /// Elements below which the allocator is quick enough.
 const SMALL: usize = 16 * 1024;
 /// Elements that are kept, all in all: of some layers of a small model.
@@ -14,15 +16,46 @@ static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 /// Floats. Those of activations go back to the pool, if they are many; what came from elsewhere, weights above all, is freed.
 #[derive(Clone)]
 pub(super) struct Floats {
-    data: Vec<f32>,
+    data: Data,
     recycled: bool,
+}
+
+enum Data {
+    Own(Vec<f32>),
+    /// Pages that the system gave for this alone.
+    Fresh(MmapMut),
+}
+
+impl Clone for Data {
+    fn clone(&self) -> Data {
+        Data::Own(self.to_vec())
+    }
+}
+
+impl Deref for Data {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Data::Own(data) => data,
+            Data::Fresh(pages) => bytemuck::cast_slice(pages),
+        }
+    }
 }
 
 impl Floats {
     /// So many, holding anything.
     pub fn stale(len: usize) -> Floats {
         let recycled = len >= SMALL;
-        Floats { data: if recycled { take(len) } else { vec![0.0; len] }, recycled }
+        Floats { data: Data::Own(if recycled { take(len) } else { vec![0.0; len] }), recycled }
+    }
+
+    /// So many zeros, each page of which takes memory from when it is first written on. The allocator gives such pages as well, but not for what it has had
+    /// back before: that it clears, and so writes, at once.
+    pub fn fresh(len: usize) -> Floats {
+        match MmapMut::map_anon(len * size_of::<f32>()) {
+            Ok(pages) if len >= SMALL => Floats { data: Data::Fresh(pages), recycled: false },
+            _ => vec![0.0; len].into(),
+        }
     }
 }
 
@@ -46,11 +79,12 @@ fn take(len: usize) -> Vec<f32> {
 
 impl Drop for Floats {
     fn drop(&mut self) {
-        if !self.recycled || self.data.len() > KEPT {
+        let Data::Own(data) = &mut self.data else { return };
+        if !self.recycled || data.len() > KEPT {
             return;
         }
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.push(std::mem::take(&mut self.data));
+        pool.push(std::mem::take(data));
         // The oldest go: their sizes are no longer asked for.
         let mut total: usize = pool.iter().map(Vec::len).sum();
         let surplus = pool.iter().take_while(|kept| {
@@ -67,7 +101,7 @@ impl Drop for Floats {
 
 impl From<Vec<f32>> for Floats {
     fn from(data: Vec<f32>) -> Floats {
-        Floats { data, recycled: false }
+        Floats { data: Data::Own(data), recycled: false }
     }
 }
 
@@ -80,7 +114,10 @@ impl Deref for Floats {
 
 impl DerefMut for Floats {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        match &mut self.data {
+            Data::Own(data) => data,
+            Data::Fresh(pages) => bytemuck::cast_slice_mut(pages),
+        }
     }
 }
 
@@ -109,6 +146,19 @@ mod tests {
         drop(Floats::from(vec![0.0; KEPT]));
         assert_eq!(kept(), most, "what was not taken from the pool does not go there");
         assert!(POOL.lock().unwrap().iter().map(Vec::len).sum::<usize>() <= KEPT);
+    }
+
+    #[test]
+    fn fresh_ones_are_zeros_of_their_own() {
+        for len in [0, 1, SMALL - 1, SMALL, SMALL + 1, 5 * SMALL + 3] {
+            let mut fresh = Floats::fresh(len);
+            assert_eq!(fresh.len(), len);
+            assert!(fresh.iter().all(|x| x.to_bits() == 0));
+            fresh.fill(2.0);
+            let mut copy = fresh.clone();
+            copy.fill(3.0);
+            assert!(fresh.iter().all(|&x| x == 2.0) && copy.iter().all(|&x| x == 3.0));
+        }
     }
 
     #[test]

@@ -15,25 +15,27 @@ thread_local! {
     static BUSY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Says that a step is over, however it ends.
-struct Done(Arc<AtomicBool>);
+/// A step that this thread runs. It is over when this is dropped, however the step ends.
+struct Step {
+    over: Arc<AtomicBool>,
+    /// What the thread was before.
+    busy: bool,
+}
 
-impl Drop for Done {
+impl Drop for Step {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.over.store(true, Ordering::Relaxed);
+        BUSY.set(self.busy);
     }
 }
 
 /// Runs `step` on a thread of the pool, while the others look for work all the time.
 pub(super) fn run<T: Send>(step: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| {
-        let done = Done(Arc::default());
-        let over = Arc::clone(&done.0);
-        let before = BUSY.replace(true);
+        let running = Step { over: Arc::default(), busy: BUSY.replace(true) };
+        let over = Arc::clone(&running.over);
         rayon::spawn_broadcast(move |_| wait(&over));
-        let outcome = step();
-        BUSY.set(before);
-        outcome
+        step()
     })
 }
 
@@ -54,4 +56,33 @@ fn wait(over: &AtomicBool) {
         }
     }
     BUSY.set(false);
+}
+
+#[cfg(test)]
+mod tests {
+    use rayon::prelude::*;
+
+    /// Many short loops, as a step has.
+    fn step(seed: u64) -> u64 {
+        (0..200u64).map(|i| (0..64u64).into_par_iter().map(|j| i * j + seed).sum::<u64>()).sum()
+    }
+
+    #[test]
+    fn steps_at_once_and_within_each_other_wait_for_none() {
+        let want: Vec<u64> = (0..4).map(step).collect();
+        let got = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|seed| scope.spawn(move || super::run(|| step(seed)))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert_eq!(got, want);
+        let within: Vec<u64> =
+            super::run(|| (0..4).into_par_iter().map(|s| super::run(|| step(s))).collect());
+        assert_eq!(within, want);
+    }
+
+    #[test]
+    fn a_step_that_fails_ends_as_well() {
+        assert!(std::panic::catch_unwind(|| super::run(|| panic!("a step"))).is_err());
+        assert_eq!(super::run(|| step(1)), step(1));
+    }
 }
