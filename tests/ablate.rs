@@ -107,6 +107,38 @@ fn shared_stages_run_once_and_kills_and_jobs_change_nothing() {
     same(&home.path().join("killed"), &whole);
 }
 
+/// The cell that annotates has the teacher answer its questions meanwhile, one that asks in another way afterwards: whoever comes first, the stages
+/// are the same to the byte, killed or not.
+#[test]
+fn the_teacher_answers_while_it_annotates_or_afterwards() {
+    let prompts = ["{question}", "{question} In a word."];
+    let grid = |[a, b]: [&str; 2]| {
+        format!("base = \"demo/config.toml\"\n[grid]\nrule = \"exact\"\n\"predict.prompt\" = [\"{a}\", \"{b}\"]\n")
+    };
+    let home = home(&grid(prompts));
+    let begun = Instant::now();
+    let mut loud = Command::new(env!("CARGO_BIN_EXE_mpa"));
+    let output = loud.current_dir(home.path()).args(["ablate", "grid.toml", "--out", "one"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let took = begun.elapsed();
+    let one = home.path().join("one/stages");
+    let counted = kinds(&home.path().join("one"));
+    assert_eq!((counted["annotate"], counted["predict"]), (1, 4));
+    // To evaluate it, to annotate and answer meanwhile, and to answer in the other way.
+    let loaded = said.lines().filter(|line| line.contains("loading") && line.contains("teacher")).count();
+    assert_eq!(loaded, 3, "{said}");
+
+    std::fs::write(home.path().join("grid.toml"), grid([prompts[1], prompts[0]])).unwrap();
+    assert!(ablate(home.path(), "other", &[]).status.success());
+    same(&home.path().join("other/stages"), &one);
+
+    let kills = kills::until_done(took, 0.05, || command(home.path(), "killed", &[]).spawn().unwrap());
+    assert!(kills >= 3, "killed {kills} times only");
+    assert!(ablate(home.path(), "killed", &["--jobs", "2"]).status.success());
+    same(&home.path().join("killed/stages"), &one);
+}
+
 #[test]
 fn pictures_rounds_and_labels() {
     let home = home(

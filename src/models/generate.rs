@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::models::engine::{Exchange, Limits, Next, Prepared, Spent};
+use crate::models::engine::{DRAFT, Exchange, Limits, Next, Prepared, Spent};
 use crate::models::image::{Rgb, Tiles};
 use crate::models::prompt::Message;
 use crate::models::rope;
@@ -27,7 +27,8 @@ pub struct Request {
     /// Sample i draws from a stream that depends on (seed, i) and nothing else.
     pub seed: u64,
     /// What the model might answer. It goes through the model with the prompt, so that a greedy answer that begins alike costs no steps for what
-    /// is alike, and is the same as without; and `Completion::draft_logprob` says how likely it is.
+    /// is alike, and is the same as without; and `Completion::draft_logprob` says how likely it is. With the end of the turn it has up to
+    /// `engine::DRAFT` tokens; a longer one counts as none.
     pub draft: Option<String>,
 }
 
@@ -93,7 +94,7 @@ impl Vlm {
         if let Some(draft) = &request.draft {
             let (whole, start) = self.encode_answered(&request.messages, &grids, draft)?;
             // Where the tokenizer merges across the seam the prompt is another one.
-            if start == prompt && whole.len() <= most {
+            if start == prompt && whole.len() <= most.min(prompt + DRAFT) {
                 ids = whole;
             }
         }

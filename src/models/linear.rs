@@ -20,6 +20,7 @@ pub struct Linear {
 }
 
 /// y += scale * (dropout(x) A^T) B^T
+#[derive(Clone)]
 pub struct Lora {
     pub a: Param, // [R, K]
     pub b: Param, // [N, R]
@@ -62,6 +63,14 @@ pub struct LinearSaved {
 
 /// Called with the module's name and the layer.
 pub type VisitLinear<'a> = &'a mut dyn FnMut(&str, &mut Linear);
+
+/// Not what a calibration has seen so far.
+impl Clone for Linear {
+    fn clone(&self) -> Self {
+        let Linear { weight, bias, lora, seen: _ } = self;
+        Linear { weight: weight.clone(), bias: bias.clone(), lora: lora.clone(), seen: None }
+    }
+}
 
 impl Linear {
     /// `name.weight` [n, k] and, with `bias`, `name.bias` [n].

@@ -7,6 +7,7 @@ use crate::models::weights::Weights;
 use crate::ops::{layer_norm, rms_norm};
 use crate::tensor::Tensor;
 
+#[derive(Clone)]
 pub struct LayerNorm {
     weight: Param, // [C]
     bias: Param,   // [C]
@@ -68,6 +69,7 @@ impl LayerNorm {
     }
 }
 
+#[derive(Clone)]
 pub struct RmsNorm {
     weight: Param, // [C]
     eps: f32,

@@ -1,10 +1,13 @@
 //! A weight, and the place of its gradient if it is trained.
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::models::weights::Weights;
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Device, Gpu, Tensor};
 
 /// A weight of a model. `slot` is its index in `Grads` while it is trained; `None` is frozen.
+#[derive(Clone)]
 pub struct Param {
     /// f32 while it is trained: what the optimizer changes.
     pub value: Tensor,
@@ -43,6 +46,13 @@ impl Param {
         } else {
             self.value = rounded;
         }
+        Ok(())
+    }
+
+    /// Puts memory of the same size on `gpu`, holding anything, in the place of what it has.
+    pub fn make_blank(&mut self, gpu: &Arc<Gpu>) -> Result<()> {
+        self.value = self.value.blank_on(gpu)?;
+        self.rounded = self.rounded.as_ref().map(|rounded| rounded.blank_on(gpu)).transpose()?;
         Ok(())
     }
 

@@ -13,9 +13,10 @@ use crate::models::weights::Weights;
 use crate::ops::patch_embed::Pixels;
 use crate::tensor::Tensor;
 
-/// Patches that go through the vision tower in one pass: bounds the memory of its activations.
-const PATCHES_PER_PASS: usize = 16 * 1024;
+/// Patches that go through the vision tower in one pass, unless told otherwise.
+pub const PATCHES_PER_PASS: usize = 16 * 1024;
 
+#[derive(Clone)]
 pub struct VisionSide {
     pub images: ImageProcessor,
     pub tower: Vision,
@@ -59,15 +60,15 @@ impl VisionSide {
         }
     }
 
-    /// Features of each picture; the vision tower runs over many at once.
-    pub fn features(&self, pictures: &[&Tiles]) -> Result<Vec<Tensor>> {
+    /// Features of each picture; the vision tower runs over many at once, up to `most` patches, which bounds the memory of its activations.
+    pub fn features(&self, pictures: &[&Tiles], most: usize) -> Result<Vec<Tensor>> {
         let mut features = Vec::with_capacity(pictures.len());
         let mut rest = pictures;
         while !rest.is_empty() {
             let (mut patches, mut count) = (0, 0);
             for picture in rest {
                 patches += self.tower.patches(&picture.pixels)?;
-                if count > 0 && patches > PATCHES_PER_PASS {
+                if count > 0 && patches > most {
                     break;
                 }
                 count += 1;
@@ -84,6 +85,21 @@ impl VisionSide {
             rest = later;
         }
         Ok(features)
+    }
+
+    pub fn patches(&self, picture: &Tiles) -> Result<usize> {
+        self.tower.patches(&picture.pixels)
+    }
+
+    /// Of the largest picture that there can be.
+    pub fn most_patches(&self) -> usize {
+        self.images.most_pixels() / self.tower.patch_size().pow(2)
+    }
+
+    /// A picture without content that has `patches` patches, or up to what makes its tiles, or tokens, whole.
+    pub(super) fn blank(&self, patches: usize) -> Result<Tiles> {
+        let pixels = self.images.blank(patches * self.tower.patch_size().pow(2))?;
+        Ok(Tiles { rows: 0, cols: 0, pixels })
     }
 
     /// An adapter counts as trained.

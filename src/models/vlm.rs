@@ -14,7 +14,7 @@ use crate::models::param::{Param, VisitParam};
 use crate::models::prompt::{Content, Message, Placeholders, Prompter};
 use crate::models::rope::Position;
 use crate::models::text::Text;
-use crate::models::vision_side::VisionSide;
+use crate::models::vision_side::{PATCHES_PER_PASS, VisionSide};
 use crate::models::weights::{self, Weights};
 use crate::ops::attention::{PagedSpans, Span};
 use crate::ops::embedding;
@@ -138,7 +138,7 @@ impl Vlm {
 
     /// Features of each picture, [F, C]; the vision tower runs over many at once.
     pub fn features(&self, pictures: &[&Tiles]) -> Result<Vec<Tensor>> {
-        if pictures.is_empty() { Ok(Vec::new()) } else { self.vision()?.features(pictures) }
+        if pictures.is_empty() { Ok(Vec::new()) } else { self.vision()?.features(pictures, PATCHES_PER_PASS) }
     }
 
     /// Where each token is, and where the one behind them will be: one after the other; with M-RoPE the tokens of a picture, whose grid is the

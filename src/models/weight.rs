@@ -11,6 +11,7 @@ use crate::tensor::{DType, Tensor};
 /// What stands behind a layer's name in a checkpoint, for the scales of its weight.
 pub(super) const SCALE: &str = "weight_scale";
 
+#[derive(Clone)]
 pub enum Weight {
     Dense(Param), // [N, K]
     Int8 {

@@ -93,6 +93,11 @@ impl Tensor {
         }
     }
 
+    /// One of the same shape and type on `gpu`, holding anything.
+    pub(crate) fn blank_on(&self, gpu: &Arc<Gpu>) -> Result<Self> {
+        Tensor::on_gpu(gpu, &self.shape, self.dtype())
+    }
+
     /// On a GPU, holding anything.
     fn on_gpu(gpu: &Arc<Gpu>, shape: &[usize], dtype: DType) -> Result<Self> {
         let buffer = gpu.alloc(shape.iter().product::<usize>() * dtype.size())?;

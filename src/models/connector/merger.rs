@@ -12,6 +12,7 @@ use crate::tensor::Tensor;
 const NORM: &str = "model.visual.merger.ln_q";
 const FC: [&str; 2] = ["model.visual.merger.mlp.0", "model.visual.merger.mlp.2"];
 
+#[derive(Clone)]
 pub(super) struct Merger {
     norm: LayerNorm,
     fc1: Linear, // [C_vision * s * s, C_vision * s * s]

@@ -15,12 +15,14 @@ use crate::models::param::{Grads, VisitParam};
 use crate::models::weights::Weights;
 use crate::tensor::Tensor;
 
+#[derive(Clone)]
 pub struct Connector {
     kind: Kind,
     merge: usize,
 }
 
 #[allow(clippy::large_enum_variant)] // There is one in a model.
+#[derive(Clone)]
 enum Kind {
     PixelShuffle(PixelShuffle),
     Merger(Merger),

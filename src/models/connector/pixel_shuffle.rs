@@ -10,6 +10,7 @@ use crate::tensor::Tensor;
 
 const PROJECTION: &str = "model.connector.modality_projection.proj";
 
+#[derive(Clone)]
 pub(super) struct PixelShuffle {
     projection: Linear, // [C, C_vision * s * s]
     factor: usize,      // s

@@ -101,6 +101,11 @@ impl Entry {
         }
     }
 
+    /// Whether features of its pictures have still to go through the model.
+    pub fn wants_pictures(&self) -> bool {
+        self.done < self.prompt.pictures
+    }
+
     /// Whether its prompt has still to go through the model.
     pub fn is_new(&self) -> bool {
         self.done < self.prompt.ids.len()

@@ -1,25 +1,21 @@
 //! The cache of keys and values: how large it may be, and who has which of its pages. A request is let in only with pages for all that it may
 //! take, so that none runs out half-way.
 
+use super::Limits;
 use super::entry::Prepared;
 use super::pool::Pool;
+use super::room::Room;
 use crate::error::{Error, Result};
 use crate::models::text::KvCache;
 use crate::models::vlm::Vlm;
 use crate::ops::kv_cache::PAGE;
-
-/// Main memory for keys and values.
-const CACHE_BYTES: usize = 2 << 30;
 
 pub(super) struct Memory {
     cache: Option<KvCache>,
     pool: Pool,
     /// Pages that were wanted when it was made; the device may have had room for fewer.
     wanted: usize,
-    /// The most that it may have.
-    most: usize,
-    /// Of all layers' keys and values.
-    page_bytes: usize,
+    pub room: Room,
 }
 
 /// Pages that a request takes.
@@ -29,11 +25,14 @@ pub(super) struct Needs {
     /// The first of these, that all of them share: those full of the prompt.
     common: usize,
     samples: usize,
+    /// Tokens of each completion, with the prompt.
+    rows: usize,
 }
 
 impl Needs {
     pub fn new(prompt: &Prepared, samples: usize) -> Needs {
-        Needs { each: prompt.rows().div_ceil(PAGE), common: prompt.prompt / PAGE, samples }
+        let rows = prompt.rows();
+        Needs { each: rows.div_ceil(PAGE), common: prompt.prompt / PAGE, samples, rows }
     }
 
     fn total(&self) -> usize {
@@ -42,15 +41,15 @@ impl Needs {
 }
 
 impl Memory {
-    pub fn new(vlm: &Vlm, bytes: Option<usize>) -> Result<Memory> {
-        let room = match vlm.text.gpu() {
-            None => CACHE_BYTES,
-            // The other half is for activations.
-            Some(gpu) => gpu.free_memory()? / 2,
-        };
-        let page_bytes = PAGE * vlm.text.cache_bytes(vlm.pages);
-        let most = bytes.unwrap_or(room) / page_bytes.max(1);
-        Ok(Memory { cache: None, pool: Pool::default(), wanted: 0, most, page_bytes })
+    pub fn new(vlm: &Vlm, limits: Limits) -> Result<Memory> {
+        Ok(Memory { cache: None, pool: Pool::default(), wanted: 0, room: Room::new(vlm, limits)? })
+    }
+
+    /// Without a cache, and with room for other limits. Nobody has pages.
+    pub fn renew(&mut self, vlm: &Vlm, limits: Limits) -> Result<()> {
+        self.cache = None;
+        *self = Memory::new(vlm, limits)?;
+        Ok(())
     }
 
     pub fn get(&mut self) -> Result<&mut KvCache> {
@@ -69,10 +68,11 @@ impl Memory {
         idle: bool,
     ) -> Result<Option<Vec<Vec<u32>>>> {
         let total = needs.total();
-        if total > self.most {
-            return Err(Error::OutOfMemory { wanted: total * self.page_bytes, in_use: 0 });
+        let Room { pages: most, page_bytes, longest, .. } = self.room;
+        if total > most || needs.rows > longest {
+            return Err(Error::OutOfMemory { wanted: total * page_bytes, in_use: 0 });
         }
-        let wanted = total.saturating_mul(1 + others).min(self.most);
+        let wanted = total.saturating_mul(1 + others).min(most);
         if self.pool.pages() < total || 2 * self.wanted < wanted {
             if !idle {
                 return Ok(None);

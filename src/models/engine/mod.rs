@@ -5,7 +5,8 @@
 //! Exchange::next -> admit: cache pages for all it may take -> prefill.rs: a pass over prompts -> decode.rs: steps -> Exchange::done
 //! ```
 //!
-//! `entry.rs` is a request under way, `prefix.rs` what it may go on from, `memory.rs` the cache, and `pool.rs` who has which of its pages.
+//! `entry.rs` is a request under way, `prefix.rs` what it may go on from, `memory.rs` the cache, and `pool.rs` who has which of its pages. How
+//! large passes and the cache may be says `room.rs`, for which `rehearsal.rs` counts what the largest passes take.
 
 mod awake;
 mod decode;
@@ -14,6 +15,8 @@ mod memory;
 mod pool;
 mod prefill;
 mod prefix;
+mod rehearsal;
+mod room;
 
 use std::collections::VecDeque;
 use std::ops::AddAssign;
@@ -25,9 +28,11 @@ use self::entry::Entry;
 pub(super) use self::entry::Prepared;
 use self::memory::{Memory, Needs};
 use self::prefix::{Prefix, Related};
+pub use self::room::{DRAFT, Room};
 use crate::error::{Error, Result};
 use crate::models::generate::{Completion, Request};
 use crate::models::image::Tiles;
+use crate::models::vision_side::PATCHES_PER_PASS;
 use crate::models::vlm::Vlm;
 use crate::ops::sample::{self, Draw};
 use crate::random;
@@ -57,13 +62,20 @@ pub struct Limits {
     pub completions: usize,
     /// Tokens of prompts in a pass: bounds the memory of its activations. A longer prompt takes several passes, with decode steps of others between.
     pub pass_tokens: usize,
-    /// Of the cache of keys and values; none: 2 GiB of main memory, or half of a GPU's that is free.
+    /// Patches of pictures in a pass through the vision tower; a single picture may have more.
+    pub pass_patches: usize,
+    /// Of the cache of keys and values; none: 2 GiB of main memory, or what the largest passes leave of a GPU's.
     pub cache_bytes: Option<usize>,
 }
 
 impl Limits {
     pub fn completions(completions: usize) -> Limits {
-        Limits { completions, pass_tokens: 8 * 1024, cache_bytes: None }
+        Limits { completions, pass_tokens: 8 * 1024, pass_patches: PATCHES_PER_PASS, cache_bytes: None }
+    }
+
+    fn at_least_one(self) -> Limits {
+        let (completions, pass_tokens) = (self.completions.max(1), self.pass_tokens.max(1));
+        Limits { completions, pass_tokens, ..self }
     }
 }
 
@@ -84,6 +96,8 @@ pub struct Spent {
     pub decode: Duration,
     pub steps: usize,
     pub new_tokens: usize,
+    /// How often memory did not do, which had been foretold to do, and what was under way began again.
+    pub restarts: usize,
 }
 
 impl AddAssign for Spent {
@@ -125,17 +139,21 @@ pub(super) struct Engine<'a> {
 }
 
 impl Vlm {
+    /// How large passes and cache would be in `answer`, and what they take of a GPU.
+    pub fn room(&self, limits: Limits) -> Result<Room> {
+        Room::new(self, limits.at_least_one())
+    }
+
     /// Answers what comes.
     pub fn answer(&self, limits: Limits, exchange: &mut dyn Exchange) -> Result<Spent> {
-        let (completions, pass_tokens) = (limits.completions.max(1), limits.pass_tokens.max(1));
-        let limits = Limits { completions, pass_tokens, ..limits };
+        let cache = Memory::new(self, limits.at_least_one())?;
         let mut engine = Engine {
             vlm: self,
-            cache: Memory::new(self, limits.cache_bytes)?,
+            limits: cache.room.limits,
+            cache,
             decoder: Decoder::default(),
             entries: Vec::new(),
             waiting: VecDeque::new(),
-            limits,
             taken: 0,
             ended: false,
             features: Vec::new(),
@@ -234,6 +252,9 @@ impl Engine<'_> {
         // As many prompts again may be kept.
         let others = if request.tiles.is_empty() { others } else { 2 * others + 1 };
         let needs = Needs::new(prompt, request.samples);
+        if !self.has_room(request)? || !self.serves(request.samples)? {
+            return Ok(None);
+        }
         loop {
             let Related { from, pages } = self.related(request, prompt);
             let idle = self.entries.is_empty() && self.kept.is_empty();
@@ -243,6 +264,26 @@ impl Engine<'_> {
                 None => return Ok(None),
             }
         }
+    }
+
+    /// Whether there is room for steps of so many completions, which a single request may want more of than there are to be otherwise; false if
+    /// others have to be answered first.
+    fn serves(&mut self, samples: usize) -> Result<bool> {
+        if self.vlm.text.gpu().is_none() || samples <= self.cache.room.limits.completions {
+            return Ok(true);
+        }
+        while self.give_up_one() {}
+        if !self.entries.is_empty() {
+            return Ok(false);
+        }
+        self.decoder = Decoder::default();
+        self.cache.renew(self.vlm, Limits { completions: samples, ..self.limits })?;
+        let Room { limits, passes, .. } = self.cache.room;
+        self.limits = Limits { completions: self.limits.completions.min(limits.completions), ..limits };
+        if limits.completions < samples {
+            return Err(Error::OutOfMemory { wanted: passes, in_use: 0 });
+        }
+        Ok(true)
     }
 
     fn advance(&mut self) -> Result<()> {
@@ -266,18 +307,21 @@ impl Engine<'_> {
             features.iter().find(|(known, _)| Arc::ptr_eq(known, tiles)).map(|(_, f)| Arc::clone(f))
         };
         let mut new: Vec<Arc<Tiles>> = Vec::new();
-        for tiles in self.entries.iter().filter(|e| e.done == 0).flat_map(|e| &e.request.tiles) {
+        // One that goes on from another has its pictures from there.
+        let is_new = |e: &&Entry| e.done == 0 && e.from.is_none();
+        for tiles in self.entries.iter().filter(is_new).flat_map(|e| &e.request.tiles) {
             if known(&self.features, tiles).is_none() && !new.iter().any(|n| Arc::ptr_eq(n, tiles)) {
                 new.push(Arc::clone(tiles));
             }
         }
         if !new.is_empty() {
-            let features = self.vlm.features(&new.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+            let pictures: Vec<&Tiles> = new.iter().map(AsRef::as_ref).collect();
+            let features = self.vlm.vision()?.features(&pictures, self.limits.pass_patches)?;
             self.vlm.text.gpu().map_or(Ok(()), |gpu| gpu.synchronize())?;
             self.spent.pictures += new.len();
             self.features.extend(new.into_iter().zip(features.into_iter().map(Arc::new)));
         }
-        for entry in self.entries.iter_mut().filter(|e| e.done == 0 && e.features.is_empty()) {
+        for entry in self.entries.iter_mut().filter(|e| is_new(&&**e) && e.features.is_empty()) {
             entry.features = entry.request.tiles.iter().filter_map(|t| known(&self.features, t)).collect();
         }
         Ok(())
@@ -352,6 +396,7 @@ impl Engine<'_> {
 
     /// The device's memory did not do: all that is under way begins again, half as many at a time; a single one is given up.
     fn retreat(&mut self, exchange: &mut dyn Exchange, error: Error) -> Result<()> {
+        self.spent.restarts += 1;
         let entries = std::mem::take(&mut self.entries);
         self.decoder = Decoder::default();
         self.features.clear();

@@ -6,7 +6,7 @@ use super::Engine;
 use crate::error::Result;
 use crate::models::generate::Request;
 use crate::models::linear::Pass;
-use crate::models::text;
+use crate::models::text::{self, Text};
 use crate::models::vlm::{Prompt, Vlm};
 use crate::ops::attention::{PagedSpans, Span};
 use crate::ops::embedding;
@@ -24,7 +24,7 @@ struct Piece {
 
 /// What the model makes of a draft.
 #[derive(Clone, Copy, Default)]
-struct Verdict {
+pub(super) struct Verdict {
     /// Tokens that it would have written itself.
     accepted: usize,
     logprob: Option<f64>,
@@ -37,7 +37,7 @@ impl Engine<'_> {
         if pieces.is_empty() {
             return Ok(false);
         }
-        let (mut positions, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut positions, mut rows) = (Vec::new(), Vec::new());
         let (mut spans, mut tables, mut parts, mut first) = (vec![], vec![], vec![], vec![]);
         for piece in &pieces {
             let entry = &mut self.entries[piece.entry];
@@ -48,40 +48,43 @@ impl Engine<'_> {
             positions.extend_from_slice(&entry.prompt.positions[piece.tokens.clone()]);
             rows.extend(piece.tokens.clone().map(|token| text::row(table, token)));
             if end == entry.prompt.ids.len() {
-                first.push((piece.entry, last.len()));
-                last.extend((before + len - 1 - entry.prompt.draft().len()..before + len).map(|r| r as u32));
+                let draft = entry.prompt.draft().len();
+                first.push((piece.entry, (before + len - 1 - draft) as u32..(before + len) as u32));
             }
             parts.push(embed(self.vlm, entry, piece.tokens.clone())?);
         }
-        let x = match &parts[..] {
-            [only] => only.clone(),
-            many => Tensor::concat(&many.iter().collect::<Vec<_>>())?,
-        };
+        let x = joined(parts)?;
         let (text, spans) = (&self.vlm.text, PagedSpans::new(spans, tables));
         let x = text.forward_cached(x, &positions, &rows.into(), &spans, self.cache.get()?)?;
         for piece in &pieces {
-            self.entries[piece.entry].done = piece.tokens.end;
+            let entry = &mut self.entries[piece.entry];
+            entry.done = piece.tokens.end;
+            if !entry.wants_pictures() {
+                (entry.features, entry.embedded) = (Vec::new(), None);
+            }
             self.spent.prompt_tokens += piece.tokens.len();
         }
         // Before an entry that others go on from can be finished.
         self.inherit()?;
-        if !first.is_empty() {
-            let last = Indices::from(last);
-            let mut picked = x.like(&[last.len(), x.cols()])?;
-            embedding::forward(&mut picked, &last, &x)?;
-            let (logits, _) = text.logits(picked, Pass::Infer)?;
-            self.begin(&logits, &first)?;
+        let mut first = &first[..];
+        while !first.is_empty() {
+            let (now, later) = first.split_at(together(first, self.cache.room.logit_rows()));
+            let rows = now.iter().flat_map(|(_, rows)| rows.clone()).collect();
+            self.begin(&pass_logits(text, &x, rows)?, now)?;
+            first = later;
         }
         Ok(true)
     }
 
-    /// What the next pass takes, in the order of the entries.
+    /// What the next pass takes, in the order of the entries: so many tokens, which see so many keys.
     fn pieces(&self) -> Vec<Piece> {
         let (mut pieces, mut tokens, most) = (Vec::new(), 0, self.limits.pass_tokens);
+        let (mut keys, most_keys) = (0, self.cache.room.keys());
         for (i, entry) in self.entries.iter().enumerate().filter(|(_, e)| e.is_new() && e.from.is_none()) {
             let end = piece_end(&entry.prompt, entry.done, most);
             tokens += end - entry.done;
-            if tokens > most && !pieces.is_empty() {
+            keys += end.next_multiple_of(PAGE);
+            if (tokens > most || keys > most_keys) && !pieces.is_empty() {
                 break;
             }
             pieces.push(Piece { entry: i, tokens: entry.done..end });
@@ -89,8 +92,14 @@ impl Engine<'_> {
         pieces
     }
 
-    /// Starts the completions of the entries of `first`, whose logits begin at the row beside them.
-    fn begin(&mut self, logits: &Tensor, first: &[(usize, usize)]) -> Result<()> {
+    /// Starts the completions of the entries of `first`: as many rows of the logits are theirs, one after the other, as stand beside them.
+    fn begin(&mut self, logits: &Tensor, first: &[(usize, Range<u32>)]) -> Result<()> {
+        let starts = first.iter().scan(0, |next, (e, rows)| {
+            let start = *next;
+            *next += rows.len();
+            Some((*e, start))
+        });
+        let first: Vec<(usize, usize)> = starts.collect();
         let prompts: Vec<_> = first.iter().map(|&(e, row)| (&self.entries[e].prompt, row)).collect();
         let verdicts = verify(logits, &prompts)?;
         let (mut drafts, mut rows) = (Vec::new(), Vec::new());
@@ -103,7 +112,6 @@ impl Engine<'_> {
             };
             entry.logprob = verdict.logprob;
             entry.begin(accepted, |id| ends.contains(id));
-            entry.embedded = None;
             // What is behind the prompt's full pages.
             let rest = entry.prompt.prompt / PAGE * PAGE..entry.prompt.ids.len();
             for c in 0..entry.completions.len() {
@@ -118,6 +126,32 @@ impl Engine<'_> {
         }
         self.extend(&drafts, logits, &rows.into())
     }
+}
+
+/// How many of these have at most so many rows together; one at least.
+fn together(first: &[(usize, Range<u32>)], most: usize) -> usize {
+    let mut rows = 0;
+    let fit = first.iter().take_while(|(_, range)| {
+        rows += range.len();
+        rows <= most
+    });
+    fit.count().max(1)
+}
+
+/// One after the other. Parts are dropped when they are copied.
+fn joined(mut parts: Vec<Tensor>) -> Result<Tensor> {
+    match parts.pop() {
+        Some(only) if parts.is_empty() => Ok(only),
+        last => Tensor::concat(&parts.iter().chain(&last).collect::<Vec<_>>()),
+    }
+}
+
+/// Logits after these rows of a pass, [rows, V].
+pub(super) fn pass_logits(text: &Text, x: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
+    let rows = Indices::from(rows);
+    let mut picked = x.like(&[rows.len(), x.cols()])?;
+    embedding::forward(&mut picked, &rows, x)?;
+    Ok(text.logits(picked, Pass::Infer)?.0)
 }
 
 fn is_greedy(request: &Request) -> bool {
@@ -150,7 +184,7 @@ fn embed(vlm: &Vlm, entry: &mut Entry, tokens: Range<usize>) -> Result<Tensor> {
 
 /// One for each prompt: how far its draft is what greedy decoding writes, and how likely the whole of it is. A prompt's logits begin at the row
 /// beside it.
-fn verify(logits: &Tensor, prompts: &[(&Prepared, usize)]) -> Result<Vec<Verdict>> {
+pub(super) fn verify(logits: &Tensor, prompts: &[(&Prepared, usize)]) -> Result<Vec<Verdict>> {
     let mut verdicts = vec![Verdict::default(); prompts.len()];
     if prompts.iter().all(|(p, _)| p.draft().is_empty()) {
         return Ok(verdicts);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use super::Engine;
 use super::entry::{Entry, Prepared};
 use super::memory::Memory;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::generate::Request;
 use crate::models::image::Tiles;
 use crate::ops::kv_cache::PAGE;
@@ -89,9 +89,39 @@ impl Engine<'_> {
     /// Forgets pictures that no request has any more: they will not come again.
     pub(super) fn forget(&mut self) {
         self.features.retain(|(tiles, _)| Arc::strong_count(tiles) > 1);
-        let (cache, features) = (&mut self.cache, &self.features);
-        let is_held = |tiles: &Weak<Tiles>| features.iter().any(|(held, _)| is(tiles, held));
-        self.kept.retain(|p| keep(cache, p, p.tiles.iter().all(is_held)));
+        let cache = &mut self.cache;
+        self.kept.retain(|p| keep(cache, p, p.tiles.iter().all(|tiles| tiles.strong_count() > 0)));
+    }
+
+    /// Whether there is room for the features of a new request's pictures beside those that others wait for. What nobody waits for makes way, the
+    /// oldest first; a single request has room.
+    pub(super) fn has_room(&mut self, request: &Request) -> Result<bool> {
+        let Some(vision) = &self.vlm.vision else { return Ok(true) };
+        let (mut wanted, mut rows): (Vec<&Arc<Tiles>>, usize) = (Vec::new(), 0);
+        let waiting = self.entries.iter().filter(|e| e.wants_pictures()).flat_map(|e| &e.request.tiles);
+        for tiles in waiting.chain(&request.tiles) {
+            if vision.patches(tiles)? > self.limits.pass_patches {
+                let wanted = self.cache.room.passes;
+                return Err(Error::OutOfMemory { wanted, in_use: 0 });
+            }
+            if !wanted.iter().any(|other| Arc::ptr_eq(other, tiles)) {
+                wanted.push(tiles);
+                rows += vision.rows(tiles)?;
+            }
+        }
+        let most = self.cache.room.features();
+        let mut spare = most.saturating_sub(rows);
+        for i in (0..self.features.len()).rev() {
+            let (tiles, features) = &self.features[i];
+            if wanted.iter().any(|other| Arc::ptr_eq(other, tiles)) {
+                continue;
+            }
+            match spare.checked_sub(features.rows()) {
+                Some(left) => spare = left,
+                None => drop(self.features.remove(i)),
+            }
+        }
+        Ok(rows <= most || self.entries.is_empty())
     }
 
     /// Gives up the oldest of what is kept for requests to come. False if there is none.

@@ -186,6 +186,26 @@ impl ImageProcessor {
         Ok(Tiles { rows: plan.rows, cols: plan.cols, pixels: Pixels { values, levels: self.levels()? } })
     }
 
+    /// Pixels of the largest picture that `process` makes.
+    pub fn most_pixels(&self) -> usize {
+        match &self.layout {
+            Layout::Tiles(cut) => cut.most_pixels(),
+            Layout::Whole(bounds) => bounds.most_pixels(),
+        }
+    }
+
+    /// A black one of `pixels` pixels, or up to what makes its tiles, or tokens, whole; of a shape that no picture need have.
+    pub fn blank(&self, pixels: usize) -> Result<Pixels> {
+        let side = self.tile_side();
+        let n = pixels.div_ceil(side * side);
+        let shape = match &self.layout {
+            Layout::Tiles(_) => [n, side, side, 3],
+            Layout::Whole(_) => [1, n * side, side, 3],
+        };
+        let values = Tensor::from_u8(&shape, vec![0; shape.iter().product()])?;
+        Ok(Pixels { values, levels: self.levels()? })
+    }
+
     /// What each of the 256 values becomes, by channel: the product with the factor in f64, rounded to f32, then (x - mean) / std in f32.
     fn levels(&self) -> Result<Tensor> {
         let level = |i: usize| {

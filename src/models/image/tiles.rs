@@ -30,6 +30,12 @@ impl ImageProcessor {
 }
 
 impl Cut {
+    /// Of a square with the longest sides there are.
+    pub(super) fn most_pixels(&self) -> usize {
+        let plan = self.plan(MAX_SIDE, MAX_SIDE);
+        (plan.rows * plan.cols + 1) * self.tile * self.tile
+    }
+
     fn plan(&self, width: usize, height: usize) -> Plan {
         let tile = self.tile;
         let first = match self.resize_to {

@@ -21,6 +21,17 @@ impl Bounds {
         Ok(Bounds { unit, min_pixels, max_pixels })
     }
 
+    /// At least what `plan` makes of any picture, and little more. The maximum; or the minimum where both sides are rounded up, a b <= m made
+    /// (a + 1)(b + 1) with a + b at its largest at the largest ratio; or a side of less than a unit that is made one.
+    pub(super) fn most_pixels(&self) -> usize {
+        let square = self.unit * self.unit;
+        let units = |pixels: usize| pixels as f64 / square as f64;
+        let (min, max, ratio) = (units(self.min_pixels), units(self.max_pixels), MAX_RATIO as f64);
+        let rounded_up = min + min.sqrt() * (ratio.sqrt() + ratio.sqrt().recip()) + 1.0;
+        let most = max.max(rounded_up).max((max * ratio).sqrt());
+        most.floor() as usize * square
+    }
+
     pub(super) fn plan(&self, width: usize, height: usize) -> Result<Plan> {
         let (width, height) = self.resized(width, height)?;
         let (rows, cols) = (height / self.unit, width / self.unit);
@@ -48,5 +59,29 @@ impl Bounds {
         };
         // A side of a picture that bounds below one unit would leave nothing of.
         Ok((w.max(unit) as usize, h.max(unit) as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_picture_is_larger_than_the_largest() {
+        for (min, max) in [(1, 1), (1, 3), (7, 7), (4, 100), (128, 512), (500, 500), (1, 16_384)] {
+            let bounds = Bounds::new(28, min * 784, max * 784).unwrap();
+            let most = bounds.most_pixels();
+            let mut found = 0;
+            for width in (1..4000).step_by(37).chain([28, 5600]) {
+                for height in (1..4000).step_by(41).chain([28, 5600]) {
+                    if let Ok(plan) = bounds.plan(width, height) {
+                        found = found.max(plan.first.0 * plan.first.1);
+                    }
+                }
+            }
+            assert!(found <= most, "{min} to {max}: {found} of {most}");
+            // The paper's bounds and others with room between them: exactly the maximum.
+            assert!(min * 2 > max || max < 200 || most == max * 784, "{min} to {max}: {most}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::ops::{attention, kv_cache, rope, swiglu};
 use crate::quant::Group;
 use crate::tensor::Tensor;
 
+#[derive(Clone)]
 pub(super) struct Block {
     norm1: RmsNorm,
     q: Linear,

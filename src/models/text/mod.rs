@@ -24,6 +24,7 @@ use crate::tensor::{DType, Device, Gpu, Indices, Tensor};
 
 pub(super) const HEAD: &str = "lm_head";
 
+#[derive(Clone)]
 pub struct Text {
     /// The module's name.
     name: &'static str,

@@ -13,6 +13,7 @@ use crate::ops::{attention, gelu, rope};
 use crate::quant::Group;
 use crate::tensor::Tensor;
 
+#[derive(Clone)]
 pub(super) struct Block {
     norm1: LayerNorm,
     qkv: Qkv,
@@ -26,6 +27,7 @@ pub(super) struct Block {
 
 /// The layers that make queries, keys and values.
 #[allow(clippy::large_enum_variant)] // There is one in a block.
+#[derive(Clone)]
 enum Qkv {
     Apart([Linear; 3]),
     Fused(Linear), // [3*C, C]

@@ -23,6 +23,7 @@ use crate::tensor::{Device, Tensor};
 /// Base of the 2-D rotary's frequencies.
 const ROPE_THETA: f32 = 10_000.0;
 
+#[derive(Clone)]
 pub struct Vision {
     names: &'static Names,
     patch_weight: Param,             // [C, 3, S, S] or [C, 3, frames, S, S]
@@ -119,6 +120,11 @@ impl Vision {
             [_, height, width, 3] => Ok([height / self.patch_size, width / self.patch_size]),
             ref other => Err(Error::op("vision", "pixels [N, H, W, 3]", format!("{other:?}"))),
         }
+    }
+
+    /// Side of a patch in pixels.
+    pub fn patch_size(&self) -> usize {
+        self.patch_size
     }
 
     /// Patches of all of them.

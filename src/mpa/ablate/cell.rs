@@ -19,7 +19,7 @@ use crate::mpa::evaluate::Questions;
 use crate::mpa::level::{self, Example};
 use crate::mpa::progress::Progress;
 use crate::mpa::select::{self, Criterion, Outputs, Rule};
-use crate::mpa::{annotate, evaluate, predict};
+use crate::mpa::{annotate, evaluate, predict, teacher};
 use crate::train::fit::Trainable;
 
 /// What a stage of the kind `level` was trained on (trained.json).
@@ -62,6 +62,12 @@ struct Model {
     path: PathBuf,
     adapter: Option<PathBuf>,
     how: Loading,
+}
+
+/// What a model's answers to the questions of an annotate stage depend on.
+fn asked(config: &Config, model: &Model, pseudo: &str) -> Value {
+    let options = config.prediction();
+    json!({"model": model.key, "loading": model.how, "questions": pseudo, "options": options})
 }
 
 impl Context<'_> {
@@ -122,6 +128,7 @@ impl Context<'_> {
         Lazy::new(self.engine, model.path.clone(), model.adapter.clone(), self.progress).loading(model.how)
     }
 
+    /// The teacher answers its questions while it has the picture at hand; what is left for `predict` is to see that all is there.
     fn annotate(&self, config: &Config, teacher: &Model) -> Result<String> {
         let mut options = config.annotation();
         // The most likely annotation is the same with every seed.
@@ -140,16 +147,20 @@ impl Context<'_> {
                 None => source,
                 Some(most) => list(&source, folder, most, config.seed)?,
             };
-            let out = folder.join("annotate.jsonl");
-            annotate::run(&source, &options, &self.lazy(teacher), &out, batch, self.progress).map(|_| ())
+            let (out, answerer) = (folder.join("annotate.jsonl"), self.lazy(teacher));
+            let answers = asked(config, teacher, &stage::name("annotate", &settings));
+            let Some(beside) = self.stages.ahead(&stage::name("predict", &answers), &answers)? else {
+                return annotate::run(&source, &options, &answerer, &out, batch, self.progress).map(|_| ());
+            };
+            let options = (&options, &config.prediction());
+            let outs = [&*out, &beside.join("predictions.jsonl")];
+            teacher::run(&source, options, &answerer, outs, batch, self.progress)
         })
     }
 
     fn predict(&self, config: &Config, who: &str, model: &Model, pseudo: &str) -> Result<String> {
         let options = config.prediction();
-        let settings =
-            json!({"model": model.key, "loading": model.how, "questions": pseudo, "options": options});
-        self.stages.run("predict", &settings, |folder| {
+        self.stages.run("predict", &asked(config, model, pseudo), |folder| {
             let questions = self.stages.folder(pseudo).join("annotate.jsonl");
             let (out, name) = (folder.join("predictions.jsonl"), format!("predict {who}"));
             let batch = config.predict.batch;

@@ -48,7 +48,7 @@ impl Stages {
         settings: &Value,
         work: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<String> {
-        let name = format!("{kind}-{:016x}", random::hash(&settings.to_string()));
+        let name = name(kind, settings);
         let state = {
             let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
             states.entry(name.clone()).or_default().clone()
@@ -62,6 +62,16 @@ impl Stages {
             Ok(_) => Ok(name),
             Err(why) => Err(Error::Failure(why.clone())),
         }
+    }
+
+    /// The folder of a stage, for what another one can do of it beforehand; none if it is done.
+    pub fn ahead(&self, name: &str, settings: &Value) -> Result<Option<PathBuf>> {
+        let folder = self.folder(name);
+        if folder.join("done.json").exists() {
+            return Ok(None);
+        }
+        files::write_json(&folder.join("settings.json"), settings)?;
+        Ok(Some(folder))
     }
 
     /// What the stage took; 0 for one that is not done.
@@ -96,6 +106,11 @@ impl Stages {
         files::write_json(&done, &json!({"seconds": seconds}))?;
         Ok(seconds)
     }
+}
+
+/// What a stage of this kind is called that depends on these.
+pub fn name(kind: &str, settings: &Value) -> String {
+    format!("{kind}-{:016x}", random::hash(&settings.to_string()))
 }
 
 /// A JSON file.

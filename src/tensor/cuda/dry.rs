@@ -56,8 +56,9 @@ impl Driver for Dry {
         Ok(())
     }
 
-    /// Leaves what was there.
-    fn download(&self, _to: &mut [u8], _from: u64) -> Result<()> {
+    /// Zeros.
+    fn download(&self, to: &mut [u8], _from: u64) -> Result<()> {
+        to.fill(0);
         Ok(())
     }
 
@@ -84,6 +85,10 @@ impl Driver for Dry {
 
     fn hopper(&self) -> bool {
         self.hopper
+    }
+
+    fn vendor(&self) -> bool {
+        self.vendor
     }
 
     fn tensor_map(&self, _map: &TensorMap) -> Result<Arg> {

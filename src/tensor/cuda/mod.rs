@@ -62,6 +62,10 @@ trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     }
     /// Whether it runs wgmma and the like: compute capability 9.0, and MPA_NO_HOPPER=1 does not forbid it.
     fn hopper(&self) -> bool;
+    /// Whether it has matrix products of the vendor's.
+    fn vendor(&self) -> bool {
+        false
+    }
     /// The argument that tells a kernel for Hopper how to cut tiles out of a tensor.
     fn tensor_map(&self, map: &TensorMap) -> Result<Arg>;
     /// Queues a matrix product of the vendor's; false if it has none that does it.
@@ -160,6 +164,11 @@ impl Gpu {
     /// None at all: launches and copies do nothing, and only memory is counted.
     pub fn dry() -> Arc<Gpu> {
         Gpu::with(Box::new(dry::Dry::new(true, true)))
+    }
+
+    /// As `dry`, with the kernels that run here: what they take there is what they take here.
+    pub fn to_dry(&self) -> Arc<Gpu> {
+        Gpu::with(Box::new(dry::Dry::new(self.driver.hopper(), self.driver.vendor())))
     }
 
     /// As `dry`, with no kernels but ours, those for Hopper or those for any GPU: `launched` names them.

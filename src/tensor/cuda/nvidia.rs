@@ -332,6 +332,10 @@ impl Driver for Nvidia {
         self.hopper
     }
 
+    fn vendor(&self) -> bool {
+        self.blas.is_some()
+    }
+
     fn tensor_map(&self, map: &TensorMap) -> Result<Arg> {
         encode(map).map(Arg::map).map_err(|e| fail(&format!("{map:?}"), e))
     }
