@@ -205,7 +205,8 @@ unsafe fn row_bf16(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: 
 /// AVX-512 F and BW. `sums` is a vector, `x` as many dwords as cover `bytes`, `w` as `pack` takes it; nothing else touches `sums`.
 #[inline(always)]
 unsafe fn row<O: Op>(sums: *mut __m512i, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
-    let mut acc = _mm512_setzero_si512();
+    // SAFETY: by the contract.
+    let mut acc = unsafe { _mm512_setzero_si512() };
     let whole = if rows == GROUP { bytes / 64 * 64 } else { 0 };
     for start in (0..whole).step_by(64) {
         // SAFETY: the blocks lie within `bytes` of the rows, and their dwords within x.
