@@ -254,6 +254,11 @@ fn a_split_without_answers_is_answered_and_not_scored() {
         format!("{{\"question_id\":{id},\"image_id\":\"x\",\"question\":\"what?\"{more}}}")
     };
     write(at, "test.json", &format!("{{\"data\":[{},{}]}}", question(7, ""), question(4, ",\"answers\":[]")));
+    let check = |annotations: &str, code: i32| {
+        json_and_said(at, code, &["data", "check", "--benchmark", "textvqa", "--annotations", annotations]).0
+    };
+    let found = check("test.json", 0);
+    assert_eq!([&found["questions"], &found["answers"], &found["ok"]], [&json!(2), &json!(0), &json!(true)]);
     let model = format!("{GOLDEN}/smolvlm");
     let evaluate = |annotations: &str, code: i32| {
         let files = ["--annotations", annotations, "--images", "pictures", "--out", "o"];
@@ -268,6 +273,7 @@ fn a_split_without_answers_is_answered_and_not_scored() {
     assert!(!at.join("o/scores.json").exists() && !at.join("o/per_question.jsonl").exists());
     // With some answers, those that lack are a fault of the file; and no questions are no split.
     write(at, "half.json", &format!("[{},{}]", question(7, ",\"answers\":[\"a\"]"), question(4, "")));
+    assert_eq!(check("half.json", 1)["without_answers"]["first"], json!(["4"]));
     assert!(evaluate("half.json", 2).1.contains("half.json:1: question_id 4 has no answers"));
     write(at, "none.json", "[]");
     assert!(evaluate("none.json", 2).1.contains("none.json: holds no questions"));

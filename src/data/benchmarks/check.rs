@@ -103,5 +103,9 @@ pub fn run(files: &Files<'_>, images: Option<&Path>) -> Result<Report> {
         pictures.insert(image);
     }
     report.pictures = pictures.len();
+    // A test split: only the benchmark's server has its answers.
+    if report.without_answers.count == report.questions {
+        report.without_answers = Fault::default();
+    }
     Ok(report)
 }
