@@ -113,12 +113,15 @@ fn shared_stages_run_once_and_kills_and_jobs_change_nothing() {
 fn the_teacher_answers_while_it_annotates_or_afterwards() {
     let prompts = ["{question}", "{question} In a word."];
     let grid = |[a, b]: [&str; 2]| {
-        format!("base = \"demo/config.toml\"\n[grid]\nrule = \"exact\"\n\"predict.prompt\" = [\"{a}\", \"{b}\"]\n")
+        format!(
+            "base = \"demo/config.toml\"\n[grid]\nrule = \"exact\"\n\"predict.prompt\" = [\"{a}\", \"{b}\"]\n"
+        )
     };
     let home = home(&grid(prompts));
     let begun = Instant::now();
     let mut loud = Command::new(env!("CARGO_BIN_EXE_mpa"));
-    let output = loud.current_dir(home.path()).args(["ablate", "grid.toml", "--out", "one"]).output().unwrap();
+    let output =
+        loud.current_dir(home.path()).args(["ablate", "grid.toml", "--out", "one"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     let took = begun.elapsed();

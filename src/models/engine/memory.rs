@@ -45,11 +45,15 @@ impl Memory {
         Ok(Memory { cache: None, pool: Pool::default(), wanted: 0, room: Room::new(vlm, limits)? })
     }
 
-    /// Without a cache, and with room for other limits. Nobody has pages.
-    pub fn renew(&mut self, vlm: &Vlm, limits: Limits) -> Result<()> {
-        self.cache = None;
-        *self = Memory::new(vlm, limits)?;
-        Ok(())
+    /// Makes room for steps of so many completions; false if there is none. Nobody has pages, and the cache will be made anew.
+    pub fn serve(&mut self, vlm: &Vlm, completions: usize) -> Result<bool> {
+        (self.cache, self.pool, self.wanted) = (None, Pool::default(), 0);
+        let room = self.room.with_completions(vlm, completions)?;
+        let serves = room.limits.completions >= completions;
+        if serves {
+            self.room = room;
+        }
+        Ok(serves)
     }
 
     pub fn get(&mut self) -> Result<&mut KvCache> {

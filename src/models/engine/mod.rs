@@ -277,12 +277,10 @@ impl Engine<'_> {
             return Ok(false);
         }
         self.decoder = Decoder::default();
-        self.cache.renew(self.vlm, Limits { completions: samples, ..self.limits })?;
-        let Room { limits, passes, .. } = self.cache.room;
-        self.limits = Limits { completions: self.limits.completions.min(limits.completions), ..limits };
-        if limits.completions < samples {
-            return Err(Error::OutOfMemory { wanted: passes, in_use: 0 });
+        if !self.cache.serve(self.vlm, samples)? {
+            return Err(Error::OutOfMemory { wanted: self.cache.room.passes, in_use: 0 });
         }
+        self.limits = Limits { completions: self.limits.completions, ..self.cache.room.limits };
         Ok(true)
     }
 

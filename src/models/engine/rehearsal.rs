@@ -39,7 +39,10 @@ impl Rehearsal {
         text.visit(&mut |_, param| blank(param));
         vision.iter_mut().for_each(|vision| vision.visit(&mut |_, param| blank(param)));
         let mut adapter = |_: &str, linear: &mut Linear| {
-            linear.lora.iter_mut().for_each(|lora| [&mut lora.a, &mut lora.b].into_iter().for_each(&mut blank));
+            linear
+                .lora
+                .iter_mut()
+                .for_each(|lora| [&mut lora.a, &mut lora.b].into_iter().for_each(&mut blank));
         };
         text.visit_linears(&mut adapter);
         vision.iter_mut().for_each(|vision| vision.visit_linears(&mut adapter));

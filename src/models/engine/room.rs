@@ -46,20 +46,31 @@ impl Room {
             room.pages = limits.cache_bytes.unwrap_or(most) / page_bytes;
             return Ok(room);
         };
-        room.pages = limits.cache_bytes.map_or(usize::MAX, |bytes| bytes / page_bytes);
-        room.longest = longest.min(room.pages.saturating_mul(PAGE)).max(1);
+        room.longest = longest.min(room.asked().saturating_mul(PAGE)).max(1);
         room.limits.pass_patches = limits.pass_patches.max(largest_picture(vlm));
         room.fit(vlm, gpu)?;
         Ok(room)
     }
 
+    /// The same for steps of so many completions, as far as there is room for that.
+    pub(super) fn with_completions(self, vlm: &Vlm, completions: usize) -> Result<Room> {
+        let mut room = Room { limits: Limits { completions, ..self.limits }, ..self };
+        vlm.text.gpu().map_or(Ok(()), |gpu| room.fit(vlm, gpu))?;
+        Ok(room)
+    }
+
+    /// Pages that the cache may have where there is room for more.
+    fn asked(&self) -> usize {
+        self.limits.cache_bytes.map_or(usize::MAX, |bytes| bytes / self.page_bytes)
+    }
+
     /// Makes passes smaller until the largest leave pages for the longest request.
     fn fit(&mut self, vlm: &Vlm, gpu: &Gpu) -> Result<()> {
-        let (free, asked) = (gpu.free_memory()?, self.pages);
+        let free = gpu.free_memory()?;
         loop {
             self.passes = Rehearsal::new(vlm, gpu)?.passes(self)?;
             let left = free.saturating_sub(self.passes + self.passes / MARGIN);
-            self.pages = asked.min(pages(&Rehearsal::new(vlm, gpu)?, left, self.page_bytes)?);
+            self.pages = self.asked().min(pages(&Rehearsal::new(vlm, gpu)?, left, self.page_bytes)?);
             if self.pages >= self.longest.div_ceil(PAGE) {
                 return Ok(());
             }
