@@ -287,12 +287,13 @@ fn write_line(path: &Path, file: &mut File, line: &LossLine) -> Result<()> {
 
 fn report(log: &Path) -> Result<FitReport> {
     let text = read_log(log)?;
-    let lines = || text.lines().filter_map(|line| serde_json::from_str::<LossLine>(line).ok());
+    let lines: Vec<LossLine> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let loss = |line: Option<&LossLine>| line.map_or(0.0, |line| line.loss);
     Ok(FitReport {
         steps: text.lines().count(),
-        first_loss: lines().next().map_or(0.0, |line| line.loss),
-        last_loss: lines().last().map_or(0.0, |line| line.loss),
-        tokens: lines().map(|line| line.tokens).sum(),
+        first_loss: loss(lines.first()),
+        last_loss: loss(lines.last()),
+        tokens: lines.iter().map(|line| line.tokens).sum(),
     })
 }
 
