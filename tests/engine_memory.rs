@@ -139,8 +139,9 @@ fn passes_take_what_is_foretold() {
         assert_eq!((completions, spent.restarts), (vec![1, 2, 1], 0));
         let cache = room.pages * room.page_bytes;
         let took = gpu.memory_use().most_reserved - weights - cache;
-        println!("{name} {pages:?}: {took} of {}", room.passes);
-        assert!(took <= room.passes && room.passes * 10 <= took * 11, "{name} {pages:?}: {took} of {room:?}");
+        // In the order of these requests blocks of other sizes are left over than in the order of the rehearsal.
+        let near = took.abs_diff(room.passes) * 10 <= took;
+        assert!(near && took <= room.kept_free(), "{name} {pages:?}: {took} of {room:?}");
     }
 }
 
@@ -174,7 +175,6 @@ fn little_memory_is_enough() {
             let free = gpu.free_memory().unwrap() >> 20;
             let _ballast: Vec<_> = (megabytes..free).map(|_| gpu.alloc(1 << 20).unwrap()).collect();
             let room = vlm.room(limits).unwrap();
-            println!("{name} {megabytes}: {room:?} of {plenty:?}");
             assert!(room.passes < tightest.passes && room.pages >= room.longest.div_ceil(PAGE), "{room:?}");
             tightest = room;
             let (got, spent) = answers(&vlm, limits, &requests);

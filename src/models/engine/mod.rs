@@ -266,24 +266,6 @@ impl Engine<'_> {
         }
     }
 
-    /// Whether there is room for steps of so many completions, which a single request may want more of than there are to be otherwise; false if
-    /// others have to be answered first.
-    fn serves(&mut self, samples: usize) -> Result<bool> {
-        if self.vlm.text.gpu().is_none() || samples <= self.cache.room.limits.completions {
-            return Ok(true);
-        }
-        while self.give_up_one() {}
-        if !self.entries.is_empty() {
-            return Ok(false);
-        }
-        self.decoder = Decoder::default();
-        if !self.cache.serve(self.vlm, samples)? {
-            return Err(Error::OutOfMemory { wanted: self.cache.room.passes, in_use: 0 });
-        }
-        self.limits = Limits { completions: self.limits.completions, ..self.cache.room.limits };
-        Ok(true)
-    }
-
     fn advance(&mut self) -> Result<()> {
         let began = Instant::now();
         self.see()?;

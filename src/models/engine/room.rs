@@ -1,9 +1,10 @@
 //! What there is room for on a device: how large passes get, and what is left for keys and values. Passes come first: their largest are foretold
 //! (rehearsal.rs), so that none runs out of memory half-way.
 
-use super::Limits;
+use super::decode::Decoder;
 use super::rehearsal::Rehearsal;
-use crate::error::Result;
+use super::{Engine, Limits};
+use crate::error::{Error, Result};
 use crate::models::vlm::Vlm;
 use crate::ops::kv_cache::PAGE;
 use crate::tensor::{Gpu, main_memory};
@@ -69,7 +70,7 @@ impl Room {
         let free = gpu.free_memory()?;
         loop {
             self.passes = Rehearsal::new(vlm, gpu)?.passes(self)?;
-            let left = free.saturating_sub(self.passes + self.passes / MARGIN);
+            let left = free.saturating_sub(self.kept_free());
             self.pages = self.asked().min(pages(&Rehearsal::new(vlm, gpu)?, left, self.page_bytes)?);
             if self.pages >= self.longest.div_ceil(PAGE) {
                 return Ok(());
@@ -95,6 +96,11 @@ impl Room {
             || halve(completions, 1)
     }
 
+    /// Bytes that the cache leaves to passes: what is foretold, and a margin.
+    pub fn kept_free(&self) -> usize {
+        self.passes + self.passes / MARGIN
+    }
+
     /// Tokens of the largest pass over prompts. A piece of a prompt may be one longer than the others (`piece_end`), and a draft goes with three of
     /// its prompt's.
     pub(super) fn tokens(&self) -> usize {
@@ -116,6 +122,26 @@ impl Room {
     /// Rows of picture features that are kept, for passes to come or for other requests.
     pub(super) fn features(&self) -> usize {
         self.longest.max(self.limits.pass_tokens.saturating_mul(2))
+    }
+}
+
+impl Engine<'_> {
+    /// Whether there is room for steps of so many completions, which a single request may want more of than there are to be otherwise; false if
+    /// others have to be answered first.
+    pub(super) fn serves(&mut self, samples: usize) -> Result<bool> {
+        if self.vlm.text.gpu().is_none() || samples <= self.cache.room.limits.completions {
+            return Ok(true);
+        }
+        while self.give_up_one() {}
+        if !self.entries.is_empty() {
+            return Ok(false);
+        }
+        self.decoder = Decoder::default();
+        if !self.cache.serve(self.vlm, samples)? {
+            return Err(Error::OutOfMemory { wanted: self.cache.room.passes, in_use: 0 });
+        }
+        self.limits = Limits { completions: self.limits.completions, ..self.cache.room.limits };
+        Ok(true)
     }
 }
 
