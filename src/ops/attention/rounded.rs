@@ -11,7 +11,7 @@ use super::super::matmul::Shared;
 use super::super::matmul::packed::parts::{Buffer, Bytes, Kernel, Method, methods};
 use super::super::vector_math::{exp, max, sum, vectorised};
 use super::{Config, Item, Spans, check_all, launch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// Stacked rows of queries for which keys and values are packed: a third of the 1,024 patches of a tile of 512 pixels, and a little more.
@@ -34,7 +34,8 @@ pub fn forward_rounded(
     if let Some(gpu) = q.gpu() {
         return launch::forward(gpu, out, lse, [q, k, v], spans, &config);
     }
-    let Some(method) = methods(true).next() else { return Ok(()) };
+    let portable = || Error::Failure("attention forward_rounded: no portable products".to_string());
+    let method = methods(true).next().ok_or_else(portable)?;
     by(method, out, lse, [q, k, v], spans, &config)
 }
 
