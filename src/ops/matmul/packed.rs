@@ -36,11 +36,11 @@ pub(in crate::ops) mod parts {
 pub type Tile<A> = unsafe fn(sums: *mut A, strip: *const u32, panel: *const u32, depth: usize, resume: bool);
 
 /// Writes dword d of row r to `to[d * stride + r]`, its bits exchanged where those of `flip` are set; what is between the rows may be anything afterwards, and
-/// with a stride of GROUP or more so may GROUP dwords of each. Rows are `bytes` long, one or more, at most GROUP, and `row_bytes` apart; what is missing of the
-/// last dword is 0 before the exchange.
+/// with a stride of `lanes` or more so may `lanes` dwords of each. Rows are `bytes` long, one or more, at most `lanes`, and `row_bytes` apart; what is missing
+/// of the last dword is 0 before the exchange.
 pub type Pack = unsafe fn(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32);
 
-/// Overwrites a vector of sums with the products of one row, `x`, and at most GROUP rows of W as they lie, as `Pack` takes them: those of `Tile`, bit by bit.
+/// Overwrites GROUP sums with the products of one row, `x`, and at most GROUP rows of W as they lie, as `Pack` takes them: those of `Tile`, bit by bit.
 /// For bytes, W is what `flip` makes it.
 type Row<A> = unsafe fn(sums: *mut A, x: *const u32, w: Bytes, rows: usize, bytes: usize);
 
@@ -60,6 +60,13 @@ pub struct Kernel<A: 'static> {
     pub pack: Pack,
     /// What is quicker than a tile for a single row of X: no panel lies between W and the registers.
     row: Option<Row<A>>,
+    /// Both for rows of which every two bytes become a dword: a bf16 an f32, two bytes two 16-bit integers.
+    half: Option<Half<A>>,
+}
+
+struct Half<A: 'static> {
+    pack: Pack,
+    row: Row<A>,
 }
 
 /// Copies a part of a row, which is short: mostly of two vectors.
@@ -78,7 +85,7 @@ pub(in crate::ops) fn copy(to: &mut [f32], from: &[f32]) {
     }
 }
 
-/// Most rows of W or X that are packed at a time.
+/// Most rows of W that a single row of X meets at a time; no vector has more lanes.
 const GROUP: usize = 16;
 /// Dwords of depth of a panel: for the second-level cache, and for the first where X is a single strip.
 const DEPTH: usize = 512;
@@ -99,50 +106,70 @@ struct Operand<'a> {
     flip: u32,
 }
 
+#[derive(Clone, Copy)]
 enum Source<'a> {
     /// Rows of so many bytes, as they lie.
     Raw(&'a [u8], usize),
+    /// The same for a kernel's `half`.
+    Half(&'a [u8], usize),
     /// `f(row, start, dwords)` makes the dwords of a row from dword `start` on.
     Made(&'a (dyn Fn(usize, usize, &mut [u32]) + Sync)),
 }
 
 impl Operand<'_> {
-    /// Packs some rows, at most GROUP, from dword `range.start` to `range.end`.
+    /// Packs some rows, at most as many as a vector has lanes, from dword `range.start` to `range.end`.
     ///
     /// # Safety
-    /// `to` has `range.len()` rows of `stride` dwords, the last one at least `rows.len()`; the processor has what `pack` needs.
-    unsafe fn pack(&self, pack: Pack, to: *mut u32, stride: usize, rows: Range<usize>, range: Range<usize>) {
-        assert!(rows.end <= self.rows && range.end <= self.depth && rows.len() <= GROUP);
+    /// `to` has `range.len()` rows of `stride` dwords, the last one at least `rows.len()`, and a vector if the others are as long; the processor has what
+    /// the kernel needs.
+    unsafe fn pack<A>(
+        &self,
+        kernel: &Kernel<A>,
+        to: *mut u32,
+        stride: usize,
+        rows: Range<usize>,
+        range: Range<usize>,
+    ) {
+        assert!(rows.end <= self.rows && range.end <= self.depth && rows.len() <= kernel.lanes);
         let n = range.len();
         if n == 0 {
             return;
         }
-        match self.source {
-            Source::Raw(data, row_bytes) => {
-                let (from, bytes) = raw(data, row_bytes, rows.clone(), range);
-                // SAFETY: `raw` has all bytes within `data`; the rest is the caller's contract.
-                unsafe { pack(to, stride, from, rows.len(), bytes, self.flip) };
-            }
-            Source::Made(make) => MADE.with_borrow_mut(|made| {
-                made.resize(made.len().max(GROUP * n), 0);
+        if let Some((from, bytes, pack, _)) = self.there(kernel, rows.clone(), range.clone()) {
+            // SAFETY: `there` has all bytes within the operand; the rest is the caller's contract.
+            unsafe { pack(to, stride, from, rows.len(), bytes, self.flip) };
+        }
+        if let Source::Made(make) = self.source {
+            MADE.with_borrow_mut(|made| {
+                made.resize(made.len().max(kernel.lanes * n), 0);
                 let count = rows.len();
                 for (row, to) in rows.zip(made.chunks_exact_mut(n)) {
                     make(row, range.start, to);
                 }
                 let from = Bytes { data: made.as_ptr().cast(), row_bytes: n * 4 };
-                // SAFETY: `made` has GROUP rows of n dwords; the rest is the caller's contract.
-                unsafe { pack(to, stride, from, count, n * 4, self.flip) };
-            }),
+                // SAFETY: `made` has a vector of rows of n dwords; the rest is the caller's contract.
+                unsafe { (kernel.pack)(to, stride, from, count, n * 4, self.flip) };
+            });
         }
     }
-}
 
-/// The bytes of rows from dword `range.start` to `range.end`, and how many a row has of them.
-fn raw(data: &[u8], row_bytes: usize, rows: Range<usize>, range: Range<usize>) -> (Bytes, usize) {
-    let bytes = row_bytes.min(range.end * 4) - range.start * 4;
-    let start = rows.start * row_bytes + range.start * 4;
-    assert!(rows.is_empty() || start + (rows.len() - 1) * row_bytes + bytes <= data.len());
-    (Bytes { data: data[start..].as_ptr(), row_bytes }, bytes)
+    /// If the rows lie in memory: their bytes from dword `range.start` to `range.end`, how many a row has of them, and what reads them.
+    fn there<A>(
+        &self,
+        kernel: &Kernel<A>,
+        rows: Range<usize>,
+        range: Range<usize>,
+    ) -> Option<(Bytes, usize, Pack, Option<Row<A>>)> {
+        let (data, row_bytes, dword, pack, row) = match (self.source, &kernel.half) {
+            (Source::Raw(data, row_bytes), _) => (data, row_bytes, 4, kernel.pack, kernel.row),
+            (Source::Half(data, row_bytes), Some(half)) => (data, row_bytes, 2, half.pack, Some(half.row)),
+            (Source::Half(..), None) | (Source::Made(_), _) => return None,
+        };
+        let bytes = row_bytes.min(range.end * dword) - range.start * dword;
+        let start = rows.start * row_bytes + range.start * dword;
+        assert!(rows.is_empty() || start + (rows.len() - 1) * row_bytes + bytes <= data.len());
+        Some((Bytes { data: data[start..].as_ptr(), row_bytes }, bytes, pack, row))
+    }
 }
 
 /// Dwords that begin at a cache line.
@@ -268,7 +295,7 @@ fn pack_strips<A>(
         let (some, to) = strips.at(i, 0);
         let first = rows.start + i * height;
         // SAFETY: a strip is depth x rows dwords, written by this call alone; kernels are chosen by what the processor has.
-        unsafe { x.pack(kernel.pack, to.cast_mut(), some, first..first + some, 0..x.depth) };
+        unsafe { x.pack(kernel, to.cast_mut(), some, first..first + some, 0..x.depth) };
     };
     if small || len < ENOUGH {
         (0..strips.count()).for_each(pack);
@@ -287,15 +314,10 @@ fn multiply<A: Copy>(
     cols: Range<usize>,
     finish: &impl Fn(usize, &mut [A]),
 ) {
-    if let (1, Some(one), &Source::Raw(data, row_bytes)) = (strips.rows, kernel.row, &weight.source) {
-        let mut sums = [Line([0; GROUP]); 2];
-        for (group, sums) in (0..cols.len()).step_by(kernel.lanes).zip(&mut sums) {
-            let columns = cols.start + group..cols.end.min(cols.start + group + kernel.lanes);
-            let (w, bytes) = raw(data, row_bytes, columns.clone(), 0..weight.depth);
-            // SAFETY: a line holds a vector of sums, the strip of one row its `depth` dwords; kernels are chosen by what the processor has.
-            unsafe { one(sums.0.as_mut_ptr().cast(), strips.data, w, columns.len(), bytes) };
-        }
-        // SAFETY: dwords are sums, of which there are two vectors.
+    if strips.rows == 1
+        && let Some(mut sums) = single(kernel, strips.data, weight, cols.clone())
+    {
+        // SAFETY: dwords are sums, of which two lines have as many as two vectors or more.
         return finish(0, unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), cols.len()) });
     }
     let vectors = cols.len().div_ceil(kernel.lanes);
@@ -311,7 +333,7 @@ fn multiply<A: Copy>(
             for group in (0..cols.len()).step_by(kernel.lanes) {
                 let columns = cols.start + group..cols.end.min(cols.start + group + kernel.lanes);
                 // SAFETY: the panel has a row of `stride` dwords for each step in depth; kernels are chosen by what the processor has.
-                unsafe { weight.pack(kernel.pack, panel.add(group), stride, columns, range.clone()) };
+                unsafe { weight.pack(kernel, panel.add(group), stride, columns, range.clone()) };
             }
             for i in some.clone() {
                 let (height, strip) = strips.at(i, start);
@@ -330,4 +352,21 @@ fn multiply<A: Copy>(
             }
         }
     });
+}
+
+/// What `multiply` makes of a strip of one row, where the kernel has something quicker for it.
+fn single<A>(
+    kernel: &Kernel<A>,
+    strip: *const u32,
+    weight: &Operand,
+    cols: Range<usize>,
+) -> Option<[Line; 2]> {
+    let mut sums = [Line([0; GROUP]); 2];
+    for (start, sums) in cols.clone().step_by(GROUP).zip(&mut sums) {
+        let columns = start..cols.end.min(start + GROUP);
+        let (w, bytes, _, row) = weight.there(kernel, columns.clone(), 0..weight.depth)?;
+        // SAFETY: a line holds GROUP sums, the strip of one row its `depth` dwords; kernels are chosen by what the processor has.
+        unsafe { row?(sums.0.as_mut_ptr().cast(), strip, w, columns.len(), bytes) };
+    }
+    Some(sums)
 }

@@ -1,8 +1,9 @@
-//! AVX2 and FMA: tiles of up to six rows and two vectors of eight columns, in sixteen registers.
+//! AVX2 and FMA: tiles of up to six rows and two vectors of eight columns, in sixteen registers; f32, to which bf16 are widened on their way into a panel or
+//! a sum, and pairs of 16-bit integers, which bytes become there.
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, portable};
+use super::{Bytes, GROUP, Half, Kernel};
 
 const LANES: usize = 8;
 
@@ -16,8 +17,20 @@ macro_rules! tiles {
     };
 }
 
-static F32: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile_f32), pack: portable::pack, row: None };
-static I16: Kernel<i32> = Kernel { lanes: LANES, tiles: tiles!(tile_i16), pack: portable::pack, row: None };
+static F32: Kernel<f32> = Kernel {
+    lanes: LANES,
+    tiles: tiles!(tile_f32),
+    pack: pack_dwords,
+    row: Some(row_f32),
+    half: Some(Half { pack: pack_bf16, row: row_bf16 }),
+};
+static I16: Kernel<i32> = Kernel {
+    lanes: LANES,
+    tiles: tiles!(tile_i16),
+    pack: pack_dwords,
+    row: None,
+    half: Some(Half { pack: pack_int8, row: row_int8 }),
+};
 
 pub(super) fn f32() -> Option<&'static Kernel<f32>> {
     (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&F32)
@@ -120,6 +133,263 @@ unsafe fn tile<O: Op, const R: usize, const C: usize>(
         }
         for (i, &acc) in acc.as_flattened().iter().enumerate() {
             _mm256_storeu_si256(sums.add(i), acc);
+        }
+    }
+}
+
+/// What the dwords of a row are made of.
+trait Form {
+    /// Bytes of a dword.
+    const DWORD: usize;
+
+    /// # Safety
+    /// AVX2; eight dwords lie at `from`.
+    unsafe fn load(from: *const u8) -> __m256i;
+}
+
+struct Dwords;
+struct Bf16;
+struct Int8;
+
+impl Form for Dwords {
+    const DWORD: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> __m256i {
+        // SAFETY: by the contract.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+}
+
+impl Form for Bf16 {
+    const DWORD: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> __m256i {
+        // SAFETY: by the contract. A bf16 is the upper half of an f32.
+        unsafe { _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+}
+
+impl Form for Int8 {
+    const DWORD: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> __m256i {
+        // SAFETY: by the contract.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())) }
+    }
+}
+
+/// Bytes that are asked for before they are read.
+const AHEAD: usize = 4096;
+
+/// `n` bytes of a row, at most eight dwords; the rest is zeros.
+///
+/// # Safety
+/// AVX2; the bytes are there.
+#[inline(always)]
+unsafe fn load<F: Form>(from: *const u8, n: usize) -> __m256i {
+    let mut some = [0; 32];
+    // SAFETY: by the contract; there is room for eight dwords.
+    unsafe {
+        if n == LANES * F::DWORD {
+            return F::load(from);
+        }
+        some.as_mut_ptr().copy_from_nonoverlapping(from, n);
+        F::load(some.as_ptr())
+    }
+}
+
+/// The dwords that `n` bytes of each of `rows` rows are from byte `start` on, by column; what is missing of eight by eight is zeros.
+///
+/// # Safety
+/// AVX2; the bytes are there.
+#[inline(always)]
+unsafe fn block<F: Form>(from: Bytes, rows: usize, start: usize, n: usize) -> [__m256i; LANES] {
+    // SAFETY: by the contract.
+    unsafe {
+        let mut block = [_mm256_setzero_si256(); LANES];
+        if (rows, n) == (LANES, LANES * F::DWORD) {
+            for (row, to) in block.iter_mut().enumerate() {
+                *to = F::load(from.data.add(row * from.row_bytes + start));
+            }
+        } else {
+            for (row, to) in block.iter_mut().enumerate().take(rows) {
+                *to = load::<F>(from.data.add(row * from.row_bytes + start), n);
+            }
+        }
+        transpose(block)
+    }
+}
+
+/// Of eight by eight dwords: by pairs, by fours, and then the halves of the registers.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn transpose(rows: [__m256i; LANES]) -> [__m256i; LANES] {
+    // SAFETY: by the contract.
+    unsafe {
+        let (mut twos, mut fours, mut out) = (rows, rows, rows);
+        for i in 0..4 {
+            twos[2 * i] = _mm256_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+            twos[2 * i + 1] = _mm256_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        }
+        for i in 0..2 {
+            let [a, b, c, d] = [twos[4 * i], twos[4 * i + 1], twos[4 * i + 2], twos[4 * i + 3]];
+            fours[4 * i] = _mm256_unpacklo_epi64(a, c);
+            fours[4 * i + 1] = _mm256_unpackhi_epi64(a, c);
+            fours[4 * i + 2] = _mm256_unpacklo_epi64(b, d);
+            fours[4 * i + 3] = _mm256_unpackhi_epi64(b, d);
+        }
+        // Half h of fours[4 g + j] has column 4 h + j of rows 4 g to 4 g + 3.
+        for j in 0..4 {
+            out[j] = _mm256_permute2x128_si256::<0x20>(fours[j], fours[4 + j]);
+            out[4 + j] = _mm256_permute2x128_si256::<0x31>(fours[j], fours[4 + j]);
+        }
+        out
+    }
+}
+
+/// # Safety
+/// AVX2; the rest as of `Pack`.
+#[inline(always)]
+unsafe fn pack<F: Form>(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32) {
+    // SAFETY: the blocks lie within `bytes` of the rows. A store of a whole vector stays within the row, or goes on to the next ones, which are written
+    // afterwards; a masked one writes no others.
+    unsafe {
+        let flip = _mm256_set1_epi32(flip as i32);
+        let lanes =
+            _mm256_cmpgt_epi32(_mm256_set1_epi32(rows as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+        let last = bytes.div_ceil(F::DWORD) - 1;
+        for start in (0..bytes).step_by(LANES * F::DWORD) {
+            let n = (bytes - start).min(LANES * F::DWORD);
+            let block = block::<F>(from, rows, start, n);
+            for (i, &dwords) in block.iter().enumerate().take(n.div_ceil(F::DWORD)) {
+                let (d, dwords) = (start / F::DWORD + i, _mm256_xor_si256(dwords, flip));
+                let at = to.add(d * stride);
+                if stride >= LANES || d + LANES <= last {
+                    _mm256_storeu_si256(at.cast(), dwords);
+                } else {
+                    _mm256_maskstore_epi32(at.cast(), lanes, dwords);
+                }
+            }
+        }
+    }
+}
+
+/// See `Pack`.
+///
+/// # Safety
+/// AVX2; the rest as of `Pack`.
+#[target_feature(enable = "avx2")]
+unsafe fn pack_dwords(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32) {
+    // SAFETY: the caller's contract is the same.
+    unsafe { pack::<Dwords>(to, stride, from, rows, bytes, flip) }
+}
+
+/// The same of bf16, which become f32.
+///
+/// # Safety
+/// AVX2; the rest as of `Pack`.
+#[target_feature(enable = "avx2")]
+unsafe fn pack_bf16(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32) {
+    // SAFETY: the caller's contract is the same.
+    unsafe { pack::<Bf16>(to, stride, from, rows, bytes, flip) }
+}
+
+/// The same of bytes, two of which become two 16-bit integers.
+///
+/// # Safety
+/// AVX2; the rest as of `Pack`.
+#[target_feature(enable = "avx2")]
+unsafe fn pack_int8(to: *mut u32, stride: usize, from: Bytes, rows: usize, bytes: usize, flip: u32) {
+    // SAFETY: the caller's contract is the same.
+    unsafe { pack::<Int8>(to, stride, from, rows, bytes, flip) }
+}
+
+/// See `Row`.
+///
+/// # Safety
+/// AVX2 and FMA; the rest as of `Row`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn row_f32(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+    // SAFETY: the caller's contract is the same.
+    unsafe { row::<Dwords>(sums, x, w, rows, bytes) }
+}
+
+/// The same of bf16.
+///
+/// # Safety
+/// AVX2 and FMA; the rest as of `Row`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn row_bf16(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+    // SAFETY: the caller's contract is the same.
+    unsafe { row::<Bf16>(sums, x, w, rows, bytes) }
+}
+
+/// What `tile` makes of one row, in the same order, from W as it lies: a block of eight by eight dwords goes from the registers that exchanged it straight
+/// into the sums. Two blocks are under way at a time, since each addition to a sum waits for the one before.
+///
+/// # Safety
+/// AVX2 and FMA; the rest as of `Row`.
+#[inline(always)]
+unsafe fn row<F: Form>(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+    // SAFETY: the blocks lie within `bytes` of the rows, and their dwords within x; there is room for GROUP sums.
+    unsafe {
+        let mut acc = [_mm256_setzero_ps(); GROUP / LANES];
+        for start in (0..bytes).step_by(LANES * F::DWORD) {
+            let n = (bytes - start).min(LANES * F::DWORD);
+            for (group, acc) in acc.iter_mut().enumerate() {
+                let first = group * LANES;
+                if first >= rows {
+                    break;
+                }
+                let from = Bytes { data: w.data.add(first * w.row_bytes), ..w };
+                let block = block::<F>(from, (rows - first).min(LANES), start, n);
+                for (i, &column) in block.iter().enumerate().take(n.div_ceil(F::DWORD)) {
+                    let x = _mm256_set1_ps(f32::from_bits(*x.add(start / F::DWORD + i)));
+                    *acc = _mm256_fmadd_ps(x, _mm256_castsi256_ps(column), *acc);
+                }
+            }
+        }
+        for (group, &acc) in acc.iter().enumerate() {
+            _mm256_storeu_ps(sums.add(group * LANES), acc);
+        }
+    }
+}
+
+/// See `Row`, of bytes: sums of their products are exact, in whatever order, so that W is read row by row.
+///
+/// # Safety
+/// AVX2; the rest as of `Row`.
+#[target_feature(enable = "avx2")]
+unsafe fn row_int8(sums: *mut i32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+    /// Rows at a time.
+    const SOME: usize = 4;
+    const STEP: usize = LANES * Int8::DWORD;
+    for first in (0..rows).step_by(SOME) {
+        let mut acc = [_mm256_setzero_si256(); SOME];
+        for start in (0..bytes).step_by(STEP) {
+            let n = STEP.min(bytes - start);
+            // SAFETY: `n` bytes of the rows and as many halves of dwords of x are read. Beyond the last row that row is read again, and its sum dropped.
+            unsafe {
+                let x = load::<Dwords>(x.add(start / 2).cast(), n.div_ceil(2) * 4);
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let at = w.data.add((first + r).min(rows - 1) * w.row_bytes + start);
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
+                    *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(load::<Int8>(at, n), x));
+                }
+            }
+        }
+        for (r, acc) in acc.into_iter().enumerate().take(rows - first) {
+            let mut lanes = [0; LANES];
+            // SAFETY: eight lanes; row first + r < rows, at most GROUP of them.
+            unsafe {
+                _mm256_storeu_si256(lanes.as_mut_ptr().cast(), acc);
+                *sums.add(first + r) = lanes.iter().sum();
+            }
         }
     }
 }

@@ -31,9 +31,12 @@ macro_rules! tiles {
     };
 }
 
-static F32: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile_f32), pack, row: Some(row_f32) };
-static BF16: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile_bf16), pack, row: Some(row_bf16) };
-static INT8: Kernel<i32> = Kernel { lanes: LANES, tiles: tiles!(tile_int8), pack, row: Some(row_int8) };
+static F32: Kernel<f32> =
+    Kernel { lanes: LANES, tiles: tiles!(tile_f32), pack, row: Some(row_f32), half: None };
+static BF16: Kernel<f32> =
+    Kernel { lanes: LANES, tiles: tiles!(tile_bf16), pack, row: Some(row_bf16), half: None };
+static INT8: Kernel<i32> =
+    Kernel { lanes: LANES, tiles: tiles!(tile_int8), pack, row: Some(row_int8), half: None };
 
 fn basic() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")

@@ -121,6 +121,7 @@ pub(super) fn products_by(
             let source = match weight {
                 Elements::F32(w) => Source::Raw(bytemuck::cast_slice(w), k * size_of::<f32>()),
                 Elements::Bf16(w) if pairs => Source::Raw(bytemuck::cast_slice(w), k * 2),
+                Elements::Bf16(w) if kernel.half.is_some() => Source::Half(bytemuck::cast_slice(w), k * 2),
                 _ => Source::Made(wide),
             };
             Operand { rows: n, depth, source, flip: 0 }

@@ -50,6 +50,14 @@ pub(super) fn products_by(
     finish: &(impl Fn(usize, usize, usize, &mut [i32]) + Sync),
 ) {
     assert!(x.len() == m * k && weights.iter().all(|(weight, n)| weight.len() == n * k), "products: sizes");
+    if !bytes && kernel.half.is_some() {
+        let half = |data, rows| {
+            let source = Source::Half(bytemuck::cast_slice::<i8, u8>(data), k);
+            Operand { rows, depth: k.div_ceil(2), source, flip: 0 }
+        };
+        let operands: Vec<Operand> = weights.iter().map(|&(weight, n)| half(weight, n)).collect();
+        return run(kernel, &half(x, m), &operands, finish);
+    }
     if !bytes {
         let wide = |data| move |row: usize, start: usize, to: &mut [u32]| widen_row(to, data, k, row, start);
         let made = |rows, make| Operand { rows, depth: k.div_ceil(2), source: Source::Made(make), flip: 0 };

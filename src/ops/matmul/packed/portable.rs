@@ -14,9 +14,11 @@ macro_rules! tiles {
     };
 }
 
-pub(super) static F32: Kernel<f32> = Kernel { lanes: LANES, tiles: tiles!(tile, Floats), pack, row: None };
+pub(super) static F32: Kernel<f32> =
+    Kernel { lanes: LANES, tiles: tiles!(tile, Floats), pack, row: None, half: None };
 /// Of pairs of 16-bit integers.
-pub(super) static I16: Kernel<i32> = Kernel { lanes: LANES, tiles: tiles!(tile, Pairs), pack, row: None };
+pub(super) static I16: Kernel<i32> =
+    Kernel { lanes: LANES, tiles: tiles!(tile, Pairs), pack, row: None, half: None };
 
 trait Op {
     type Sum: Copy + Default;
