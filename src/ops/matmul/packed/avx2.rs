@@ -181,8 +181,37 @@ impl Form for Int8 {
     }
 }
 
-/// Bytes that are asked for before they are read.
-const AHEAD: usize = 4096;
+/// A form of which sums of products are made.
+trait Floats: Form {
+    /// Adds to `sum` what dwords of W, as they lie, make with as many numbers of x as one of them has.
+    ///
+    /// # Safety
+    /// AVX2 and FMA; the numbers lie at `x`.
+    unsafe fn add(sum: __m256, x: *const u32, w: __m256i) -> __m256;
+}
+
+impl Floats for Dwords {
+    #[inline(always)]
+    unsafe fn add(sum: __m256, x: *const u32, w: __m256i) -> __m256 {
+        // SAFETY: by the contract.
+        unsafe { _mm256_fmadd_ps(_mm256_set1_ps(f32::from_bits(*x)), _mm256_castsi256_ps(w), sum) }
+    }
+}
+
+impl Floats for Bf16 {
+    #[inline(always)]
+    unsafe fn add(sum: __m256, x: *const u32, w: __m256i) -> __m256 {
+        // SAFETY: by the contract.
+        unsafe {
+            let sum = Dwords::add(sum, x, _mm256_slli_epi32::<16>(w));
+            Dwords::add(sum, x.add(1), _mm256_and_si256(w, _mm256_set1_epi32(0xffff_0000u32 as i32)))
+        }
+    }
+}
+
+/// Bytes of a cache line, and those that are asked for before they are read.
+const LINE: usize = 64;
+const AHEAD: usize = 8192;
 
 /// `n` bytes of a row, at most eight dwords; the rest is zeros.
 ///
@@ -330,32 +359,43 @@ unsafe fn row_bf16(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: 
 }
 
 /// What `tile` makes of one row, in the same order, from W as it lies: a block of eight by eight dwords goes from the registers that exchanged it straight
-/// into the sums. Two blocks are under way at a time, since each addition to a sum waits for the one before.
+/// into the sums. Two groups of rows take turns, since each addition to a sum waits for the one before.
 ///
 /// # Safety
 /// AVX2 and FMA; the rest as of `Row`.
 #[inline(always)]
-unsafe fn row<F: Form>(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+unsafe fn row<F: Floats>(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
     // SAFETY: the blocks lie within `bytes` of the rows, and their dwords within x; there is room for GROUP sums.
     unsafe {
+        let whole = if rows == GROUP { bytes / LINE * LINE } else { 0 };
         let mut acc = [_mm256_setzero_ps(); GROUP / LANES];
-        for start in (0..bytes).step_by(LANES * F::DWORD) {
-            let n = (bytes - start).min(LANES * F::DWORD);
-            for (group, acc) in acc.iter_mut().enumerate() {
-                let first = group * LANES;
-                if first >= rows {
-                    break;
-                }
-                let from = Bytes { data: w.data.add(first * w.row_bytes), ..w };
-                let block = block::<F>(from, (rows - first).min(LANES), start, n);
-                for (i, &column) in block.iter().enumerate().take(n.div_ceil(F::DWORD)) {
-                    let x = _mm256_set1_ps(f32::from_bits(*x.add(start / F::DWORD + i)));
-                    *acc = _mm256_fmadd_ps(x, _mm256_castsi256_ps(column), *acc);
+        let groups = [0, 1].map(|i| Bytes { data: w.data.wrapping_add(i * LANES * w.row_bytes), ..w });
+        for start in (0..whole).step_by(LINE) {
+            for row in GROUP..2 * GROUP {
+                // Of the next rows; a prefetch beyond the end does no harm.
+                _mm_prefetch::<_MM_HINT_T1>(w.data.wrapping_add(row * w.row_bytes + start).cast());
+            }
+            for start in [start, start + LINE / 2] {
+                let x = x.add(start / F::DWORD);
+                // No closure: it would not be compiled for AVX2.
+                let some = block::<Dwords>(groups[0], LANES, start, LINE / 2);
+                let others = block::<Dwords>(groups[1], LANES, start, LINE / 2);
+                for i in 0..LANES {
+                    let x = x.add(i * 4 / F::DWORD);
+                    acc = [F::add(acc[0], x, some[i]), F::add(acc[1], x, others[i])];
                 }
             }
         }
-        for (group, &acc) in acc.iter().enumerate() {
-            _mm256_storeu_ps(sums.add(group * LANES), acc);
+        for (group, (mut sum, from)) in acc.into_iter().zip(groups).enumerate() {
+            let first = group * LANES;
+            for start in (whole..bytes).step_by(LANES * F::DWORD) {
+                let n = (bytes - start).min(LANES * F::DWORD);
+                let block = block::<F>(from, rows.saturating_sub(first).min(LANES), start, n);
+                for (i, &column) in block.iter().enumerate().take(n.div_ceil(F::DWORD)) {
+                    sum = Dwords::add(sum, x.add(start / F::DWORD + i), column);
+                }
+            }
+            _mm256_storeu_ps(sums.add(first), sum);
         }
     }
 }
@@ -369,27 +409,39 @@ unsafe fn row_int8(sums: *mut i32, x: *const u32, w: Bytes, rows: usize, bytes: 
     /// Rows at a time.
     const SOME: usize = 4;
     const STEP: usize = LANES * Int8::DWORD;
+    let whole = bytes / LINE * LINE;
     for first in (0..rows).step_by(SOME) {
-        let mut acc = [_mm256_setzero_si256(); SOME];
-        for start in (0..bytes).step_by(STEP) {
-            let n = STEP.min(bytes - start);
-            // SAFETY: `n` bytes of the rows and as many halves of dwords of x are read. Beyond the last row that row is read again, and its sum dropped.
-            unsafe {
-                let x = load::<Dwords>(x.add(start / 2).cast(), n.div_ceil(2) * 4);
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let at = w.data.add((first + r).min(rows - 1) * w.row_bytes + start);
-                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
-                    *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(load::<Int8>(at, n), x));
+        // Beyond the last row that row is read again, and its sum dropped.
+        let at = [0, 1, 2, 3].map(|r| w.data.wrapping_add((first + r).min(rows - 1) * w.row_bytes));
+        let mut acc = [[0; LANES]; SOME];
+        // SAFETY: `bytes` of the rows and as many halves of dwords of x are read.
+        unsafe {
+            let mut sums = [_mm256_setzero_si256(); SOME];
+            for start in (0..whole).step_by(LINE) {
+                for row in at {
+                    _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(start + AHEAD).cast());
+                }
+                for start in (start..start + LINE).step_by(STEP) {
+                    let x = Dwords::load(x.add(start / 2).cast());
+                    for (sum, row) in sums.iter_mut().zip(at) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(Int8::load(row.add(start)), x));
+                    }
                 }
             }
-        }
-        for (r, acc) in acc.into_iter().enumerate().take(rows - first) {
-            let mut lanes = [0; LANES];
-            // SAFETY: eight lanes; row first + r < rows, at most GROUP of them.
-            unsafe {
-                _mm256_storeu_si256(lanes.as_mut_ptr().cast(), acc);
-                *sums.add(first + r) = lanes.iter().sum();
+            for start in (whole..bytes).step_by(STEP) {
+                let n = STEP.min(bytes - start);
+                let x = load::<Dwords>(x.add(start / 2).cast(), n.div_ceil(2) * 4);
+                for (sum, row) in sums.iter_mut().zip(at) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(load::<Int8>(row.add(start), n), x));
+                }
             }
+            for (acc, sum) in acc.iter_mut().zip(sums) {
+                _mm256_storeu_si256(acc.as_mut_ptr().cast(), sum);
+            }
+        }
+        for (r, acc) in acc.iter().enumerate().take(rows - first) {
+            // SAFETY: row first + r < rows, at most GROUP of them.
+            unsafe { *sums.add(first + r) = acc.iter().sum() };
         }
     }
 }
