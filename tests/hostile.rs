@@ -280,3 +280,37 @@ fn a_run_does_not_take_the_place_of_files_that_it_has_not_made() {
         ends(at, 0, args);
     }
 }
+
+/// What a killed start left of a folder is thrown away by the next; what anybody else put into one is not touched.
+#[test]
+fn a_folder_that_is_not_whole_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let model = format!("{GOLDEN}/smolvlm");
+    let quantize = ["quantize", "--model", &model, "--out", "int8"];
+    let names = |folder: &str| {
+        let entries = fs::read_dir(at.join(folder)).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    ends(at, 0, &quantize);
+    let whole = names("int8");
+    assert!(ends(at, 2, &quantize).contains("int8: is not empty"));
+    assert!(
+        ends(at, 2, &["merge", "--model", &model, "--adapter", "x", "--out", "int8"])
+            .contains("int8: is not empty")
+    );
+    fs::remove_file(at.join("int8/config.json")).unwrap();
+    for left in [".unfinished", "model-00007.safetensors", ".model.safetensors.tmp"] {
+        fs::write(at.join("int8").join(left), "half").unwrap();
+    }
+    // Locked, as by one that still runs.
+    let running = fs::File::open(at.join("int8/.unfinished")).unwrap();
+    running.lock().unwrap();
+    assert!(ends(at, 2, &quantize).contains("another process is writing here"));
+    assert!(at.join("int8/model-00007.safetensors").exists());
+    drop(running);
+    ends(at, 0, &quantize);
+    assert_eq!(names("int8"), whole);
+}

@@ -1,6 +1,7 @@
 //! Keeps a command from going on with an output that was made with other settings, or that it did not make at all.
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -55,6 +56,51 @@ pub fn folder(out: &Path, settings: &impl Serialize) -> Result<()> {
     };
     let filled = fs::read_dir(out).is_ok_and(|mut entries| !entries.all(nothing));
     same(out, &out.join(SETTINGS), filled, settings)
+}
+
+/// An output folder that is filled in one go; until then it has the file UNFINISHED, by which the next start knows what a killed one left.
+pub struct NewFolder {
+    marker: PathBuf,
+    /// Locked: two that fill one folder would each throw away what the other writes.
+    _file: File,
+}
+
+const UNFINISHED: &str = ".unfinished";
+
+impl NewFolder {
+    /// There is nothing at `out` that this command has not made.
+    pub fn check(out: &Path) -> Result<()> {
+        let filled = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+        if filled && !out.join(UNFINISHED).is_file() {
+            return Err(Error::input(out, "is not empty: take another --out"));
+        }
+        Ok(())
+    }
+
+    /// Makes the folder, and empties it of what a killed start left.
+    pub fn begin(out: &Path) -> Result<NewFolder> {
+        NewFolder::check(out)?;
+        fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        let marker = out.join(UNFINISHED);
+        let mut file = File::create(&marker).map_err(|e| Error::io(&marker, e))?;
+        file.try_lock().map_err(|_| Error::input(out, "another process is writing here"))?;
+        file.write_all(
+            b"What is here is not whole: the command that makes it was stopped. Start it again.\n",
+        )
+        .map_err(|e| Error::io(&marker, e))?;
+        for entry in fs::read_dir(out).map_err(|e| Error::io(out, e))? {
+            let path = entry.map_err(|e| Error::io(out, e))?.path();
+            if path != marker && path.is_file() {
+                fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+        Ok(NewFolder { marker, _file: file })
+    }
+
+    /// All is there.
+    pub fn done(self) -> Result<()> {
+        fs::remove_file(&self.marker).map_err(|e| Error::io(&self.marker, e))
+    }
 }
 
 fn same(out: &Path, kept: &PathBuf, filled: bool, settings: &impl Serialize) -> Result<()> {

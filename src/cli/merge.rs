@@ -1,19 +1,18 @@
-use std::fs;
-
 use serde_json::json;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::adapter;
 use crate::models::vlm::Vlm;
 
+use super::guard::NewFolder;
 use super::{Output, args};
 
 pub fn run(args: &args::Merge) -> Result<Output> {
-    if fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Error::input(&args.out, "is not empty: take another --out"));
-    }
+    NewFolder::check(&args.out)?;
     let mut model = Vlm::load(&args.model, Some(&args.adapter))?;
     adapter::merge(&mut model)?;
+    let out = NewFolder::begin(&args.out)?;
     model.save(&args.out)?;
+    out.done()?;
     Output::new(&json!({"folder": args.out}), format!("{}", args.out.display()))
 }

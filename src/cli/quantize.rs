@@ -1,4 +1,3 @@
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::data::images;
@@ -11,6 +10,7 @@ use crate::mpa::progress::Progress;
 use crate::quant::Folds;
 use crate::tensor::Device;
 
+use super::guard::NewFolder;
 use super::{Output, args, compute};
 
 /// What is asked about the pictures of a calibration.
@@ -19,9 +19,7 @@ const QUESTION: &str = "Describe what you see, and read out what is written.";
 const MAX_TEXT: u64 = 16 << 20;
 
 pub fn run(args: &args::Quantize, compute: &args::Compute, progress: &Progress) -> Result<Output> {
-    if fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Error::input(&args.out, "is not empty: take another --out"));
-    }
+    NewFolder::check(&args.out)?;
     let folder = hub::resolve(&args.model)?;
     let name = folder.to_str().ok_or_else(|| Error::input(&folder, "the path is not UTF-8"))?;
     let mut vlm = Vlm::load(name, None)?;
@@ -38,7 +36,9 @@ pub fn run(args: &args::Quantize, compute: &args::Compute, progress: &Progress) 
         }
     };
     let rotation = if args.no_rotation { 1 } else { int8::ROTATION };
+    let out = NewFolder::begin(&args.out)?;
     let written = int8::write(&mut vlm, args.parts, &folds, rotation, &args.out)?;
+    out.done()?;
     let text = format!(
         "{}: {} layers in int8, {:.1} MB of {:.1} MB",
         args.out.display(),

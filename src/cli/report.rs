@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mpa::report;
 
 use super::{Output, args};
@@ -11,6 +11,9 @@ pub fn run(args: &args::Report) -> Result<Output> {
         (None, [one]) => one.join("report.html"),
         (None, _) => "report.html".into(),
     };
+    if !report::may_replace(&out) {
+        return Err(Error::input(&out, "exists and is no report of this program: take another --out"));
+    }
     report::write_all(&args.folders, &out, args.per_hour)?;
     Output::new(&json!({"report": out}), out.display().to_string())
 }

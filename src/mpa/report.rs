@@ -14,6 +14,8 @@ mod scored;
 mod source;
 mod times;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
@@ -46,6 +48,16 @@ pub fn write(run_folder: &Path) -> Result<()> {
         run.times = None;
     }
     files::write(&run_folder.join("report.html"), render(&[source], None)?.as_bytes())
+}
+
+/// Whether there is nothing at `out` that would be lost but an earlier report.
+pub fn may_replace(out: &Path) -> bool {
+    const MARK: &str = "<title>Model parity: ";
+    let mut head = Vec::new();
+    let read = |mut file: std::io::Take<File>| file.read_to_end(&mut head);
+    !out.is_file()
+        || File::open(out).map(|file| file.take(1024)).and_then(read).is_ok()
+            && String::from_utf8_lossy(&head).contains(MARK)
 }
 
 /// Writes the page of these folders to `out`. Each is a run, an evaluation or an ablation; anything else is an error. `per_hour`: what an hour

@@ -350,3 +350,19 @@ fn costs_and_tokens_are_those_of_each_stage() {
         assert_eq!(output.status.code(), Some(2), "{price}");
     }
 }
+
+#[test]
+fn a_report_replaces_nothing_but_a_report() {
+    let home = TempDir::new().unwrap();
+    run_folder(&home.path().join("run"));
+    put(home.path().join("notes.html"), "<!doctype html><title>my notes</title>");
+    let report = |out: &str| mpa(home.path(), &["report", "run", "--out", out]);
+    let refused = report("notes.html");
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("notes.html: exists and is no report of this program"), "{said}");
+    assert!(fs::read_to_string(home.path().join("notes.html")).unwrap().contains("my notes"));
+    for _ in 0..2 {
+        assert_eq!(report("new.html").status.code(), Some(0));
+    }
+}
