@@ -12,14 +12,12 @@ use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use serde::Serialize;
 
-use super::model::{Load, picture, words};
+use super::model::{Load, asking, picture, words};
 use crate::data::images;
 use crate::error::{Error, Result};
 use crate::models::engine::{Exchange, Limits, Next, Spent};
 use crate::models::generate::{Completion, Request};
-use crate::models::prompt::{Content, Message};
 use crate::models::vlm::Vlm;
-use crate::ops::sample::Sampling;
 use crate::tensor::Device;
 
 /// New tokens of an answer, as the benchmarks' are short.
@@ -106,9 +104,7 @@ fn read_ahead(
     for (i, path) in paths.iter().enumerate() {
         let began = Instant::now();
         let request = images::read(path).and_then(|rgb| {
-            let mut request = asking(words(i, load.words), load.new);
-            request.messages[0].content.insert(0, Content::Image);
-            request.images.push(rgb.into());
+            let mut request = asking(vec![rgb.into()], words(i, load.words), load.new);
             vlm.prepare(std::slice::from_mut(&mut request)).map(|()| request)
         });
         nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
@@ -116,19 +112,6 @@ fn read_ahead(
         if send.send(request).is_err() || ends {
             return;
         }
-    }
-}
-
-fn asking(text: String, max_new_tokens: usize) -> Request {
-    Request {
-        messages: vec![Message::new("user", vec![Content::Text(text)])],
-        images: Vec::new(),
-        tiles: Vec::new(),
-        max_new_tokens,
-        sampling: Sampling { temperature: 0.0, top_p: 1.0 },
-        samples: 1,
-        seed: 0,
-        draft: None,
     }
 }
 
@@ -157,9 +140,9 @@ impl Exchange for Gallery<'_> {
         match read {
             Ok(request) => {
                 let request = request?;
-                let mut question = asking(words(self.asked.len() + 1, self.load.words), ANSWER);
-                question.messages[0].content.insert(0, Content::Image);
-                (question.images, question.tiles) = (request.images.clone(), request.tiles.clone());
+                let text = words(self.asked.len() + 1, self.load.words);
+                let mut question = asking(request.images.clone(), text, ANSWER);
+                question.tiles = request.tiles.clone();
                 self.asked.push(Some(question));
                 self.open += 1;
                 Ok(Next::Request(request))

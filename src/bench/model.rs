@@ -95,22 +95,24 @@ pub(super) fn picture(i: usize, load: &Load) -> Option<Arc<Rgb>> {
     })
 }
 
+/// A question about some pictures.
+pub(super) fn asking(images: Vec<Arc<Rgb>>, text: String, max_new_tokens: usize) -> Request {
+    let mut content: Vec<Content> = images.iter().map(|_| Content::Image).collect();
+    content.push(Content::Text(text));
+    Request {
+        messages: vec![Message::new("user", content)],
+        images,
+        tiles: Vec::new(),
+        max_new_tokens,
+        sampling: Sampling { temperature: 0.0, top_p: 1.0 },
+        samples: 1,
+        seed: 0,
+        draft: None,
+    }
+}
+
 fn requests(load: &Load, max_new_tokens: usize) -> Vec<Request> {
-    let one = |i| {
-        let images: Vec<Arc<Rgb>> = picture(i, load).into_iter().collect();
-        let mut content: Vec<Content> = images.iter().map(|_| Content::Image).collect();
-        content.push(Content::Text(words(i, load.words)));
-        Request {
-            messages: vec![Message::new("user", content)],
-            images,
-            tiles: Vec::new(),
-            max_new_tokens,
-            sampling: Sampling { temperature: 0.0, top_p: 1.0 },
-            samples: 1,
-            seed: 0,
-            draft: None,
-        }
-    };
+    let one = |i| asking(picture(i, load).into_iter().collect(), words(i, load.words), max_new_tokens);
     (0..load.batch).map(one).collect()
 }
 
