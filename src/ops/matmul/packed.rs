@@ -322,7 +322,7 @@ fn multiply<A: Copy>(
     }
     let vectors = cols.len().div_ceil(kernel.lanes);
     let (stride, depth) = (vectors * kernel.lanes, weight.depth);
-    let step = if strips.count() == 1 { SHALLOW } else { DEPTH };
+    let step = if strips.rows <= GROUP { SHALLOW } else { DEPTH };
     let top = some.start * strips.height;
     let rows = strips.rows.min(some.end * strips.height) - top.min(strips.rows);
     PIECE.with_borrow_mut(|(panel, sums)| {

@@ -137,14 +137,16 @@ unsafe fn tile<O: Op, const R: usize, const C: usize>(
     }
 }
 
-/// What the dwords of a row are made of.
+/// What the bytes of a row become: dwords.
 trait Form {
     /// Bytes of a dword.
     const DWORD: usize;
 
+    /// What each four bytes of a vector become: one dword, or two, those of the first two bytes and those of the others.
+    ///
     /// # Safety
-    /// AVX2; eight dwords lie at `from`.
-    unsafe fn load(from: *const u8) -> __m256i;
+    /// AVX2.
+    unsafe fn dwords(fours: __m256i) -> [__m256i; 2];
 }
 
 struct Dwords;
@@ -155,56 +157,49 @@ impl Form for Dwords {
     const DWORD: usize = 4;
 
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> __m256i {
-        // SAFETY: by the contract.
-        unsafe { _mm256_loadu_si256(from.cast()) }
+    unsafe fn dwords(fours: __m256i) -> [__m256i; 2] {
+        [fours; 2]
     }
 }
 
 impl Form for Bf16 {
     const DWORD: usize = 2;
 
+    /// A bf16 is the upper half of an f32.
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> __m256i {
-        // SAFETY: by the contract. A bf16 is the upper half of an f32.
-        unsafe { _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))) }
+    unsafe fn dwords(fours: __m256i) -> [__m256i; 2] {
+        // SAFETY: by the contract.
+        unsafe {
+            let upper = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            [_mm256_slli_epi32::<16>(fours), _mm256_and_si256(fours, upper)]
+        }
     }
 }
 
 impl Form for Int8 {
     const DWORD: usize = 2;
 
+    /// A byte goes into the upper half of its 16 bits, and comes down with its sign.
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> __m256i {
-        // SAFETY: by the contract.
-        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())) }
-    }
-}
-
-/// A form of which sums of products are made.
-trait Floats: Form {
-    /// Adds to `sum` what dwords of W, as they lie, make with as many numbers of x as one of them has.
-    ///
-    /// # Safety
-    /// AVX2 and FMA; the numbers lie at `x`.
-    unsafe fn add(sum: __m256, x: *const u32, w: __m256i) -> __m256;
-}
-
-impl Floats for Dwords {
-    #[inline(always)]
-    unsafe fn add(sum: __m256, x: *const u32, w: __m256i) -> __m256 {
-        // SAFETY: by the contract.
-        unsafe { _mm256_fmadd_ps(_mm256_set1_ps(f32::from_bits(*x)), _mm256_castsi256_ps(w), sum) }
-    }
-}
-
-impl Floats for Bf16 {
-    #[inline(always)]
-    unsafe fn add(sum: __m256, x: *const u32, w: __m256i) -> __m256 {
+    unsafe fn dwords(fours: __m256i) -> [__m256i; 2] {
         // SAFETY: by the contract.
         unsafe {
-            let sum = Dwords::add(sum, x, _mm256_slli_epi32::<16>(w));
-            Dwords::add(sum, x.add(1), _mm256_and_si256(w, _mm256_set1_epi32(0xffff_0000u32 as i32)))
+            let step = _mm256_setr_epi32(
+                0,
+                0x0404_0404,
+                0x0808_0808,
+                0x0c0c_0c0c,
+                0,
+                0x0404_0404,
+                0x0808_0808,
+                0x0c0c_0c0c,
+            );
+            let first = _mm256_add_epi32(step, _mm256_set1_epi32(0x0180_0080));
+            let second = _mm256_add_epi32(step, _mm256_set1_epi32(0x0380_0280));
+            [
+                _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(fours, first)),
+                _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(fours, second)),
+            ]
         }
     }
 }
@@ -213,39 +208,42 @@ impl Floats for Bf16 {
 const LINE: usize = 64;
 const AHEAD: usize = 8192;
 
-/// `n` bytes of a row, at most eight dwords; the rest is zeros.
+/// Bytes of a vector.
+const WHOLE: usize = 32;
+
+/// `n` bytes, at most a vector; the rest is zeros.
 ///
 /// # Safety
 /// AVX2; the bytes are there.
 #[inline(always)]
-unsafe fn load<F: Form>(from: *const u8, n: usize) -> __m256i {
-    let mut some = [0; 32];
-    // SAFETY: by the contract; there is room for eight dwords.
+unsafe fn load(from: *const u8, n: usize) -> __m256i {
+    let mut some = [0; WHOLE];
+    // SAFETY: by the contract; there is room for a vector.
     unsafe {
-        if n == LANES * F::DWORD {
-            return F::load(from);
+        if n == WHOLE {
+            return _mm256_loadu_si256(from.cast());
         }
         some.as_mut_ptr().copy_from_nonoverlapping(from, n);
-        F::load(some.as_ptr())
+        _mm256_loadu_si256(some.as_ptr().cast())
     }
 }
 
-/// The dwords that `n` bytes of each of `rows` rows are from byte `start` on, by column; what is missing of eight by eight is zeros.
+/// `n` bytes, at most a vector, of each of `rows` rows from byte `start` on, four by four and by column; what is missing of eight by eight is zeros.
 ///
 /// # Safety
 /// AVX2; the bytes are there.
 #[inline(always)]
-unsafe fn block<F: Form>(from: Bytes, rows: usize, start: usize, n: usize) -> [__m256i; LANES] {
+unsafe fn block(from: Bytes, rows: usize, start: usize, n: usize) -> [__m256i; LANES] {
     // SAFETY: by the contract.
     unsafe {
         let mut block = [_mm256_setzero_si256(); LANES];
-        if (rows, n) == (LANES, LANES * F::DWORD) {
+        if (rows, n) == (LANES, WHOLE) {
             for (row, to) in block.iter_mut().enumerate() {
-                *to = F::load(from.data.add(row * from.row_bytes + start));
+                *to = _mm256_loadu_si256(from.data.add(row * from.row_bytes + start).cast());
             }
         } else {
             for (row, to) in block.iter_mut().enumerate().take(rows) {
-                *to = load::<F>(from.data.add(row * from.row_bytes + start), n);
+                *to = load(from.data.add(row * from.row_bytes + start), n);
             }
         }
         transpose(block)
@@ -292,16 +290,26 @@ unsafe fn pack<F: Form>(to: *mut u32, stride: usize, from: Bytes, rows: usize, b
         let lanes =
             _mm256_cmpgt_epi32(_mm256_set1_epi32(rows as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
         let last = bytes.div_ceil(F::DWORD) - 1;
-        for start in (0..bytes).step_by(LANES * F::DWORD) {
-            let n = (bytes - start).min(LANES * F::DWORD);
-            let block = block::<F>(from, rows, start, n);
-            for (i, &dwords) in block.iter().enumerate().take(n.div_ceil(F::DWORD)) {
-                let (d, dwords) = (start / F::DWORD + i, _mm256_xor_si256(dwords, flip));
-                let at = to.add(d * stride);
-                if stride >= LANES || d + LANES <= last {
-                    _mm256_storeu_si256(at.cast(), dwords);
-                } else {
-                    _mm256_maskstore_epi32(at.cast(), lanes, dwords);
+        for start in (0..bytes).step_by(WHOLE) {
+            if start.is_multiple_of(LINE) {
+                // Two groups on; a prefetch beyond the end does no harm.
+                for row in 2 * LANES..2 * LANES + rows {
+                    _mm_prefetch::<_MM_HINT_T1>(from.data.wrapping_add(row * from.row_bytes + start).cast());
+                }
+            }
+            let block = block(from, rows, start, (bytes - start).min(WHOLE));
+            for (i, &fours) in block.iter().enumerate() {
+                for (j, &dwords) in F::dwords(fours).iter().enumerate().take(4 / F::DWORD) {
+                    let (d, dwords) = ((start / 4 + i) * 4 / F::DWORD + j, _mm256_xor_si256(dwords, flip));
+                    if d > last {
+                        return;
+                    }
+                    let at = to.add(d * stride);
+                    if stride >= LANES || d + LANES <= last {
+                        _mm256_storeu_si256(at.cast(), dwords);
+                    } else {
+                        _mm256_maskstore_epi32(at.cast(), lanes, dwords);
+                    }
                 }
             }
         }
@@ -364,7 +372,7 @@ unsafe fn row_bf16(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: 
 /// # Safety
 /// AVX2 and FMA; the rest as of `Row`.
 #[inline(always)]
-unsafe fn row<F: Floats>(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
+unsafe fn row<F: Form>(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
     // SAFETY: the blocks lie within `bytes` of the rows, and their dwords within x; there is room for GROUP sums.
     unsafe {
         let whole = if rows == GROUP { bytes / LINE * LINE } else { 0 };
@@ -375,29 +383,45 @@ unsafe fn row<F: Floats>(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, b
                 // Of the next rows; a prefetch beyond the end does no harm.
                 _mm_prefetch::<_MM_HINT_T1>(w.data.wrapping_add(row * w.row_bytes + start).cast());
             }
-            for start in [start, start + LINE / 2] {
-                let x = x.add(start / F::DWORD);
+            for start in [start, start + WHOLE] {
                 // No closure: it would not be compiled for AVX2.
-                let some = block::<Dwords>(groups[0], LANES, start, LINE / 2);
-                let others = block::<Dwords>(groups[1], LANES, start, LINE / 2);
+                let some = block(groups[0], LANES, start, WHOLE);
+                let others = block(groups[1], LANES, start, WHOLE);
                 for i in 0..LANES {
-                    let x = x.add(i * 4 / F::DWORD);
-                    acc = [F::add(acc[0], x, some[i]), F::add(acc[1], x, others[i])];
+                    let (a, b) = (F::dwords(some[i]), F::dwords(others[i]));
+                    for j in 0..4 / F::DWORD {
+                        let x = x.add((start / 4 + i) * 4 / F::DWORD + j);
+                        acc = [add(acc[0], x, a[j]), add(acc[1], x, b[j])];
+                    }
                 }
             }
         }
+        let last = bytes.div_ceil(F::DWORD);
         for (group, (mut sum, from)) in acc.into_iter().zip(groups).enumerate() {
             let first = group * LANES;
-            for start in (whole..bytes).step_by(LANES * F::DWORD) {
-                let n = (bytes - start).min(LANES * F::DWORD);
-                let block = block::<F>(from, rows.saturating_sub(first).min(LANES), start, n);
-                for (i, &column) in block.iter().enumerate().take(n.div_ceil(F::DWORD)) {
-                    sum = Dwords::add(sum, x.add(start / F::DWORD + i), column);
+            for start in (whole..bytes).step_by(WHOLE) {
+                let some = rows.saturating_sub(first).min(LANES);
+                let block = block(from, some, start, (bytes - start).min(WHOLE));
+                for (i, &fours) in block.iter().enumerate() {
+                    for (j, &dwords) in F::dwords(fours).iter().enumerate().take(4 / F::DWORD) {
+                        let d = (start / 4 + i) * 4 / F::DWORD + j;
+                        if d < last {
+                            sum = add(sum, x.add(d), dwords);
+                        }
+                    }
                 }
             }
             _mm256_storeu_ps(sums.add(first), sum);
         }
     }
+}
+
+/// # Safety
+/// AVX2 and FMA; a number lies at `x`.
+#[inline(always)]
+unsafe fn add(sum: __m256, x: *const u32, w: __m256i) -> __m256 {
+    // SAFETY: by the contract.
+    unsafe { _mm256_fmadd_ps(_mm256_set1_ps(f32::from_bits(*x)), _mm256_castsi256_ps(w), sum) }
 }
 
 /// See `Row`, of bytes: sums of their products are exact, in whatever order, so that W is read row by row.
@@ -408,7 +432,8 @@ unsafe fn row<F: Floats>(sums: *mut f32, x: *const u32, w: Bytes, rows: usize, b
 unsafe fn row_int8(sums: *mut i32, x: *const u32, w: Bytes, rows: usize, bytes: usize) {
     /// Rows at a time.
     const SOME: usize = 4;
-    const STEP: usize = LANES * Int8::DWORD;
+    /// Bytes that become a vector of 16-bit integers.
+    const STEP: usize = 16;
     let whole = bytes / LINE * LINE;
     for first in (0..rows).step_by(SOME) {
         // Beyond the last row that row is read again, and its sum dropped.
@@ -422,17 +447,19 @@ unsafe fn row_int8(sums: *mut i32, x: *const u32, w: Bytes, rows: usize, bytes: 
                     _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(start + AHEAD).cast());
                 }
                 for start in (start..start + LINE).step_by(STEP) {
-                    let x = Dwords::load(x.add(start / 2).cast());
+                    let x = _mm256_loadu_si256(x.add(start / 2).cast());
                     for (sum, row) in sums.iter_mut().zip(at) {
-                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(Int8::load(row.add(start)), x));
+                        let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(row.add(start).cast()));
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(w, x));
                     }
                 }
             }
             for start in (whole..bytes).step_by(STEP) {
                 let n = STEP.min(bytes - start);
-                let x = load::<Dwords>(x.add(start / 2).cast(), n.div_ceil(2) * 4);
+                let x = load(x.add(start / 2).cast(), n.div_ceil(2) * 4);
                 for (sum, row) in sums.iter_mut().zip(at) {
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(load::<Int8>(row.add(start), n), x));
+                    let w = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(load(row.add(start), n)));
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(w, x));
                 }
             }
             for (acc, sum) in acc.iter_mut().zip(sums) {
