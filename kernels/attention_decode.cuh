@@ -44,6 +44,7 @@ template <class S>
 __device__ __forceinline__ Pack<S, PACK<S>> load_or_zeros(const S* p, bool real) {
   Pack<S, PACK<S>> x;
   if (real) return load_pack<PACK<S>>(p);
+  // mutant: loop: no score of such a row, or of columns beyond the head's, is read; zeros are there to have a value
   for (int i = 0; i < PACK<S>; i++) x[i] = static_cast<S>(0.0f);
   return x;
 }
