@@ -82,8 +82,12 @@ impl NewFolder {
         NewFolder::check(out)?;
         fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
         let marker = out.join(UNFINISHED);
-        let mut file = File::create(&marker).map_err(|e| Error::io(&marker, e))?;
+        // Made in an empty folder alone: in another it is gone because the process that was at work is done.
+        let empty = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
+        let opened = File::options().write(true).create(empty).truncate(false).open(&marker);
+        let mut file = opened.map_err(|e| Error::io(&marker, e))?;
         file.try_lock().map_err(|_| Error::input(out, "another process is writing here"))?;
+        NewFolder::check(out)?;
         file.write_all(
             b"What is here is not whole: the command that makes it was stopped. Start it again.\n",
         )

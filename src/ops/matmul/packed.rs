@@ -87,7 +87,7 @@ pub(in crate::ops) fn copy(to: &mut [f32], from: &[f32]) {
 
 /// Most rows of W that a single row of X meets at a time; no vector has more lanes.
 const GROUP: usize = 16;
-/// Dwords of depth of a panel: for the second-level cache, and for the first where X is a single strip.
+/// Dwords of depth of a panel: for the second-level cache, and for the first where X has few rows, at most GROUP.
 const DEPTH: usize = 512;
 const SHALLOW: usize = 128;
 /// Rows of X that are packed at a time, and those of a piece of work: enough for the packing of W to be cheap.
