@@ -24,6 +24,8 @@ asan) flags+=(-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -
 tsan) flags+=(-O1 -fsanitize=thread) ;;
 *) echo "build.sh: expected plain, asan or tsan, got $mode" >&2; exit 2 ;;
 esac
+shown=${flags[*]//"$host"/host}
+shown=${shown//"$kernels"/kernels}
 objects=$out.d
 mkdir -p "$objects"
 
@@ -39,7 +41,7 @@ registration() {
 
 compile() { # source, object, what it depends on
     local source=$1 object=$2 key
-    key=$(cat "$source" "${3:-$source}" "$kernels"/*.cuh "$host"/*.h | cksum; echo "${flags[*]//$kernels/kernels} $cxx")
+    key=$(cat "$source" "${3:-$source}" "$kernels"/*.cuh "$host"/*.h | cksum; echo "$shown $cxx")
     if [ -f "$object" ] && [ "$(cat "$object.key" 2>/dev/null)" = "$key" ]; then return; fi
     "$cxx" "${flags[@]}" ${3:+-include "$host/cuda_host.h"} -c "$source" -o "$object"
     echo "$key" >"$object.key"
