@@ -137,6 +137,41 @@ fn a_training_folder_has_one_writer() {
     assert!(names.into_iter().all(|name| !name.as_encoded_bytes().starts_with(b".")));
 }
 
+/// Of two that begin one output in the same instant with different settings, the second must not put its own in the place of the first one's.
+#[test]
+fn settings_are_those_of_the_process_that_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("q.jsonl"), "{\"question\": \"what?\"}\n").unwrap();
+    let model = format!("{GOLDEN}/smolvlm");
+    let predict = ["predict", "--model", &model, "--questions", "q.jsonl"];
+    let to = |out, more: &[&'static str]| [&predict[..], &["--out", out], more].concat();
+    ends(at, 0, &to("out.jsonl", &[]));
+    let settings = at.join("out.jsonl.settings.json");
+    let (before, first) = (fs::read(&settings).unwrap(), fs::read(at.join("out.jsonl")).unwrap());
+    // The first one has its settings, and no record yet.
+    fs::write(at.join("out.jsonl"), "").unwrap();
+    let held = fs::File::open(&settings).unwrap();
+    held.lock().unwrap();
+    let said = ends(at, 1, &to("out.jsonl", &["--max-new-tokens", "2"]));
+    assert!(said.contains("out.jsonl.settings.json: another process is writing it"), "{said}");
+    assert_eq!(fs::read(&settings).unwrap(), before);
+    held.unlock().unwrap();
+    ends(at, 0, &to("out.jsonl", &[]));
+    assert_eq!(fs::read(at.join("out.jsonl")).unwrap(), first);
+    assert_eq!(fs::read(&settings).unwrap(), before);
+    // Longer settings than the new ones leave nothing of theirs.
+    fs::write(at.join("out.jsonl"), "").unwrap();
+    fs::write(&settings, [&before[..], &before[..]].concat()).unwrap();
+    ends(at, 0, &to("out.jsonl", &[]));
+    assert_eq!(fs::read(&settings).unwrap(), before);
+    // A file of somebody else's gets no settings.
+    fs::write(at.join("other.jsonl"), "{}\n").unwrap();
+    let said = ends(at, 2, &to("other.jsonl", &[]));
+    assert!(said.contains("was not made by this command"), "{said}");
+    assert!(!at.join("other.jsonl.settings.json").exists());
+}
+
 /// A result that is sent to a device or through a link goes there, and neither is replaced by a file.
 #[cfg(unix)]
 #[test]

@@ -34,7 +34,7 @@ pub fn run(args: &args::Annotate, compute: &args::Compute, progress: &Progress) 
     let model = Lazy::new(&engine, hub::resolve(&args.model)?, None, progress).loading(args.loading.get());
     let settings =
         Settings { model: &args.model, loading: args.loading.get(), images: &args.images, options: &options };
-    guard::file(&args.out, &args.images, &settings)?;
+    let _held = guard::file(&args.out, &args.images, &settings)?;
     let tally = annotate::run(&args.images, &options, &model, &args.out, args.batch, progress)?;
     let rejected: String = tally.rejected.iter().map(|(why, count)| format!(", {count} {why}")).collect();
     Output::new(&tally, format!("{} records, {} good{rejected}", tally.records, tally.good()))

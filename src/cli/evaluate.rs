@@ -44,7 +44,7 @@ fn on_questions(
     let engine = compute::native(compute, progress)?;
     let loading = args.loading.get();
     let model = predict::model(&engine, &args.model, adapter, progress)?.loading(loading);
-    guard::folder(
+    let _held = guard::folder(
         &args.out,
         &predict::Settings { model: &args.model, adapter, loading, questions, options },
     )?;
@@ -76,7 +76,7 @@ fn on_benchmark(
     let questions = files.questions.unwrap_or(files.annotations);
     let predict = predict::Settings { model: &args.model, adapter, loading, questions, options };
     let settings = Settings { predict, benchmark: files.benchmark, annotations: files.annotations, images };
-    guard::folder(&args.out, &settings)?;
+    let _held = guard::folder(&args.out, &settings)?;
     let (out, batch) = (&args.out, args.ask.batch);
     let scores = evaluate::on_benchmark(files, images, options, &model, out, batch, progress)?;
     if let Some(scores) = scores {

@@ -1,12 +1,13 @@
 //! Keeps a command from going on with an output that was made with other settings, or that it did not make at all.
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::data::append::lock;
 use crate::data::files;
 use crate::error::{Error, Result};
 
@@ -30,8 +31,14 @@ fn resolved(path: &Path) -> PathBuf {
 
 const SETTINGS: &str = "settings.json";
 
+/// Settings that are locked: of two that begin one output in the same instant, the one that goes on has written them.
+#[must_use]
+pub struct Held {
+    _settings: File,
+}
+
 /// For an output file; the settings are kept beside it, in FILE.settings.json.
-pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<()> {
+pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<Held> {
     let real = |path: &Path| fs::canonicalize(path).ok();
     if real(out).is_some_and(|out| real(input) == Some(out)) {
         return Err(Error::Usage(format!("--out is the input file {}", input.display())));
@@ -41,20 +48,20 @@ pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<()> {
     }
     let mut name = OsString::from(out.file_name().unwrap_or_default());
     name.push(".settings.json");
-    let filled = out.metadata().is_ok_and(|data| data.len() > 0);
+    let filled = || out.metadata().is_ok_and(|data| data.len() > 0);
     same(out, &out.with_file_name(name), filled, settings)
 }
 
 /// For an output folder; the settings are kept in it, in settings.json.
-pub fn folder(out: &Path, settings: &impl Serialize) -> Result<()> {
-    // Settings alone are those of a start that failed, and a hidden file is what a kill left of them.
+pub fn folder(out: &Path, settings: &impl Serialize) -> Result<Held> {
+    // Settings alone are those of a start that failed, and a hidden file is what a kill left of one that was written.
     let nothing = |entry: std::io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| {
             let name = entry.file_name();
             name == SETTINGS || name.as_encoded_bytes().starts_with(b".")
         })
     };
-    let filled = fs::read_dir(out).is_ok_and(|mut entries| !entries.all(nothing));
+    let filled = || fs::read_dir(out).is_ok_and(|mut entries| !entries.all(nothing));
     same(out, &out.join(SETTINGS), filled, settings)
 }
 
@@ -107,25 +114,40 @@ impl NewFolder {
     }
 }
 
-fn same(out: &Path, kept: &PathBuf, filled: bool, settings: &impl Serialize) -> Result<()> {
+fn same(out: &Path, kept: &Path, filled: impl Fn() -> bool, settings: &impl Serialize) -> Result<Held> {
+    if filled() && !kept.exists() {
+        return Err(Error::input(out, "exists and was not made by this command: take another --out"));
+    }
+    let io = |e| Error::io(kept, e);
+    files::make_parent(kept)?;
+    let opened = File::options().read(true).write(true).create(true).truncate(false).open(kept);
+    let mut file = opened.map_err(io)?;
+    lock(&file, kept)?;
     let failure = |e: serde_json::Error| Error::Failure(format!("{}: {e}", kept.display()));
     let now = serde_json::to_value(settings).map_err(failure)?;
-    let before: Value = match fs::read(kept) {
-        Ok(text) if filled => {
-            serde_json::from_slice(&text).map_err(|e| Error::input(kept, format!("not JSON: {e}")))?
+    // Asked again: whoever had the lock may have been at work.
+    if filled() {
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(io)?;
+        let before: Value =
+            serde_json::from_slice(&text).map_err(|e| Error::input(kept, format!("not JSON: {e}")))?;
+        if let Some((key, before, now)) = difference(&before, &now) {
+            let what =
+                format!("was begun with {key} = {before}, now it is {now}: remove it or take another --out");
+            return Err(Error::input(out, what));
         }
-        Err(_) if filled => {
-            return Err(Error::input(out, "exists and was not made by this command: take another --out"));
-        }
-        _ => return files::write_json(kept, &now),
-    };
-    match difference(&before, &now) {
-        None => Ok(()),
-        Some((key, before, now)) => Err(Error::input(
-            out,
-            format!("was begun with {key} = {before}, now it is {now}: remove it or take another --out"),
-        )),
+    } else {
+        // In place, as a file of another name would not be locked; half of them are nothing, since there is no output yet.
+        let text = serde_json::to_string_pretty(&now).map_err(failure)? + "\n";
+        let mut put = || {
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        put().map_err(io)?;
     }
+    Ok(Held { _settings: file })
 }
 
 /// The first key whose values differ.

@@ -57,7 +57,7 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
         let plan = plan::plan(&model, &samples, &trainable, &options, compute::dtype(compute))?;
         return Output::new(&plan, plan.to_string());
     }
-    guard::folder(&args.out, &settings)?;
+    let _held = guard::folder(&args.out, &settings)?;
     let engine = compute::native(compute, progress)?;
     let job =
         Job { model: &model, samples: &samples, trainable: &trainable, options: &options, out: &args.out };

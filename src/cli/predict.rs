@@ -29,7 +29,7 @@ pub fn run(args: &args::Predict, compute: &args::Compute, progress: &Progress) -
     let adapter = args.adapter.as_deref();
     let questions = &args.questions;
     let settings = Settings { model: &args.model, adapter, loading, questions, options: &options };
-    guard::file(&args.out, &args.questions, &settings)?;
+    let _held = guard::file(&args.out, &args.questions, &settings)?;
     let (out, batch) = (&args.out, args.ask.batch);
     let tally = predict::run("predict", questions, &options, &model, out, batch, progress)?;
     let rejected: String = tally.rejected.iter().map(|(why, count)| format!(", {count} {why}")).collect();
