@@ -4,7 +4,10 @@
 //! what overflows on the way is modulo 2^32, as is the result, which fits. Without
 //! VNNI both become 16-bit integers, so that nothing saturates.
 
+use rayon::prelude::*;
+
 use super::{Kernel, Operand, Source, portable, run};
+use crate::ops::vector_math::vectorised;
 
 #[derive(Clone, Copy)]
 pub(super) struct Method {
@@ -49,6 +52,8 @@ pub(super) fn products_by(
     weights: &[(&[i8], usize)],
     finish: &(impl Fn(usize, usize, usize, &mut [i32]) + Sync),
 ) {
+    /// Bytes of x that one thread sums in some ten microseconds.
+    const ENOUGH: usize = 1 << 18;
     assert!(x.len() == m * k && weights.iter().all(|(weight, n)| weight.len() == n * k), "products: sizes");
     if !bytes && kernel.half.is_some() {
         let half = |data, rows| {
@@ -70,13 +75,22 @@ pub(super) fn products_by(
         let source = Source::Raw(bytemuck::cast_slice::<i8, u8>(data), k);
         Operand { rows, depth: k.div_ceil(4), source, flip }
     };
-    let sum = |row: usize| x[row * k..(row + 1) * k].iter().map(|&x| i32::from(x)).sum::<i32>();
-    let excess: Vec<i32> = (0..m).map(|row| sum(row).wrapping_mul(128)).collect();
+    let excess = |row: usize| sum(&x[row * k..(row + 1) * k]).wrapping_mul(128);
+    let excess: Vec<i32> = match x.len() < ENOUGH {
+        true => (0..m).map(excess).collect(),
+        false => (0..m).into_par_iter().map(excess).collect(),
+    };
     let operands: Vec<Operand> = weights.iter().map(|&(weight, n)| raw(weight, n, 0x8080_8080)).collect();
     run(kernel, &raw(x, m, 0), &operands, &|weight, row, col, sums: &mut [i32]| {
         sums.iter_mut().for_each(|sum| *sum = sum.wrapping_sub(excess[row]));
         finish(weight, row, col, sums);
     });
+}
+
+vectorised! {
+    fn sum(x: &[i8]) -> i32 {
+        x.iter().map(|&x| i32::from(x)).sum()
+    }
 }
 
 /// Pairs of a row from pair `start` on, as 16-bit integers, the first in the low half; beyond its end there is a zero.
