@@ -106,6 +106,7 @@ __device__ __forceinline__ void add_values(float* sums, const float* weights, co
       const Pack<S, N> x = load_pack<N>(v.from(first) + row * v.stride() + column);
       const float scale = v.scale(first, row);
 #pragma unroll
+      // mutant: flip: the break comes first, n_heads is at most MOST_HEADS
       for (int h = 0; h < MOST_HEADS; h++) {
         if (h >= n_heads) break;
         const float p = weights[h * SPLIT + first + row] * scale;
@@ -114,6 +115,7 @@ __device__ __forceinline__ void add_values(float* sums, const float* weights, co
     }
   }
 #pragma unroll
+  // mutant: flip: as above
   for (int h = 0; h < MOST_HEADS; h++) {
     if (h >= n_heads) break;
 #pragma unroll
