@@ -120,6 +120,7 @@ __device__ __forceinline__ void add_values(float* sums, const float* weights, co
     if (h >= n_heads) break;
 #pragma unroll
     for (int i = 0; i < N; i++) {
+      // mutant: loop: powers of two: 16 is the last below 32 and below 31
       for (int bit = LANES; bit < 32; bit *= 2) acc[h][i] += __shfl_xor_sync(FULL_WARP, acc[h][i], bit);
       if (lane_id() < LANES && column < head_size) sums[(warp_id() * n_heads + h) * head_size + column + i] = acc[h][i];
     }
@@ -149,6 +150,7 @@ struct Paged {
   __device__ __forceinline__ Head<S> head(const Span& span, int split, int keys, int kv_head, int kv_heads, int head_size) const {
     const uint32_t* const table = tables + span.k_start + split * (SPLIT / PAGE);
     const int low = table[0] * PAGE, high = keys > PAGE ? table[1] * PAGE : 0;
+    // mutant: condition: true makes an address of floats that has no scales behind it, and that is not read
     return {x + kv_head * head_size, sizeof(S) == 1 ? scales + kv_head : nullptr, low, high, kv_heads, head_size};
   }
 };

@@ -138,6 +138,10 @@ fn decode_matches_f64_for_every_group() {
                 check(device, dtype, &LENS, config(heads, kv_heads, 16, false), [kind; 2]);
             }
             check(device, dtype, &[(1, 0), (0, 0)], config(2, 1, 64, false), [kind; 2]);
+            // One page ends with the last key, and with it the tables.
+            for pages in [1, 3] {
+                check(device, dtype, &[(1, pages * PAGE)], config(2, 1, 16, false), [kind; 2]);
+            }
             check(device, dtype, &[], config(2, 1, 64, true), [kind; 2]);
         }
     });
