@@ -79,19 +79,19 @@ finish() { # mode, library, seeds, log: runs and says how it went
 
 cxx=${CXX:-c++}
 echo "called_from_lib:$(basename "$tests")" >"$scratch/suppressions"
+if [ -z "$library" ]; then
+    for mode in "${modes[@]}"; do
+        begin=$SECONDS
+        bash kernels/host/build.sh "$mode" "$out/$mode.so" || { echo "test-kernels: $mode: the kernels do not compile" >&2; exit 1; }
+        echo "test-kernels: $mode: built in $((SECONDS - begin)) s"
+    done
+fi
 # The slowest come first: what is left for the end is short.
 for mode in tsan asan plain; do
     [[ " ${modes[*]} " == *" $mode "* ]] || continue
-    so=$library
-    if [ -z "$so" ]; then
-        begin=$SECONDS
-        so=$out/$mode.so
-        bash kernels/host/build.sh "$mode" "$so" || { echo "test-kernels: $mode: the kernels do not compile" >&2; exit 1; }
-        echo "test-kernels: $mode: built in $((SECONDS - begin)) s"
-    fi
     while read -r some; do
         while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
-        finish "$mode" "$(realpath "$so")" "$some" "$scratch/$mode-$some.log" >"$scratch/$mode-$some.said" &
+        finish "$mode" "$(realpath "${library:-$out/$mode.so}")" "$some" "$scratch/$mode-$some.log" >"$scratch/$mode-$some.said" &
     done < <(seeds "$mode")
 done
 wait
