@@ -22,6 +22,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ ${#modes[@]} -gt 0 ] || modes=(plain asan tsan)
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || { echo "test-kernels: --jobs $jobs, expected a number from 1 on" >&2; exit 2; }
 if [ -n "$library" ] && [ ${#modes[@]} -ne 1 ]; then
     echo "test-kernels: a library is of one mode: name it" >&2
     exit 2

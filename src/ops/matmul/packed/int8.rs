@@ -52,7 +52,7 @@ pub(super) fn products_by(
     weights: &[(&[i8], usize)],
     finish: &(impl Fn(usize, usize, usize, &mut [i32]) + Sync),
 ) {
-    /// Bytes of x that one thread sums in some ten microseconds.
+    /// Bytes of x below which the calling thread sums them all.
     const ENOUGH: usize = 1 << 18;
     assert!(x.len() == m * k && weights.iter().all(|(weight, n)| weight.len() == n * k), "products: sizes");
     if !bytes && kernel.half.is_some() {
