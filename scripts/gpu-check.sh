@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
 # All that a machine with a GPU is needed for, in four goes of at most ten minutes each:
-#   ops     facts, self-test, compute-sanitizer, benchmarks of ops, peers, one table
+#   ops     facts, self-test, benchmarks of ops, peers, one table, compute-sanitizer
 #   models  whole models with random weights: decoding and steps of LoRA, beside transformers and peft on the same weights, one table
 #   qwen    the same of Qwen2-VL-2B's shape, and answers of the 7B's in int8
 #   engine  pictures a second of a teacher, beside transformers' generate
 # Usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models|qwen|engine]
-#   BINDIR has the binary mpa (scripts/gpu-pack.sh makes .gpu); OUTDIR gets the CSV files and logs. To be committed: table.csv and ops.csv, or
-#   models.csv and models.txt, and so on.
+#   BINDIR has the binary mpa, or mpa.gz (scripts/gpu-pack.sh makes .gpu); OUTDIR gets the CSV files and logs, at most eight of a go. To be
+#   committed: table.csv and ops.csv, or models.csv and models.txt, and so on.
 # Nothing else of the project is needed than this repository's scripts/ and benches/peers/; of the machine python3 with torch (and transformers)
-# for the peers and compute-sanitizer. What is missing is said, and its part is skipped.
-# A part that fails or runs out of its time does not keep the others from running. Exit code: 1 if a part failed, else 3 if one was skipped, else 0.
+# for the peers and compute-sanitizer. What is missing is said, and its part is skipped; so is what the time is too short for.
+# A part that fails or runs out of its time does not keep the others from running; if the whole is killed, what was done by then is in OUTDIR, the
+# table included. Exit code: 1 if a part failed, else 3 if one was skipped, else 0.
 # Environment: MPA_CHECK_BACKEND=host|cuda (cuda). host: kernels on the CPU, small shapes: tries this script out where there is no GPU.
+# MPA_CHECK_SECONDS (570): for all parts together.
 set -uo pipefail
 go=${3:-ops}
 [[ ($# -eq 2 || $# -eq 3) && $go =~ ^(ops|models|qwen|engine)$ ]] || { echo "usage: scripts/gpu-check.sh BINDIR OUTDIR [ops|models|qwen|engine]" >&2; exit 2; }
 cd "$(dirname "$0")/.." || exit 2
 mpa=$(realpath "$1")/mpa
+[ ! -f "$mpa.gz" ] || gunzip -kf "$mpa.gz" || exit 2
 [ -x "$mpa" ] || chmod +x "$mpa" 2>/dev/null || { echo "gpu-check: there is no $mpa (scripts/gpu-pack.sh builds it)" >&2; exit 2; }
 mkdir -p "$2" || exit 2
 out=$(realpath "$2")
@@ -25,21 +28,31 @@ cuda) quick=() torch=(--device cuda) ;;
 host) quick=(--quick) torch=(--device cpu --quick) ;;
 *) echo "gpu-check: MPA_CHECK_BACKEND: expected cuda or host, got $backend" >&2; exit 2 ;;
 esac
+budget=${MPA_CHECK_SECONDS:-570}
 scratch=$(mktemp -d)
-shapes=$scratch/shapes.json
+shapes=$scratch/shapes.json commit=unknown
 trap 'rm -rf "$scratch"' EXIT
 failed=() skipped=()
 
 part() { # name, seconds, file for the output, command
-    local name=$1 seconds=$2 log=$3 code=0 began=$SECONDS
+    local name=$1 seconds=$2 log=$3 code=0 began=$SECONDS left=$((budget - SECONDS)) before
     shift 3
+    if ((left < 5)); then
+        skip "$name" "no time is left"
+        return 1
+    fi
+    ((seconds < left)) || seconds=$left
     printf '\n== %s ==\n' "$name"
-    timeout -k 5 "$seconds" "$@" 2>&1 | tee -a "$log" || code=$?
+    before=$(stat -c %s "$log" 2>/dev/null)
+    # Not through a pipe: that ends when the last that holds it does, and a stuck grandchild outlives its parent.
+    timeout -k 5 "$seconds" "$@" </dev/null >>"$log" 2>&1 || code=$?
+    tail -c "+$((${before:-0} + 1))" "$log"
     if ((code == 124 || code == 137)); then
         echo "gpu-check: $name ran out of its $seconds s"
     fi
     if ((code)); then failed+=("$name (exit code $code)"); fi
     echo "($((SECONDS - began)) s)"
+    return "$code"
 }
 
 skip() { # name, why
@@ -51,100 +64,109 @@ facts() {
     date -u
     uname -srm
     if command -v nvidia-smi >/dev/null; then
-        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
+        timeout -k 5 15 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
     else
         echo "there is no nvidia-smi"
     fi
-    "$mpa" doctor
+    timeout -k 5 20 "$mpa" doctor
+}
+
+# After each part that brings rows: a kill leaves the table as it was by then.
+join() {
+    timeout 10 python3 benches/peers/table.py "$table" "${rows[@]}"
+}
+
+measure() { # what `part` takes; rows come of it
+    part "$@"
+    join >/dev/null 2>&1
+}
+
+peer() { # script, seconds
+    if [[ $modules != *torch* ]]; then
+        skip "peer $1" "python3 has no torch"
+    else
+        measure "peer $1" "$2" "$out/peers.txt" python3 "benches/peers/$1.py" --shapes "$shapes" --csv "$out/peers.csv" --commit "$commit" \
+            "${torch[@]}"
+    fi
+}
+
+selftest() { # name, seconds, filter, settings of the environment
+    part "selftest$1" "$2" "$out/mpa.txt" env "${@:4}" "$mpa" selftest --backend "$backend" "${quick[@]}" --filter "$3"
+}
+
+# An op that hangs, or leaves the device broken for those behind it, shall cost itself alone: all that were not found right get a process each.
+# Between them these parts of names are those of all ops.
+selftest_each() {
+    local op found
+    for op in norm add swiglu gelu rope embedding splice pixel_shuffle linear quantize gemm_int8 lora attention kv_cache patch_embed sample dropout \
+        adamw cross_entropy; do
+        found=$(grep "^[a-z0-9_]*$op" "$out/mpa.txt")
+        [[ -n $found && $found != *FAIL:* ]] || selftest " $op" 20 "$op"
+    done
 }
 
 sanitize() { # tool; its log is the end of what it prints
     if command -v compute-sanitizer >/dev/null; then
-        part "$1" 60 "$out/$1.txt" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
-            env MPA_CUBLASLT=0 "$mpa" selftest --quick --backend "$backend"
+        part "$1" 60 "$out/sanitizer.txt" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+            env MPA_CUBLASLT=0 MPA_ARENA=exact "$mpa" selftest --quick --backend "$backend"
     else
         skip "$1" "there is no compute-sanitizer"
     fi
 }
 
-peer() { # script, seconds, module it needs
-    if ! command -v python3 >/dev/null; then
-        skip "peer $1" "there is no python3"
-    elif ! python3 -c "import importlib.util as u, sys; sys.exit(u.find_spec('$3') is None)" 2>/dev/null; then
-        skip "peer $1" "python3 has no $3"
-    else
-        part "peer $1" "$2" "$out/peers.txt" python3 "benches/peers/$1.py" --shapes "$shapes" --csv "$out/peers.csv" --commit "$commit" "${torch[@]}"
-    fi
-}
-
-# torch's wheels bring cuBLASLt where the loader does not look for it.
-blas=$(python3 -c "
-import glob, sys
-found = [f for p in sys.path if p for f in glob.glob(p + '/nvidia/*/lib/libcublasLt.so*')]
-print(found[0].rsplit('/', 1)[0] if found else '')" 2>/dev/null)
-[ -z "$blas" ] || export LD_LIBRARY_PATH="$blas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-facts 2>&1 | tee "$out/facts.txt"
-command -v nvidia-smi >/dev/null || skipped+=("nvidia-smi (there is none)")
-# The limits of each go add up to less than ten minutes.
 check_ops() {
-    rm -f "$out"/{mpa.txt,memcheck.txt,racecheck.txt,ops.csv,peers.csv,peers.txt,table.csv}
-    part selftest 70 "$out/mpa.txt" "$mpa" selftest --backend "$backend" "${quick[@]}"
+    rm -f "$out"/{mpa.txt,sanitizer.txt,ops.csv,peers.csv,peers.txt}
+    rows=("$out/ops.csv" "$out/peers.csv")
+    selftest "" 120 "" || selftest_each
     # Without cuBLASLt our own kernel has all of linear's and lora's work.
-    for op in linear lora; do
-        part "selftest $op, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter "$op"
-    done
+    selftest " linear, no cuBLASLt" 20 linear MPA_CUBLASLT=0
+    selftest " lora, no cuBLASLt" 20 lora MPA_CUBLASLT=0
     # A card with Hopper's kernels takes no others unless it is told to.
-    part "selftest attention, no Hopper" 30 "$out/mpa.txt" env MPA_NO_HOPPER=1 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter attention
-    part "selftest gemm_int8, no Hopper" 20 "$out/mpa.txt" env MPA_NO_HOPPER=1 "$mpa" selftest --backend "$backend" "${quick[@]}" --filter gemm_int8
+    selftest " attention, no Hopper" 30 attention MPA_NO_HOPPER=1
+    selftest " gemm_int8, no Hopper" 30 gemm_int8 MPA_NO_HOPPER=1
+    measure bench 70 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
+    part "bench linear, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" bench ops --backend "$backend" "${quick[@]}" --filter linear
+    timeout 10 "$mpa" bench ops --shapes --json >"$shapes"
+    commit_of "$out/ops.csv"
+    peer products 30
+    peer gemm_int8 40
+    peer attention 60
+    peer attention_backward 90
+    peer patching 45
     sanitize memcheck
     sanitize racecheck
-    part bench 70 "$out/mpa.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --csv "$out/ops.csv"
-    part "bench linear, no cuBLASLt" 20 "$out/mpa.txt" env MPA_CUBLASLT=0 "$mpa" bench ops --backend "$backend" "${quick[@]}" --filter linear
-    "$mpa" bench ops --shapes --json >"$shapes"
-    commit=$(sed -n '2s/.*,"\([^"]*\)",[^,]*$/\1/p' "$out/ops.csv" 2>/dev/null)
+}
+
+commit_of() { # rows of mpa
+    commit=$(sed -n '2s/.*,"\([^"]*\)",[^,]*$/\1/p' "$1" 2>/dev/null)
     : "${commit:=unknown}"
-    peer products 30 torch
-    peer gemm_int8 30 torch
-    peer attention 60 torch
-    peer attention_backward 70 torch
-    peer patching 30 torch
-    if command -v python3 >/dev/null; then
-        part table 5 "$out/peers.txt" python3 benches/peers/table.py "$out/table.csv" "$out/ops.csv" "$out/peers.csv"
-    else
-        skip table "there is no python3"
-    fi
 }
 
-model() { # name, seconds, shape, options of `bench model`: mpa, then the peer on the checkpoint that mpa writes
-    local name=$1 seconds=$2 shape=$3 options=("${@:4}") csv
+model() { # name, seconds, shape, options of `bench model`
+    local csv
     csv=$scratch/$((++models)).csv rows+=("$csv")
-    part "mpa $name" "$seconds" "$out/$go.txt" "$mpa" bench model --backend "$backend" --shape "$shape" "${options[@]}" --csv "$csv"
+    measure "mpa $1" "$2" "$out/$go.txt" "$mpa" bench model --backend "$backend" --shape "$3" "${@:4}" --csv "$csv"
 }
 
-model_peer() { # name, seconds, shape, what the peer does, options of `bench model`
-    local name=$1 seconds=$2 shape=$3 what=$4 options=("${@:5}") missing
-    missing=$(python3 -c "import importlib.util as u; print(*[m for m in ('torch', 'transformers', 'peft') if u.find_spec(m) is None])" 2>&1)
-    if [ -n "$missing" ]; then
-        skip "peer $name" "python3 has no $missing"
+model_peer() { # name, seconds, shape, what the peer does, options of `bench model`: on the checkpoint that mpa writes
+    local name=$1 seconds=$2 shape=$3 what=$4 options=("${@:5}")
+    if [[ $modules != "torch transformers peft" ]]; then
+        skip "peer $name" "python3 has of torch, transformers and peft only: ${modules:-none}"
         return
     fi
-    "$mpa" bench model --shape "$shape" "${options[@]}" --write "$scratch/peer" >/dev/null 2>&1 || { failed+=("peer $name (nothing written)"); return; }
-    part "peer $name" "$seconds" "$out/$go.txt" python3 benches/peers/model.py "$scratch/peer" --csv "$scratch/peers.csv" --what "$what" "${torch[@]:0:2}"
+    if part "write $name" 120 "$out/$go.txt" "$mpa" bench model --shape "$shape" "${options[@]}" --write "$scratch/peer"; then
+        measure "peer $name" "$seconds" "$out/$go.txt" python3 benches/peers/model.py "$scratch/peer" --csv "$scratch/peers.csv" --what "$what" \
+            --commit "$commit" "${torch[@]:0:2}"
+    fi
     rm -rf "$scratch/peer"
 }
 
+# The copy bandwidth that percents refer to: the ceilings pass any filter.
 begin_models() {
-    rm -f "$out/$go".{txt,csv}
-    models=0 rows=()
-}
-
-models_table() {
-    if command -v python3 >/dev/null; then
-        part table 5 "$out/$go.txt" python3 benches/peers/table.py "$out/$go.csv" "${rows[@]}" "$scratch/peers.csv"
-    else
-        skip table "there is no python3"
-    fi
+    rm -f "$out/$go.txt"
+    models=0 rows=("$scratch/ceilings.csv" "$scratch/peers.csv")
+    part ceilings 30 "$out/$go.txt" "$mpa" bench ops --backend "$backend" "${quick[@]}" --filter none-of-them --csv "$scratch/ceilings.csv"
+    commit_of "$scratch/ceilings.csv"
 }
 
 check_models() {
@@ -164,7 +186,6 @@ check_models() {
     model "$size, answers, batch 1" 30 "$size" --batch 1 "${answers[@]}"
     [ "$backend" = host ] || model "$size, answers, batch 32" 40 "$size" --batch 32 "${answers[@]}"
     model_peer "$size, answers, batch 1" 60 "$size" decode --batch 1 "${answers[@]}"
-    models_table
 }
 
 check_qwen() {
@@ -183,16 +204,15 @@ check_qwen() {
         if [ "$backend" = host ] && [ "$batch" = 32 ]; then break; fi
         model "$large, int8 answers, batch $batch" 120 "$large" --int8=text --batch "$batch" "${answers[@]}"
     done
-    models_table
 }
 
 engine() { # name, seconds, shape, options of `bench engine`
     local csv
     csv=$scratch/$((++models)).csv rows+=("$csv")
-    part "mpa $1" "$2" "$out/$go.txt" "$mpa" bench engine --backend "$backend" --shape "$3" "${@:4}" --csv "$csv"
+    measure "mpa $1" "$2" "$out/$go.txt" "$mpa" bench engine --backend "$backend" --shape "$3" "${@:4}" --csv "$csv"
 }
 
-# Batches of 8 are what the paper's code has.
+# Batches of 8 are what the paper's code has; one of ours' size says how much of the speedup is the batch's.
 check_engine() {
     begin_models
     local small=smolvlm-500m large=qwen2-vl-7b some=(--pictures 512 --batch 64) load=(--tiles 1 --words 90 --new 40)
@@ -204,11 +224,34 @@ check_engine() {
     engine "$large, int8, pictures" 120 "$large" --int8 "${some[@]}" "${load[@]}"
     engine "$large, int8, cache int8, pictures" 120 "$large" --int8 --kv-cache int8 "${some[@]}" "${load[@]}"
     model_peer "$large, pictures" 160 "$large" pictures --batch 8 "${load[@]}"
-    models_table
+    model_peer "$small, pictures, batch 64" 90 "$small" pictures --batch 64 "${load[@]}"
 }
 
+# From a cold disk torch takes a minute to load: it is read while mpa is at work.
+python3 -c 'import torch, transformers, peft' </dev/null >/dev/null 2>&1 &
+# torch's wheels bring cuBLASLt where the loader does not look for it.
+blas=$(timeout 10 python3 -c "
+import glob, sys
+found = [f for p in sys.path if p for f in glob.glob(p + '/nvidia/*/lib/libcublasLt.so*')]
+print(found[0].rsplit('/', 1)[0] if found else '')" 2>/dev/null)
+[ -z "$blas" ] || export LD_LIBRARY_PATH="$blas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+modules=$(timeout 10 python3 -c "
+import importlib.util as u
+print(*[m for m in ('torch', 'transformers', 'peft') if u.find_spec(m)])" 2>/dev/null)
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+facts >"$out/facts.txt" 2>&1
+cat "$out/facts.txt"
+command -v nvidia-smi >/dev/null || skipped+=("nvidia-smi (there is none)")
+table=$out/$go.csv
+[ "$go" != ops ] || table=$out/table.csv
+rm -f "$table"
 "check_$go"
 
+if command -v python3 >/dev/null; then
+    join || failed+=("table")
+else
+    skip table "there is no python3"
+fi
 printf '\n== summary, %d s ==\n' "$SECONDS"
 ((${#failed[@]})) && printf 'FAILED   %s\n' "${failed[@]}"
 ((${#skipped[@]})) && printf 'skipped  %s\n' "${skipped[@]}"

@@ -87,23 +87,32 @@ def ragged(bench, shape, spans, backends):
     return ways
 
 
+def spans_of(shape):
+    return [tuple(span) for span in shape["spans"]]
+
+
+def shapes_of(bench, op):
+    """Ragged ones last: cuDNN makes a plan for each length, which takes it half a second, and a limit may come before the end."""
+    return sorted(bench.shapes(op), key=lambda shape: len(set(spans_of(shape))) > 1)
+
+
 def ways_of(bench, shape, backends):
-    """The shape, cut down with --quick, and all ways to compute it."""
-    spans = [tuple(span) for span in shape["spans"]]
+    """All ways to compute the shape, which --quick cuts down."""
+    spans = spans_of(shape)
     if bench.args.quick:
         spans = [(min(q, 1 + 16 // (i + 1)), min(k, 1 + 16 // (i + 1))) for i, (q, k) in enumerate(spans[:2])]
         shape = {**shape, "heads": shape["heads"] // shape["kv_heads"], "kv_heads": 1}
         if shape["spans"][0] == shape["spans"][-1]:
             spans = spans[:1]
-    return shape, (equal_lengths if len(set(spans)) == 1 else ragged)(bench, shape, spans, backends)
+    return (equal_lengths if len(set(spans)) == 1 else ragged)(bench, shape, spans, backends)
 
 
 def main():
     args = arguments(__doc__)
     bench = Bench(args)
     backends = BACKENDS if bench.cuda else CPU_BACKENDS
-    for shape in bench.shapes("attention"):
-        bench.measure(*ways_of(bench, shape, backends))
+    for shape in shapes_of(bench, "attention"):
+        bench.measure(shape, lambda: ways_of(bench, shape, backends))
         if bench.cuda:
             torch.cuda.empty_cache()
     bench.finish()

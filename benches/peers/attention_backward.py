@@ -1,8 +1,10 @@
 """The best backward of torch's scaled_dot_product_attention, in all the ways that attention.py knows: gradients of q, k and v, the forward not counted."""
 
+import contextlib
+
 import torch
 
-from attention import BACKENDS, CPU_BACKENDS, ways_of
+from attention import BACKENDS, CPU_BACKENDS, shapes_of, ways_of
 from common import Bench, arguments
 
 
@@ -20,20 +22,27 @@ def backward(bench, make):
     """The way's forward, run once; then its backward, as often as one likes."""
     out = make()()
     outs = [o[0] if isinstance(o, tuple) else o for o in (out if isinstance(out, list) else [out])]
-    grads = [torch.rand_like(o) * 2 - 1 for o in outs]
+    # As random as any, and laid out as a gradient would be, nested ones too.
+    grads = [o.detach().clone() for o in outs]
     return lambda: torch.autograd.grad(outs, bench.leaves, grads, retain_graph=True, allow_unused=True)
+
+
+def backwards(bench, shape, backends):
+    bench.leaves.clear()
+    ways = ways_of(bench, shape, backends)
+    return {name: (lambda m=make: backward(bench, m)) for name, make in ways.items()}
 
 
 def main():
     args = arguments(__doc__)
     bench = Leaves(args)
     backends = BACKENDS if bench.cuda else CPU_BACKENDS
-    for shape in bench.shapes("attention_backward"):
-        bench.leaves.clear()
-        shape, ways = ways_of(bench, shape, backends)
-        bench.measure(shape, {name: (lambda m=make: backward(bench, m)) for name, make in ways.items()})
-        if bench.cuda:
-            torch.cuda.empty_cache()
+    # Autograd joins the stream of the forward to the one that captures, which the default stream does not bear (pytorch #164302).
+    with torch.cuda.stream(torch.cuda.Stream()) if bench.cuda else contextlib.nullcontext():
+        for shape in shapes_of(bench, "attention_backward"):
+            bench.measure(shape, lambda: backwards(bench, shape, backends))
+            if bench.cuda:
+                torch.cuda.empty_cache()
     bench.finish()
 
 

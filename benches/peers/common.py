@@ -17,6 +17,8 @@ import torch
 COLUMNS = "op shape dtype median_us bytes flops GB/s TFLOP/s percent_of_ceiling gpu driver commit note".split()
 FLUSH = 256 << 20
 WARM_UP, REPEATS = 3, 30
+# Microseconds of a call that is not worth repeating: torch has fallbacks that take seconds.
+SLOW = 1e5
 
 
 def arguments(description):
@@ -42,13 +44,18 @@ class Bench:
         self.warm_up = 1 if args.quick else WARM_UP
         self.flush = torch.empty(FLUSH if flush and not args.quick else 4096, dtype=torch.uint8, device=self.device)
         self.failed = []
+        # Its own: a capture that fails leaves the default one unusable.
+        self.generator = torch.Generator(self.device).manual_seed(0)
 
     def shapes(self, op):
         with open(self.args.shapes, encoding="utf-8") as file:
             return [shape for shape in json.load(file)["shapes"] if shape["op"] == op]
 
     def random(self, *shape, dtype=torch.bfloat16):
-        return (torch.rand(*shape, device=self.device) * 2 - 1).to(dtype)
+        return (torch.rand(*shape, device=self.device, generator=self.generator) * 2 - 1).to(dtype)
+
+    def integers(self, low, high, *shape, dtype):
+        return torch.randint(low, high, shape, dtype=dtype, device=self.device, generator=self.generator)
 
     def once(self, run):
         """Microseconds; on a GPU queued while the cache is still being overwritten, so that the launch is not waited for."""
@@ -65,21 +72,30 @@ class Bench:
         return start.elapsed_time(end) * 1e3
 
     def median_us(self, run):
-        for _ in range(self.warm_up):
+        # The first call makes plans and loads code.
+        self.once(run)
+        us = self.once(run)
+        if us > SLOW:
+            return us
+        for _ in range(self.warm_up - 2):
             run()
         return statistics.median(self.once(run) for _ in range(self.repeats))
 
     def graph(self, run):
         """The calls as one replayed graph: what torch can do at best where launches are many and short."""
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.current_stream()
+        # A backward runs on the stream of its forward, so that is the one to capture; the default one cannot be.
+        if stream == torch.cuda.default_stream():
+            stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        # The outer one goes back to the stream before: a capture that fails does not.
         with torch.cuda.stream(stream):
             for _ in range(self.warm_up):
                 run()
+            with torch.cuda.graph(graph, stream=stream):
+                run()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
         return graph.replay
 
     def best(self, ways):
@@ -90,7 +106,7 @@ class Bench:
                 run = make()
                 times[name] = self.median_us(run)
                 # Nested tensors ask for their sizes on the way, which a graph cannot keep.
-                if self.cuda and not self.args.quick and "nested" not in name:
+                if self.cuda and not self.args.quick and "nested" not in name and times[name] <= SLOW:
                     times[f"{name}, graph"] = self.median_us(self.graph(run))
             except Exception as error:  # noqa: BLE001: whatever torch raises means that this way is not there
                 refused.append(f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}")
@@ -102,10 +118,10 @@ class Bench:
         return name, times[name], times, refused
 
     def measure(self, shape, ways, dtype="bf16"):
-        """Times `ways` on `shape` and writes the row of the best."""
+        """Times `ways` (or what makes them) on `shape` and writes the row of the best."""
         label = f"torch:{shape['op']}, {shape['name']}"
         try:
-            name, best, times, refused = self.best(ways)
+            name, best, times, refused = self.best(ways() if callable(ways) else ways)
         except Exception as error:  # noqa: BLE001: one shape less is better than no table
             self.failed.append(f"{label}: {error}")
             print(f"FAILED {label}: {error}", flush=True)

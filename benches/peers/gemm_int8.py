@@ -1,7 +1,7 @@
-"""torch's products of int8 (torch._int_mm: cuBLASLt), the sums of int32 as they are and with scales applied, beside bf16's of the same sizes.
+"""torch's products of int8 (torch._int_mm), the sums of int32 as they are and with scales applied; bf16's of the same sizes have rows of their own.
 
-It refuses 16 rows and fewer: those are padded to 32, as a caller would have to do. The row of a shape is that of the fastest, which may be one that
-does less than mpa (no scales) or does it in bf16; the note says which, and what is printed has them all.
+torch._int_mm refuses 16 rows and fewer: those are padded to 32, as a caller would have to do. It asks cuBLASLt for no algorithm and gives it no
+workspace, so it is what torch has and not cuBLASLt's best. The row of a shape is that of the fastest, which may do less than mpa (no scales).
 """
 
 import torch
@@ -18,8 +18,8 @@ def main():
     for shape in bench.shapes("gemm_int8"):
         m, n, k = (min(shape[size], 32) if args.quick else shape[size] for size in "mnk")
         rows = max(m, LEAST)
-        x, weight = (torch.randint(-127, 128, size, dtype=torch.int8, device=bench.device) for size in ((rows, k), (n, k)))
-        scale_x, scale_w = (torch.rand(size, device=bench.device) / 127 for size in ((rows, 1), (1, n)))
+        x, weight = (bench.integers(-127, 128, *size, dtype=torch.int8) for size in ((rows, k), (n, k)))
+        scale_x, scale_w = (bench.random(*size, dtype=torch.float32).abs() / 127 for size in ((rows, 1), (1, n)))
         wide_x, wide_weight = bench.random(m, k), bench.random(n, k)
         transposed = weight.t()
 
@@ -27,11 +27,11 @@ def main():
             return (torch._int_mm(x, transposed).float() * (scale_x * scale_w)).to(torch.bfloat16)
 
         ways = {
-            "_int_mm": lambda: lambda: torch._int_mm(x, transposed),
-            "_int_mm and scales": lambda: dequantised,
-            "F.linear bf16": lambda: lambda: F.linear(wide_x, wide_weight),
+            "_int_mm (cuBLASLt's default algorithm)": lambda: lambda: torch._int_mm(x, transposed),
+            "_int_mm (cuBLASLt's default algorithm) and scales": lambda: dequantised,
         }
         bench.measure(shape, ways, dtype="int8")
+        bench.measure({**shape, "op": "gemm_int8, bf16"}, {"F.linear": lambda: lambda: F.linear(wide_x, wide_weight)})
     bench.finish()
 
 

@@ -1,17 +1,20 @@
 """transformers + peft on the checkpoint, adapter and batch that `mpa bench model --train --write DIR` left: greedy decoding and steps of LoRA.
 
 Usage: python3 model.py DIR --csv peers.csv [--commit ID] [--device cuda|cpu] [--dtype bf16|f32] [--steps N] [--what decode|step|pictures]...
-Rows have the names of mpa's. `pictures` is what the paper's code does with each batch of pictures: an annotation with `generate`, then an answer with another
-call, which sees the pictures again (compare `mpa bench engine`). A step is forward, backward, clipping and AdamW, the vision tower included, with and without gradient checkpointing; `bytes` is
-the most memory that torch had in use. The losses that are printed are of the same data and weights as mpa's: side by side they should agree.
+Rows have the names of mpa's. `pictures` is what the paper's code does with each batch of pictures: an annotation with `generate`, then an answer with
+another call, which sees the pictures again (compare `mpa bench engine`). A step is forward, backward, clipping and AdamW, the vision tower's forward
+included, with and without gradient checkpointing; `bytes` is the most memory that torch had in use. The losses that are printed are of the same data and
+weights as mpa's: side by side they should agree, in bf16 but for what adapters lose that are bf16 too.
 """
 
 import argparse
+import gc
 import json
 import os
 import time
 
 import torch
+import torch.nn.functional as F
 
 from common import Bench
 
@@ -48,6 +51,12 @@ def pictures(folder, pixels, ids):
     return {"pixel_values": cut, "image_grid_thw": grid, "mm_token_type_ids": (ids == config["image_token_id"]).int()}
 
 
+def as_linear(conv):
+    """cuDNN has no good algorithm in bf16 for Qwen2-VL's Conv3d, whose input is one patch each (transformers #45750). Its `fusion_config` does the
+    same, but for one model in a process."""
+    conv.forward = lambda x: F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)
+
+
 def load(args, device):
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText
@@ -59,6 +68,9 @@ def load(args, device):
     if "pixels" in batch:
         inputs |= pictures(args.folder, batch["pixels"].to(device, args.torch_dtype), inputs["input_ids"])
     model = AutoModelForImageTextToText.from_pretrained(args.folder, dtype=args.torch_dtype, attn_implementation="sdpa").to(device)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            as_linear(module)
     return facts, model, inputs, batch["labels"].long().to(device)
 
 
@@ -78,6 +90,8 @@ class Timer:
 
 # Tokens of an answer, as src/bench/engine.rs has it.
 ANSWER = 5
+# Pictures that the paper's code has in a call: those rows are mpa's peers, others have names of their own.
+PAPERS = 8
 
 
 def generation(bench, args):
@@ -99,7 +113,7 @@ def pictures_a_second(bench, timer, args):
     new = facts["load"]["new"]
     run(new)
     seconds = min(timer.seconds(lambda: (run(new), run(ANSWER))) for _ in range(args.steps)) / batch
-    name = facts["name"].replace(f"batch {batch}", f"{new} tokens")
+    name = facts["name"].replace(f"batch {batch}", f"{new} tokens") + ("" if batch == PAPERS else f", batch {batch}")
     bench.row({"op": "picture", "name": name, "bytes": 0, "flops": 0}, seconds * 1e6, f"generate, batch {batch}", args.dtype)
     memory = f", at most {torch.cuda.max_memory_allocated() >> 20} MiB in use" if bench.cuda else ""
     print(f"torch: {1 / seconds:.2f} pictures/s, batch {batch}, {new} + {ANSWER} tokens{memory}", flush=True)
@@ -121,11 +135,14 @@ def decode(bench, timer, args):
 def train(bench, timer, args, checkpointing):
     from peft import PeftModel
 
-    facts, model, inputs, labels = load(args, bench.device)
+    facts, base, inputs, labels = load(args, bench.device)
+    # In the base's type: in f32, as peft would have them, with autocast or without, they take more memory and more kernels.
+    model = PeftModel.from_pretrained(base, os.path.join(args.folder, "adapter"), is_trainable=True, autocast_adapter_dtype=False)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    model = PeftModel.from_pretrained(model, os.path.join(args.folder, "adapter"), is_trainable=True)
+        # After peft, which would add hooks that make embeddings and pictures ask for gradients, and the frozen vision tower be run backwards; so does
+        # this, but what one call adds, one takes away. A checkpoint that is not reentrant needs none.
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.disable_input_require_grads()
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=facts["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
@@ -151,6 +168,13 @@ def train(bench, timer, args, checkpointing):
     print(f"torch:{op}: {seconds:.3f} s a step, {rate:.0f} tokens/s, at most {peak >> 20} MiB in use; losses {told}", flush=True)
 
 
+def free(bench):
+    """A model is in cycles: without this it would count into the next one's peak."""
+    gc.collect()
+    if bench.cuda:
+        torch.cuda.empty_cache()
+
+
 def main():
     args = arguments()
     bench = Bench(args, flush=False)
@@ -158,13 +182,14 @@ def main():
     what = args.what or ["decode", "step"]
     if "decode" in what:
         decode(bench, timer, args)
+        free(bench)
     if "pictures" in what:
         pictures_a_second(bench, timer, args)
+        free(bench)
     if "step" in what:
         for checkpointing in (False, True):
             train(bench, timer, args, checkpointing)
-            if bench.cuda:
-                torch.cuda.empty_cache()
+            free(bench)
     bench.finish()
 
 

@@ -1,6 +1,7 @@
 """torch's chain from 8-bit pictures to embedded patches: to float, scaled, normalised, to bf16, conv2d (conv3d for two frames), + position.
 
-The best of the chain as it is written, as a graph, and with each picture's channels last.
+The best of the chain as it is written, as a graph, with each picture's channels last, and with patches cut out for a matrix product instead:
+for conv3d in bf16 cuDNN has no good algorithm (transformers #45750).
 """
 
 import torch
@@ -9,11 +10,19 @@ import torch.nn.functional as F
 from common import Bench, arguments
 
 
-def chain(bench, shape, pictures, side, channels_last):
+def as_linear(x, weight, bias, frames, patch):
+    """What the convolution is, as its patches do not overlap: [N, 3, H, W] to [N, width, H / patch, W / patch]."""
+    x = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 1, 3, 5)
+    if frames > 1:
+        x = x[:, :, :, :, None].expand(-1, -1, -1, -1, frames, -1, -1)
+    return F.linear(x.flatten(3), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def chain(bench, shape, pictures, side, channels_last=False, linear=False):
     patch, frames, merge, width = (shape[key] for key in ("patch", "frames", "merge", "width"))
     across = side // patch
     # [N, H, W, 3], as decoders leave them.
-    pixels = torch.randint(0, 256, (pictures, side, side, 3), dtype=torch.uint8, device=bench.device)
+    pixels = bench.integers(0, 256, pictures, side, side, 3, dtype=torch.uint8)
     mean, deviation = (torch.full((1, 3, 1, 1), 0.5, device=bench.device) for _ in range(2))
     kernel = (frames, patch, patch) if frames > 1 else (patch, patch)
     weight, bias = bench.random(width, 3, *kernel), bench.random(width)
@@ -26,7 +35,9 @@ def chain(bench, shape, pictures, side, channels_last):
         if not channels_last:
             x = x.contiguous()
         x = ((x.float() * (1 / 255) - mean) / deviation).to(torch.bfloat16)
-        if frames > 1:
+        if linear:
+            x = as_linear(x, weight, bias, frames, patch)
+        elif frames > 1:
             x = x[:, :, None].expand(-1, -1, frames, -1, -1)
             x = F.conv3d(x, weight, bias, stride=kernel)[:, :, 0]
         else:
@@ -44,13 +55,15 @@ def chain(bench, shape, pictures, side, channels_last):
 def main():
     args = arguments(__doc__)
     bench = Bench(args)
+    torch.backends.cudnn.benchmark = True
     for shape in bench.shapes("patch_embed"):
         pictures, side = shape["pictures"], shape["side"]
         if args.quick:
             pictures, side = 1, 2 * shape["patch"]
         ways = {
-            "channels first": lambda: chain(bench, shape, pictures, side, False),
-            "channels last": lambda: chain(bench, shape, pictures, side, True),
+            "as linear": lambda: chain(bench, shape, pictures, side, linear=True),
+            "channels first": lambda: chain(bench, shape, pictures, side),
+            "channels last": lambda: chain(bench, shape, pictures, side, channels_last=True),
         }
         bench.measure(shape, ways)
     bench.finish()

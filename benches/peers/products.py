@@ -11,7 +11,7 @@ def main():
     bench = Bench(args)
     for shape in bench.shapes("copy"):
         size = 4096 if args.quick else shape["size"]
-        source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=bench.device)
+        source = bench.integers(0, 256, size, dtype=torch.uint8)
         target = torch.empty_like(source)
         bench.measure(shape, {"copy_": lambda: lambda: target.copy_(source)})
         del source, target
