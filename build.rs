@@ -1,4 +1,4 @@
-//! Compiles kernels/*.cu: each to a fatbin that the program carries (nvcc), and, with the feature host-kernels, all to a library that runs
+//! Compiles kernels/*.cu: each to a fatbin that the program carries (nvcc), or, with the feature host-kernels, all to a library that runs
 //! them on the CPU for tests (kernels/host/build.sh). Without nvcc the program is built without kernels and says so.
 //!
 //! MPA_REQUIRE_NVCC=1 makes a missing nvcc and a register spill errors. MPA_NVCC_JOBS says how many files are compiled at a time.
@@ -39,7 +39,12 @@ fn run() -> Result<(), String> {
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?);
     let kernels = sources(&root.join("kernels"))?;
     let required = env::var("MPA_REQUIRE_NVCC").is_ok_and(|v| v == "1");
+    let host = env::var_os("CARGO_FEATURE_HOST_KERNELS").is_some();
+    if host {
+        build_host_library(&root, &out)?;
+    }
     let compiled = match find_nvcc(&root) {
+        _ if host => Err("the feature host-kernels runs them on the CPU".to_owned()),
         Ok(nvcc) => {
             let version = nvcc_version(&nvcc)?;
             Ok((compile_all(&nvcc, &version, &kernels, &out, required)?, version))
@@ -53,11 +58,7 @@ fn run() -> Result<(), String> {
         }
     };
     let compiled = compiled.as_ref().map(|(c, version)| (c.as_slice(), version.as_str()));
-    write_table(&out.join("kernels.rs"), compiled.map_err(String::as_str), &kernels)?;
-    if env::var_os("CARGO_FEATURE_HOST_KERNELS").is_some() {
-        build_host_library(&root, &out)?;
-    }
-    Ok(())
+    write_table(&out.join("kernels.rs"), compiled.map_err(String::as_str), &kernels)
 }
 
 /// The commit that measurements name: MPA_COMMIT (scripts/gpu-pack.sh sets it). Else the one at hand, which later commits may follow without a
