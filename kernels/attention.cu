@@ -10,7 +10,7 @@
 //   attention_decode_forward_*_hsN     attention_decode.cuh   spans of one query, 256 keys x key/value head a block; HS up to N, whole packs
 //   attention_combine_forward_*                               then a warp a query head adds up the splits
 // The forward kernels take spans of `least` queries or more: a launcher that has both kinds calls them with least = 2, so that how a
-// span is computed, and thus its bits, depends on the span alone. Blocks: grid.x = tiles of the longest span x spans; grid.y = heads.
+// span is computed, and thus its bits, depends on the span alone. Blocks: attention_span.cuh.
 //
 // Prefill, FLOPs: 4 HS a query, head and key seen. Bytes: 2 HS (2 NH Tq + 2 NKV Tk). Bound by the tensor cores at 989 TFLOP/s (H100, bf16):
 //   Qwen2-VL-2B, T = 2048, causal, NH 12, NKV 2, HS 128: 12.9 GFLOP, 13.0 us (14.7 MB: 4.4 us).
@@ -29,59 +29,59 @@
 #include "attention_prefill.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16_hs64(bf16* out, float* lse, const bf16* q, const bf16* k,
-                                                                              const bf16* v, const int4* spans, int least, int tiles,
+                                                                              const bf16* v, const int4* spans, int least,
                                                                               int heads, int kv_heads, int head_size, float scale,
                                                                               int causal) {
-  prefill::attention<64>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  prefill::attention<64>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16_hs72(bf16* out, float* lse, const bf16* q, const bf16* k,
-                                                                              const bf16* v, const int4* spans, int least, int tiles,
+                                                                              const bf16* v, const int4* spans, int least,
                                                                               int heads, int kv_heads, int head_size, float scale,
                                                                               int causal) {
-  prefill::attention<72>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  prefill::attention<72>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16_hs80(bf16* out, float* lse, const bf16* q, const bf16* k,
-                                                                              const bf16* v, const int4* spans, int least, int tiles,
+                                                                              const bf16* v, const int4* spans, int least,
                                                                               int heads, int kv_heads, int head_size, float scale,
                                                                               int causal) {
-  prefill::attention<80>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  prefill::attention<80>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16_hs96(bf16* out, float* lse, const bf16* q, const bf16* k,
-                                                                              const bf16* v, const int4* spans, int least, int tiles,
+                                                                              const bf16* v, const int4* spans, int least,
                                                                               int heads, int kv_heads, int head_size, float scale,
                                                                               int causal) {
-  prefill::attention<96>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  prefill::attention<96>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16_hs128(bf16* out, float* lse, const bf16* q, const bf16* k,
-                                                                               const bf16* v, const int4* spans, int least, int tiles,
+                                                                               const bf16* v, const int4* spans, int least,
                                                                                int heads, int kv_heads, int head_size, float scale,
                                                                                int causal) {
-  prefill::attention<128>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  prefill::attention<128>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_forward_f32_hs64(float* out, float* lse, const float* q, const float* k,
-                                                                             const float* v, const int4* spans, int least, int tiles,
+                                                                             const float* v, const int4* spans, int least,
                                                                              int heads, int kv_heads, int head_size, float scale,
                                                                              int causal) {
-  plain::attention<64>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  plain::attention<64>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_forward_f32_hs128(float* out, float* lse, const float* q, const float* k,
-                                                                              const float* v, const int4* spans, int least, int tiles,
+                                                                              const float* v, const int4* spans, int least,
                                                                               int heads, int kv_heads, int head_size, float scale,
                                                                               int causal) {
-  plain::attention<128>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  plain::attention<128>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_forward_f32_hs256(float* out, float* lse, const float* q, const float* k,
-                                                                              const float* v, const int4* spans, int least, int tiles,
+                                                                              const float* v, const int4* spans, int least,
                                                                               int heads, int kv_heads, int head_size, float scale,
                                                                               int causal) {
-  plain::attention<256>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  plain::attention<256>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_decode_forward_bf16_hs64(float* parts, const bf16* q, const bf16* k,

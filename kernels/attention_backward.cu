@@ -11,7 +11,7 @@
 //   attention_queries_backward_bf16_hsN    128 queries x head a block: dq
 //   attention_*_backward_f32_hsN           attention_backward_plain.cuh  32 keys or queries x query head a block, exact
 //   attention_group_backward_*             dk and dv of a key, from its group's query heads; only where NH > NKV
-// HS up to N, a multiple of 8 in bf16. Blocks: grid.x = tiles of the longest span x spans; grid.y = query heads.
+// HS up to N, a multiple of 8 in bf16. Blocks: attention_span.cuh.
 //
 // FLOPs: seven products of 2 HS a query, head and key seen, two more than there must be: S and dP are computed for the keys and again for
 // the queries. Bytes in bf16: 2 HS (4 NH Tq + 4 NKV Tk) once, and 16 HS NH Tk for the parts of groups. At 989 TFLOP/s and 3.35 TB/s (H100):
@@ -97,127 +97,127 @@ extern "C" __global__ void __launch_bounds__(128) attention_group_backward_f32(f
 extern "C" __global__ void __launch_bounds__(128) attention_keys_backward_bf16_hs64(bf16* dk, bf16* dv, float* dk_parts, float* dv_parts,
                                                                                     const bf16* dout, const bf16* q, const bf16* k,
                                                                                     const bf16* v, const float* stats, const int4* spans,
-                                                                                    int tiles, int rows, int heads, int kv_heads,
+                                                                                    int rows, int heads, int kv_heads,
                                                                                     int head_size, float scale, int causal) {
-  tiles::keys<64>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::keys<64>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_keys_backward_bf16_hs72(bf16* dk, bf16* dv, float* dk_parts, float* dv_parts,
                                                                                     const bf16* dout, const bf16* q, const bf16* k,
                                                                                     const bf16* v, const float* stats, const int4* spans,
-                                                                                    int tiles, int rows, int heads, int kv_heads,
+                                                                                    int rows, int heads, int kv_heads,
                                                                                     int head_size, float scale, int causal) {
-  tiles::keys<72>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::keys<72>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_keys_backward_bf16_hs80(bf16* dk, bf16* dv, float* dk_parts, float* dv_parts,
                                                                                     const bf16* dout, const bf16* q, const bf16* k,
                                                                                     const bf16* v, const float* stats, const int4* spans,
-                                                                                    int tiles, int rows, int heads, int kv_heads,
+                                                                                    int rows, int heads, int kv_heads,
                                                                                     int head_size, float scale, int causal) {
-  tiles::keys<80>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::keys<80>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_keys_backward_bf16_hs96(bf16* dk, bf16* dv, float* dk_parts, float* dv_parts,
                                                                                     const bf16* dout, const bf16* q, const bf16* k,
                                                                                     const bf16* v, const float* stats, const int4* spans,
-                                                                                    int tiles, int rows, int heads, int kv_heads,
+                                                                                    int rows, int heads, int kv_heads,
                                                                                     int head_size, float scale, int causal) {
-  tiles::keys<96>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::keys<96>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_keys_backward_bf16_hs128(bf16* dk, bf16* dv, float* dk_parts, float* dv_parts,
                                                                                      const bf16* dout, const bf16* q, const bf16* k,
                                                                                      const bf16* v, const float* stats, const int4* spans,
-                                                                                     int tiles, int rows, int heads, int kv_heads,
+                                                                                     int rows, int heads, int kv_heads,
                                                                                      int head_size, float scale, int causal) {
-  tiles::keys<128>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::keys<128>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_queries_backward_bf16_hs64(bf16* dq, const bf16* dout, const bf16* q,
                                                                                        const bf16* k, const bf16* v, const float* stats,
-                                                                                       const int4* spans, int tiles, int rows, int heads,
+                                                                                       const int4* spans, int rows, int heads,
                                                                                        int kv_heads, int head_size, float scale,
                                                                                        int causal) {
-  tiles::queries<64>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::queries<64>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_queries_backward_bf16_hs72(bf16* dq, const bf16* dout, const bf16* q,
                                                                                        const bf16* k, const bf16* v, const float* stats,
-                                                                                       const int4* spans, int tiles, int rows, int heads,
+                                                                                       const int4* spans, int rows, int heads,
                                                                                        int kv_heads, int head_size, float scale,
                                                                                        int causal) {
-  tiles::queries<72>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::queries<72>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_queries_backward_bf16_hs80(bf16* dq, const bf16* dout, const bf16* q,
                                                                                        const bf16* k, const bf16* v, const float* stats,
-                                                                                       const int4* spans, int tiles, int rows, int heads,
+                                                                                       const int4* spans, int rows, int heads,
                                                                                        int kv_heads, int head_size, float scale,
                                                                                        int causal) {
-  tiles::queries<80>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::queries<80>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_queries_backward_bf16_hs96(bf16* dq, const bf16* dout, const bf16* q,
                                                                                        const bf16* k, const bf16* v, const float* stats,
-                                                                                       const int4* spans, int tiles, int rows, int heads,
+                                                                                       const int4* spans, int rows, int heads,
                                                                                        int kv_heads, int head_size, float scale,
                                                                                        int causal) {
-  tiles::queries<96>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::queries<96>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_queries_backward_bf16_hs128(bf16* dq, const bf16* dout, const bf16* q,
                                                                                         const bf16* k, const bf16* v, const float* stats,
-                                                                                        const int4* spans, int tiles, int rows, int heads,
+                                                                                        const int4* spans, int rows, int heads,
                                                                                         int kv_heads, int head_size, float scale,
                                                                                         int causal) {
-  tiles::queries<128>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  tiles::queries<128>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_keys_backward_f32_hs64(float* dk, float* dv, float* dk_parts, float* dv_parts,
                                                                                    const float* dout, const float* q, const float* k,
                                                                                    const float* v, const float* stats, const int4* spans,
-                                                                                   int tiles, int rows, int heads, int kv_heads,
+                                                                                   int rows, int heads, int kv_heads,
                                                                                    int head_size, float scale, int causal) {
-  plain::keys<64>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  plain::keys<64>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_keys_backward_f32_hs128(float* dk, float* dv, float* dk_parts, float* dv_parts,
                                                                                     const float* dout, const float* q, const float* k,
                                                                                     const float* v, const float* stats, const int4* spans,
-                                                                                    int tiles, int rows, int heads, int kv_heads,
+                                                                                    int rows, int heads, int kv_heads,
                                                                                     int head_size, float scale, int causal) {
-  plain::keys<128>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  plain::keys<128>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_keys_backward_f32_hs256(float* dk, float* dv, float* dk_parts, float* dv_parts,
                                                                                     const float* dout, const float* q, const float* k,
                                                                                     const float* v, const float* stats, const int4* spans,
-                                                                                    int tiles, int rows, int heads, int kv_heads,
+                                                                                    int rows, int heads, int kv_heads,
                                                                                     int head_size, float scale, int causal) {
-  plain::keys<256>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  plain::keys<256>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_queries_backward_f32_hs64(float* dq, const float* dout, const float* q,
                                                                                       const float* k, const float* v, const float* stats,
-                                                                                      const int4* spans, int tiles, int rows, int heads,
+                                                                                      const int4* spans, int rows, int heads,
                                                                                       int kv_heads, int head_size, float scale,
                                                                                       int causal) {
-  plain::queries<64>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  plain::queries<64>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_queries_backward_f32_hs128(float* dq, const float* dout, const float* q,
                                                                                        const float* k, const float* v, const float* stats,
-                                                                                       const int4* spans, int tiles, int rows, int heads,
+                                                                                       const int4* spans, int rows, int heads,
                                                                                        int kv_heads, int head_size, float scale,
                                                                                        int causal) {
-  plain::queries<128>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  plain::queries<128>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_queries_backward_f32_hs256(float* dq, const float* dout, const float* q,
                                                                                        const float* k, const float* v, const float* stats,
-                                                                                       const int4* spans, int tiles, int rows, int heads,
+                                                                                       const int4* spans, int rows, int heads,
                                                                                        int kv_heads, int head_size, float scale,
                                                                                        int causal) {
-  plain::queries<256>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  plain::queries<256>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 }

@@ -3,7 +3,7 @@
 //
 //   attention_hopper_keys_backward_bf16_hsN      128 keys x query head a block: dk and dv; 64 queries at a time, three stages
 //   attention_hopper_queries_backward_bf16_hsN   128 queries x head a block: dq; 128 keys at a time, two stages
-// HS up to N, a multiple of 8. Blocks: grid.x = tiles of the longest span x spans; grid.y = query heads.
+// HS up to N, a multiple of 8. Blocks: attention_span.cuh.
 //
 // A block owns 128 rows of two inputs, A and B: keys and values, or queries and the gradients of their outputs. One warp asks for them, then
 // for tiles of the other two, C and D, which it puts into a ring (tile_load). Two warpgroups multiply, by wgmma, 64 of the rows each:
@@ -42,10 +42,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_keys_backw
                                                                                               const __grid_constant__ TensorMap k,
                                                                                               const __grid_constant__ TensorMap v,
                                                                                               const float* stats, const int4* spans,
-                                                                                              int tiles, int rows, int heads, int kv_heads,
+                                                                                              int rows, int heads, int kv_heads,
                                                                                               int head_size, float scale, int causal) {
 #ifdef MPA_HOPPER
-  hopper::keys<64>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  hopper::keys<64>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -58,10 +58,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_keys_backw
                                                                                               const __grid_constant__ TensorMap k,
                                                                                               const __grid_constant__ TensorMap v,
                                                                                               const float* stats, const int4* spans,
-                                                                                              int tiles, int rows, int heads, int kv_heads,
+                                                                                              int rows, int heads, int kv_heads,
                                                                                               int head_size, float scale, int causal) {
 #ifdef MPA_HOPPER
-  hopper::keys<80>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  hopper::keys<80>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -74,10 +74,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_keys_backw
                                                                                               const __grid_constant__ TensorMap k,
                                                                                               const __grid_constant__ TensorMap v,
                                                                                               const float* stats, const int4* spans,
-                                                                                              int tiles, int rows, int heads, int kv_heads,
+                                                                                              int rows, int heads, int kv_heads,
                                                                                               int head_size, float scale, int causal) {
 #ifdef MPA_HOPPER
-  hopper::keys<96>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  hopper::keys<96>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -90,10 +90,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_keys_backw
                                                                                                const __grid_constant__ TensorMap k,
                                                                                                const __grid_constant__ TensorMap v,
                                                                                                const float* stats, const int4* spans,
-                                                                                               int tiles, int rows, int heads, int kv_heads,
+                                                                                               int rows, int heads, int kv_heads,
                                                                                                int head_size, float scale, int causal) {
 #ifdef MPA_HOPPER
-  hopper::keys<128>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  hopper::keys<128>(dk, dv, dk_parts, dv_parts, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -105,11 +105,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_queries_ba
                                                                                                  const __grid_constant__ TensorMap k,
                                                                                                  const __grid_constant__ TensorMap v,
                                                                                                  const float* stats, const int4* spans,
-                                                                                                 int tiles, int rows, int heads,
+                                                                                                 int rows, int heads,
                                                                                                  int kv_heads, int head_size, float scale,
                                                                                                  int causal) {
 #ifdef MPA_HOPPER
-  hopper::queries<64>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  hopper::queries<64>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -121,11 +121,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_queries_ba
                                                                                                  const __grid_constant__ TensorMap k,
                                                                                                  const __grid_constant__ TensorMap v,
                                                                                                  const float* stats, const int4* spans,
-                                                                                                 int tiles, int rows, int heads,
+                                                                                                 int rows, int heads,
                                                                                                  int kv_heads, int head_size, float scale,
                                                                                                  int causal) {
 #ifdef MPA_HOPPER
-  hopper::queries<80>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  hopper::queries<80>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -137,11 +137,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_queries_ba
                                                                                                  const __grid_constant__ TensorMap k,
                                                                                                  const __grid_constant__ TensorMap v,
                                                                                                  const float* stats, const int4* spans,
-                                                                                                 int tiles, int rows, int heads,
+                                                                                                 int rows, int heads,
                                                                                                  int kv_heads, int head_size, float scale,
                                                                                                  int causal) {
 #ifdef MPA_HOPPER
-  hopper::queries<96>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  hopper::queries<96>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -153,11 +153,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_queries_ba
                                                                                                   const __grid_constant__ TensorMap k,
                                                                                                   const __grid_constant__ TensorMap v,
                                                                                                   const float* stats, const int4* spans,
-                                                                                                  int tiles, int rows, int heads,
+                                                                                                  int rows, int heads,
                                                                                                   int kv_heads, int head_size, float scale,
                                                                                                   int causal) {
 #ifdef MPA_HOPPER
-  hopper::queries<128>(dq, dout, q, k, v, stats, spans, tiles, rows, heads, kv_heads, head_size, scale, causal);
+  hopper::queries<128>(dq, dout, q, k, v, stats, spans, rows, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif

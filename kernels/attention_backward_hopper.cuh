@@ -111,17 +111,17 @@ struct Consumer {
   using T = typename P::Other;
   const Shared<P>& shared;
   const Span& span;
-  const int mine;
+  const int offset, mine;  // of its rows: in the block, in the span
   const float scale;  // times log2(e)
 
-  __device__ __forceinline__ static int mine_in_block() { return (static_cast<int>(threadIdx.x) / WARPGROUP - 1) * 64; }
+  __device__ __forceinline__ static int mine_in_block() { return (warpgroup_id() - 1) * 64; }
   // Of this lane: its first row; the second is 8 further.
   __device__ __forceinline__ int row() const { return mine + warp_id() % 4 * 16 + lane_id() / 4; }
 
   // S and dP of a tile, on their way.
   __device__ __forceinline__ void issue(float (&s)[T::COUNT / 2], float (&dp)[T::COUNT / 2], int tile) const {
     const Place<P::STAGES> at(tile);
-    const int own = mine_in_block() * P::Own::ROW;
+    const int own = offset * P::Own::ROW;
     mbarrier_wait(shared.full + at.stage, at.parity);
     wgmma_fence(s, dp);
     issue_products<typename P::Own, T>(s, shared.a + own, shared.c + at.stage * T::BYTES);
@@ -191,8 +191,8 @@ __device__ __forceinline__ void add_keys(const Consumer<P>& at, float (&dk)[HS /
   }
 }
 
-// For `queries`: s, scores, becomes P. Returns its sum, plus a 0 that ptxas does not know of: of a mere sum of exponentials it knows that it is
-// not below zero, and keep_before would be gone.
+// For `queries`: s, scores, becomes P. Returns the bits of all of it, for keep_before: of a sum of exponentials ptxas knows that it is not
+// below zero, and would drop that.
 template <class P>
 __device__ __forceinline__ float weigh_queries(const Consumer<P>& at, float (&s)[P::Other::COUNT / 2], const float (&lse)[2], int start) {
   constexpr int N = P::Other::COUNT / 2;
@@ -204,10 +204,10 @@ __device__ __forceinline__ float weigh_queries(const Consumer<P>& at, float (&s)
   }
 #pragma unroll
   for (int i = 0; i < N; i++) s[i] = weight(s[i], at.scale, lse[i / 2 % 2]);
-  float total = 0.0f * lse[0];
+  unsigned bits = 0;
 #pragma unroll
-  for (int i = 0; i < N; i++) total += s[i];
-  return total;
+  for (int i = 0; i < N; i += 2) bits |= __float_as_uint(s[i]) | __float_as_uint(s[i + 1]);
+  return __uint_as_float(bits);
 }
 
 // dq of 64 queries, which see the first `tiles` tiles of keys. stats: of the span's first query.
@@ -256,13 +256,13 @@ __device__ __forceinline__ void store(To* to, int64_t stride, const float (&sums
 
 template <int HS>
 __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float* dv_parts, const TensorMap& dout, const TensorMap& q,
-                                     const TensorMap& k, const TensorMap& v, const float* stats, const int4* spans, int tiles, int rows,
+                                     const TensorMap& k, const TensorMap& v, const float* stats, const int4* spans, int rows,
                                      int heads, int kv_heads, int head_size, float scale, int causal) {
   using P = KeysPlan<HS>;
   constexpr int COUNT = P::Other::COUNT;
   // With a causal mask the first keys are seen by the most queries: they go first.
-  const int head = blockIdx.y, kv_head = head / (heads / kv_heads), first = static_cast<int>(blockIdx.x) % tiles * OWN;
-  const Span span(spans[blockIdx.x / tiles], causal);
+  const int head = blockIdx.x, kv_head = head / (heads / kv_heads), first = blockIdx.y * OWN;
+  const Span span(spans[blockIdx.z], causal);
   // mutant: guard, flip: keys that are not there would take time; no one stores what they get.
   if (first >= span.k_len) return;
   const Shared<P> shared;
@@ -282,7 +282,8 @@ __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float*
   float dk_sums[HS / 2], dv_sums[HS / 2];
 #pragma unroll
   for (int i = 0; i < HS / 2; i++) dk_sums[i] = dv_sums[i] = 0.0f;
-  const Consumer<P> at{shared, span, first + Consumer<P>::mine_in_block(), scale * LOG2_E};
+  const int offset = Consumer<P>::mine_in_block();
+  const Consumer<P> at{shared, span, offset, first + offset, scale * LOG2_E};
   // Of the block's tiles, those before this one do not see these keys; and none needs to come for keys that are not there.
   // mutant: condition, flip: they would be given something, which no one stores.
   const int from = at.mine < span.k_len ? (max(0, at.mine - span.reach + 1) - begin) / COUNT : query_tiles;
@@ -306,13 +307,12 @@ __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float*
 
 template <int HS>
 __device__ __forceinline__ void queries(bf16* dq, const TensorMap& dout, const TensorMap& q, const TensorMap& k, const TensorMap& v,
-                                        const float* stats, const int4* spans, int tiles, int rows, int heads, int kv_heads, int head_size,
+                                        const float* stats, const int4* spans, int rows, int heads, int kv_heads, int head_size,
                                         float scale, int causal) {
   using P = QueriesPlan<HS>;
   constexpr int COUNT = P::Other::COUNT;
-  // With a causal mask the last tiles have the most keys: they go first.
-  const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * OWN;
-  const Span span(spans[blockIdx.x / tiles], causal);
+  const int head = blockIdx.x, first = tile_from_last() * OWN;
+  const Span span(spans[blockIdx.z], causal);
   // mutant: guard, flip: queries that are not there would take time; no one stores what they get.
   if (first >= span.q_len) return;
   const Shared<P> shared;
@@ -329,7 +329,8 @@ __device__ __forceinline__ void queries(bf16* dq, const TensorMap& dout, const T
   float sums[HS / 2];
 #pragma unroll
   for (int i = 0; i < HS / 2; i++) sums[i] = 0.0f;
-  const Consumer<P> at{shared, span, first + Consumer<P>::mine_in_block(), scale * LOG2_E};
+  const int offset = Consumer<P>::mine_in_block();
+  const Consumer<P> at{shared, span, offset, first + offset, scale * LOG2_E};
   // Of the block's tiles, those that these queries see.
   // mutant: condition, flip: queries that are not there would be given something, which no one stores.
   const int seen = at.mine < span.q_len ? (span.seen(at.mine + 63) + COUNT - 1) / COUNT : 0;

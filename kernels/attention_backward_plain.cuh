@@ -38,12 +38,12 @@ __device__ __forceinline__ void store_row(float* to, const float (&sums)[HS / 16
 
 template <int HS>
 __device__ __forceinline__ void keys(float* dk, float* dv, float* dk_parts, float* dv_parts, const float* dout, const float* q,
-                                     const float* k, const float* v, const float* stats, const int4* spans, int tiles, int rows, int heads,
+                                     const float* k, const float* v, const float* stats, const int4* spans, int rows, int heads,
                                      int kv_heads, int head_size, float scale, int causal) {
   constexpr int N = KEYS_COLUMNS<HS>;
-  const int head = blockIdx.y, kv_head = head / (heads / kv_heads), quad = lane_id() % 4;
-  const int first = static_cast<int>(blockIdx.x) % tiles * QUERIES + warp_id() * WARP_QUERIES;
-  const Span span(spans[blockIdx.x / tiles], causal);
+  const int head = blockIdx.x, kv_head = head / (heads / kv_heads), quad = lane_id() % 4;
+  const int first = blockIdx.y * QUERIES + warp_id() * WARP_QUERIES;  // the first keys are seen by the most queries
+  const Span span(spans[blockIdx.z], causal);
   if (first >= span.k_len) return;  // mutant: guard, flip: no lane would have a key.
   const int own = first + lane_id() / 4, key = min(own, span.k_len - 1);  // lanes past the end work along
   const bool wide = head_size % 4 == 0;  // mutant: condition: false reads element by element, which only takes longer.
@@ -86,12 +86,11 @@ __device__ __forceinline__ void keys(float* dk, float* dv, float* dk_parts, floa
 
 template <int HS>
 __device__ __forceinline__ void queries(float* dq, const float* dout, const float* q, const float* k, const float* v, const float* stats,
-                                        const int4* spans, int tiles, int rows, int heads, int kv_heads, int head_size, float scale,
+                                        const int4* spans, int rows, int heads, int kv_heads, int head_size, float scale,
                                         int causal) {
   constexpr int N = QUERIES_COLUMNS;
-  const int head = blockIdx.y, quad = lane_id() % 4;
-  const int first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * QUERIES + warp_id() * WARP_QUERIES;
-  const Span span(spans[blockIdx.x / tiles], causal);
+  const int head = blockIdx.x, quad = lane_id() % 4, first = tile_from_last() * QUERIES + warp_id() * WARP_QUERIES;
+  const Span span(spans[blockIdx.z], causal);
   if (first >= span.q_len) return;  // mutant: guard, flip: no lane would have a query.
   const int own = first + lane_id() / 4, query = min(own, span.q_len - 1);  // lanes past the end work along
   const bool wide = head_size % 4 == 0;  // mutant: condition: false reads element by element, which only takes longer.

@@ -136,11 +136,10 @@ __device__ __forceinline__ void copy_stats(float* to, const float* from, int row
 template <int HS>
 __device__ __forceinline__ void store_keys(bf16* dk, bf16* dv, float* dk_parts, float* dv_parts,
                                            const Matrix<Keys<HS>::ROW_TILES, HS>& dk_sums, const Matrix<Keys<HS>::ROW_TILES, HS>& dv_sums,
-                                           const int4* spans, int tiles, int heads, int kv_heads, int head_size, float scale) {
+                                           const int4* spans, int heads, int kv_heads, int head_size, float scale) {
   constexpr int ROW_TILES = Keys<HS>::ROW_TILES, WARP = 16 * ROW_TILES;
-  const int block = fresh(blockIdx.x), head = fresh(blockIdx.y);
-  const int4 span = spans[block / tiles];
-  const int mine = block % tiles * (4 * WARP) + warp_id() * WARP;
+  const int head = fresh(blockIdx.x), mine = fresh(blockIdx.y) * (4 * WARP) + warp_id() * WARP;
+  const int4 span = spans[fresh(blockIdx.z)];
   const int64_t row = span.z + mine;
   if (dk_parts == nullptr) {
     const int64_t stride = static_cast<int64_t>(kv_heads) * head_size, at = row * stride + head * head_size;
@@ -182,13 +181,13 @@ __device__ __forceinline__ void weigh_keys(Matrix<ROW_TILES, COLUMNS>& p, Matrix
 // dk and dv of a tile of keys, from one query head: into dk and dv if it is alone in its group, else into its part of the group's sums.
 template <int HS>
 __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float* dv_parts, const bf16* dout, const bf16* q, const bf16* k,
-                                     const bf16* v, const float* stats, const int4* spans, int tiles, int rows, int heads, int kv_heads,
+                                     const bf16* v, const float* stats, const int4* spans, int rows, int heads, int kv_heads,
                                      int head_size, float scale, int causal) {
   using T = prefill::Tile<HS>;
   constexpr int ROW_TILES = Keys<HS>::ROW_TILES, COLUMNS = Keys<HS>::COLUMNS, WARP = 16 * ROW_TILES, ROWS = 4 * WARP;
   // With a causal mask the first keys are seen by the most queries: they go first.
-  const int head = blockIdx.y, kv_head = head / (heads / kv_heads), first = static_cast<int>(blockIdx.x) % tiles * ROWS;
-  const Span span(spans[blockIdx.x / tiles], causal);
+  const int head = blockIdx.x, kv_head = head / (heads / kv_heads), first = blockIdx.y * ROWS;
+  const Span span(spans[blockIdx.z], causal);
   if (first >= span.k_len) return;  // mutant: guard, flip: no warp would have a key.
   const int k_stride = kv_heads * head_size, stride = heads * head_size;
   const int64_t k_start = span.k_start + first;
@@ -236,7 +235,7 @@ __device__ __forceinline__ void keys(bf16* dk, bf16* dv, float* dk_parts, float*
     add_products<HS, ROW_TILES, COLUMNS>(dv_sums, p, dout_tile);
     add_products<HS, ROW_TILES, COLUMNS>(dk_sums, ds, q_tile);
   }
-  store_keys<HS>(dk, dv, dk_parts, dv_parts, dk_sums, dv_sums, spans, tiles, heads, kv_heads, head_size, scale);
+  store_keys<HS>(dk, dv, dk_parts, dv_parts, dk_sums, dv_sums, spans, heads, kv_heads, head_size, scale);
 }
 
 // For `queries`: ds, the gradients of P, becomes dS, from p, scores. The warp's queries start at `mine`, the tile's keys at `start`.
@@ -268,13 +267,12 @@ __device__ __forceinline__ void weigh_queries(Matrix<ROW_TILES, COLUMNS>& p, Mat
 // dq of a tile of queries.
 template <int HS>
 __device__ __forceinline__ void queries(bf16* dq, const bf16* dout, const bf16* q, const bf16* k, const bf16* v, const float* stats,
-                                        const int4* spans, int tiles, int rows, int heads, int kv_heads, int head_size, float scale,
+                                        const int4* spans, int rows, int heads, int kv_heads, int head_size, float scale,
                                         int causal) {
   using T = prefill::Tile<HS>;
   constexpr int ROW_TILES = Queries<HS>::ROW_TILES, COLUMNS = Queries<HS>::COLUMNS, WARP = 16 * ROW_TILES, ROWS = 4 * WARP;
-  // With a causal mask the last tiles have the most keys: they go first.
-  const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * ROWS;
-  const Span span(spans[blockIdx.x / tiles], causal);
+  const int head = blockIdx.x, first = tile_from_last() * ROWS;
+  const Span span(spans[blockIdx.z], causal);
   if (first >= span.q_len) return;  // mutant: guard, flip: no warp would have a query.
   const int k_stride = kv_heads * head_size, stride = heads * head_size;
   const int64_t row = span.q_start + first;
@@ -317,10 +315,9 @@ __device__ __forceinline__ void queries(bf16* dq, const bf16* dout, const bf16* 
     add_products<HS, ROW_TILES, COLUMNS>(sums, ds, k_tile);
   }
   // Where the sums go is computed again, for want of registers.
-  const int block = fresh(blockIdx.x);
-  const int4 again = spans[block / tiles];
-  const int mine = (tiles - 1 - block % tiles) * ROWS + warp_id() * WARP;
-  dq += (static_cast<int64_t>(again.x + mine) * heads + fresh(blockIdx.y)) * head_size;
+  const int4 again = spans[fresh(blockIdx.z)];
+  const int mine = fresh(tile_from_last()) * ROWS + warp_id() * WARP;
+  dq += (static_cast<int64_t>(again.x + mine) * heads + fresh(blockIdx.x)) * head_size;
   store<HS, ROW_TILES>(dq, static_cast<int64_t>(heads) * head_size, sums, again.y - mine, head_size, scale);
 }
 

@@ -7,8 +7,7 @@
 // products P V of the tile before run on. A tile is free again when all eight multiplying warps have said so.
 //
 // A tile of keys may go on into the next span, or past the end of the tensor (zeros). Scores of such keys are masked; their weights are 0,
-// but 0 * NaN is NaN, so the loading warp puts zeros over such values before it hands the tile on. Blocks: grid.x = tiles of the longest
-// span x spans, grid.y = heads.
+// but 0 * NaN is NaN, so the loading warp puts zeros over such values before it hands the tile on.
 //
 // Floors as in attention.cu: 13.0 us for Qwen2-VL-2B, T = 2048, causal, NH 12, NKV 2, HS 128; 55 us for 17 tiles of SmolVLM-500M's vision tower.
 // Shared memory at HS 128: 32 KiB of queries, 4 x 32 KiB of keys and values; one block a multiprocessor (registers: 40 and twice 232
@@ -205,7 +204,7 @@ struct Consumer {
     }
   }
 
-  __device__ __forceinline__ static int mine_in_block() { return (static_cast<int>(threadIdx.x) / WARPGROUP - 1) * 64; }
+  __device__ __forceinline__ static int mine_in_block() { return (warpgroup_id() - 1) * 64; }
 };
 
 // out and lse of this lane's queries.
@@ -235,11 +234,10 @@ __device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* ls
 
 template <int HS>
 __device__ __forceinline__ void attention(bf16* out, float* lse, const TensorMap& q, const TensorMap& k, const TensorMap& v, const int4* spans,
-                                          int least, int tiles, int heads, int kv_heads, int head_size, float scale, int causal) {
+                                          int least, int heads, int kv_heads, int head_size, float scale, int causal) {
   using T = Tile<HS>;
-  // With a causal mask the last tiles have the most keys: they go first.
-  const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * T::QUERIES;
-  const Span span(spans[blockIdx.x / tiles], causal);
+  const int head = blockIdx.x, first = tile_from_last() * T::QUERIES;
+  const Span span(spans[blockIdx.z], causal);
   if (span.q_len < least) return;  // another kernel's
   // mutant: guard, flip: queries that are not there would take time; no one stores what they get.
   if (first >= span.q_len) return;
@@ -269,10 +267,10 @@ __device__ __forceinline__ void attention(bf16* out, float* lse, const TensorMap
 extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf16_hs64(bf16* out, float* lse, const __grid_constant__ TensorMap q,
                                                                                        const __grid_constant__ TensorMap k,
                                                                                        const __grid_constant__ TensorMap v, const int4* spans,
-                                                                                       int least, int tiles, int heads, int kv_heads,
+                                                                                       int least, int heads, int kv_heads,
                                                                                        int head_size, float scale, int causal) {
 #ifdef MPA_HOPPER
-  hopper::attention<64>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  hopper::attention<64>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -281,10 +279,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf
 extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf16_hs80(bf16* out, float* lse, const __grid_constant__ TensorMap q,
                                                                                        const __grid_constant__ TensorMap k,
                                                                                        const __grid_constant__ TensorMap v, const int4* spans,
-                                                                                       int least, int tiles, int heads, int kv_heads,
+                                                                                       int least, int heads, int kv_heads,
                                                                                        int head_size, float scale, int causal) {
 #ifdef MPA_HOPPER
-  hopper::attention<80>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  hopper::attention<80>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -293,10 +291,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf
 extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf16_hs96(bf16* out, float* lse, const __grid_constant__ TensorMap q,
                                                                                        const __grid_constant__ TensorMap k,
                                                                                        const __grid_constant__ TensorMap v, const int4* spans,
-                                                                                       int least, int tiles, int heads, int kv_heads,
+                                                                                       int least, int heads, int kv_heads,
                                                                                        int head_size, float scale, int causal) {
 #ifdef MPA_HOPPER
-  hopper::attention<96>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  hopper::attention<96>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif
@@ -305,10 +303,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf
 extern "C" __global__ void __launch_bounds__(384, 1) attention_hopper_forward_bf16_hs128(bf16* out, float* lse, const __grid_constant__ TensorMap q,
                                                                                        const __grid_constant__ TensorMap k,
                                                                                        const __grid_constant__ TensorMap v, const int4* spans,
-                                                                                       int least, int tiles, int heads, int kv_heads,
+                                                                                       int least, int heads, int kv_heads,
                                                                                        int head_size, float scale, int causal) {
 #ifdef MPA_HOPPER
-  hopper::attention<128>(out, lse, q, k, v, spans, least, tiles, heads, kv_heads, head_size, scale, causal);
+  hopper::attention<128>(out, lse, q, k, v, spans, least, heads, kv_heads, head_size, scale, causal);
 #else
   __trap();
 #endif

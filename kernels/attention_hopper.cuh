@@ -50,11 +50,11 @@ __device__ __forceinline__ void release(Mbarrier* empty) {
 // s = A B^T, 64 rows of A, on its way.
 template <class A, class B>
 __device__ __forceinline__ void issue_products(float (&s)[B::COUNT / 2], const unsigned char* a, const unsigned char* b) {
+  const uint64_t a0 = wgmma_matrix<A::ROW>(a), b0 = wgmma_matrix<B::ROW>(b);
 #pragma unroll
   for (int depth = 0; depth < A::HEAD_SIZE / 16; depth++) {
     const int box = depth * 32 / A::ROW, column = depth * 32 % A::ROW;
-    wgmma_bf16<B::COUNT, K_MAJOR, K_MAJOR>(s, wgmma_matrix<A::ROW>(a + box * A::BOX + column),
-                                           wgmma_matrix<B::ROW>(b + box * B::BOX + column), depth > 0);
+    wgmma_bf16<B::COUNT, K_MAJOR, K_MAJOR>(s, a0 + (box * A::BOX + column) / 16, b0 + (box * B::BOX + column) / 16, depth > 0);
   }
   wgmma_commit();
 }
@@ -62,9 +62,9 @@ __device__ __forceinline__ void issue_products(float (&s)[B::COUNT / 2], const u
 // sums += P B, on its way.
 template <class B>
 __device__ __forceinline__ void issue_sums(float (&sums)[B::HEAD_SIZE / 2], const uint32_t (&p)[B::COUNT / 16][4], const unsigned char* b) {
+  const uint64_t b0 = wgmma_matrix<B::ROW>(b, B::BOX);
 #pragma unroll
-  for (int depth = 0; depth < B::COUNT / 16; depth++)
-    wgmma_bf16<B::HEAD_SIZE, MN_MAJOR>(sums, p[depth], wgmma_matrix<B::ROW>(b + depth * 16 * B::ROW, B::BOX), true);
+  for (int depth = 0; depth < B::COUNT / 16; depth++) wgmma_bf16<B::HEAD_SIZE, MN_MAJOR>(sums, p[depth], b0 + depth * B::ROW, true);
   wgmma_commit();
 }
 

@@ -41,11 +41,10 @@ __device__ __forceinline__ void scores(float (&s)[N], const float* q, const floa
 // HS: the largest head size. weights: of this lane's query, in shared memory.
 template <int HS>
 __device__ __forceinline__ void attention(float* out, float* lse, const float* q, const float* k, const float* v, const int4* spans,
-                                          int least, int tiles, int heads, int kv_heads, int head_size, float scale, int causal) {
+                                          int least, int heads, int kv_heads, int head_size, float scale, int causal) {
   constexpr int KEYS = HS > 128 ? 16 : 32;  // more would not fit the registers
-  const int head = blockIdx.y, quad = lane_id() % 4;
-  const int first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * QUERIES + warp_id() * WARP_QUERIES;
-  const Span span(spans[blockIdx.x / tiles], causal);
+  const int head = blockIdx.x, quad = lane_id() % 4, first = tile_from_last() * QUERIES + warp_id() * WARP_QUERIES;
+  const Span span(spans[blockIdx.z], causal);
   if (span.q_len < least || first >= span.q_len) return;  // another kernel's; nothing to do
   const int own = first + lane_id() / 4, query = min(own, span.q_len - 1);  // lanes past the end work along
   const bool wide = head_size % 4 == 0;

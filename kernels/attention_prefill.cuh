@@ -168,11 +168,10 @@ __device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* ls
 
 template <int HS>
 __device__ __forceinline__ void attention(bf16* out, float* lse, const bf16* q, const bf16* k, const bf16* v, const int4* spans, int least,
-                                          int tiles, int heads, int kv_heads, int head_size, float scale, int causal) {
+                                          int heads, int kv_heads, int head_size, float scale, int causal) {
   using T = Tile<HS>;
-  // With a causal mask the last tiles have the most keys: they go first.
-  const int head = blockIdx.y, first = (tiles - 1 - static_cast<int>(blockIdx.x) % tiles) * T::QUERIES;
-  const Span span(spans[blockIdx.x / tiles], causal);
+  const int head = blockIdx.x, first = tile_from_last() * T::QUERIES;
+  const Span span(spans[blockIdx.z], causal);
   if (span.q_len < least || first >= span.q_len) return;  // another kernel's; nothing to do (saves time)
   const int64_t stride = static_cast<int64_t>(kv_heads) * head_size, q_stride = static_cast<int64_t>(heads) * head_size;
   q += (span.q_start + first) * q_stride + head * head_size;

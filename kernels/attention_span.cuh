@@ -17,6 +17,9 @@ __device__ __forceinline__ float exp2_approx(float x) {
 }
 
 // A sequence: rows of q (and out), rows of k and v.
+//
+// Blocks: grid.x = query heads, grid.y = tiles of the longest span, grid.z = spans. Heads run fastest: blocks that run together share a span's
+// keys and values in L2, and where a span's longest tiles come first, what is left for its end is short.
 struct Span {
   int q_start, q_len, k_start, k_len;
   int reach;  // query i sees the first min(k_len, i + reach) keys
@@ -25,6 +28,9 @@ struct Span {
       : q_start(raw.x), q_len(raw.y), k_start(raw.z), k_len(raw.w), reach(causal ? raw.w - raw.y + 1 : raw.w) {}
   __device__ __forceinline__ int seen(int query) const { return min(k_len, query + reach); }
 };
+
+// The number of the block's tile if the last comes first: with a causal mask it has the most keys.
+__device__ __forceinline__ int tile_from_last() { return gridDim.y - 1 - blockIdx.y; }
 
 // 1 / total; 0 for a query without keys, whose output is zeros.
 __device__ __forceinline__ float inverse(float total) { return total == 0.0f ? 0.0f : 1.0f / total; }

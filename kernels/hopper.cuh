@@ -12,6 +12,9 @@
 
 constexpr int WARPGROUP = 128;  // threads: four warps running, the first a multiple of four
 
+// The number of the thread's warpgroup. The shuffle tells ptxas that a warp has one: descriptors that follow from it stay in uniform registers.
+__device__ __forceinline__ int warpgroup_id() { return __shfl_sync(FULL_WARP, static_cast<int>(threadIdx.x) / WARPGROUP, 0); }
+
 // --- tensor maps ---
 
 // How a tile is cut out of a tensor in global memory: made by Gpu::tensor_map, handed over as `const __grid_constant__ TensorMap`. On a GPU

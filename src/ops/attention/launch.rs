@@ -88,10 +88,11 @@ pub(super) fn prefill(call: &Call, [k, v]: [(Ptr, usize); 2], least: usize) -> R
     };
     let tile = tile.map_or_else(|| self::tile(call.dtype, config.head_size), Ok)?;
     let longest = spans.iter().map(|s| s.q_len).filter(|&n| n >= least).max().unwrap_or(0);
-    let tiles = longest.div_ceil(tile.queries);
-    let at =
-        Launch { grid: [tiles * spans.len(), config.heads, 1], block: tile.threads, shared: tile.shared };
-    int(OP, at.grid[0])?;
+    if longest == 0 {
+        return Ok(());
+    }
+    let grid = grid(OP, config, spans, longest.div_ceil(tile.queries))?;
+    let at = Launch { grid, block: tile.threads, shared: tile.shared };
     let mut args: Vec<Arg> = vec![call.out.into(), call.lse.into()];
     for (input, heads) in [(call.q, config.heads), (k, config.kv_heads), (v, config.kv_heads)] {
         args.push(match tile.maps {
@@ -100,11 +101,21 @@ pub(super) fn prefill(call: &Call, [k, v]: [(Ptr, usize); 2], least: usize) -> R
         });
     }
     args.push(call.spans.ptr(call.gpu)?.into());
-    for n in [least, tiles, config.heads, config.kv_heads, config.head_size] {
+    for n in [least, config.heads, config.kv_heads, config.head_size] {
         args.push(int(OP, n)?.into());
     }
     args.extend([Arg::from(config.scale), Arg::from(i32::from(config.causal))]);
     call.gpu.launch(&tile.entry, at, &args)
+}
+
+/// A block for each tile of each head of each span (attention_span.cuh); a span has `tiles` at most.
+pub fn grid(op: &'static str, config: &Config, spans: &Spans, tiles: usize) -> Result<[usize; 3]> {
+    const MOST: usize = 65_535;
+    if tiles.max(spans.len()) > MOST {
+        let got = format!("{} spans of up to {tiles} tiles", spans.len());
+        return Err(Error::op(op, format!("at most {MOST} spans, of at most {MOST} tiles"), got));
+    }
+    Ok([config.heads, tiles, spans.len()])
 }
 
 /// Head size of the decode kernel that serves `head_size`: up to 128, rows in whole pieces of 16 bytes.

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use super::super::{expect_f32, int, kernel_dtype};
-use super::launch::{expect_scale, hopper_size, kernel_size, map};
+use super::launch::{expect_scale, grid, hopper_size, kernel_size, map};
 use super::{Config, Spans};
 use crate::error::Result;
 use crate::tensor::{Arg, DType, Gpu, Launch, Ptr, Tensor};
@@ -111,13 +111,11 @@ fn queries(call: &Call, dq: Ptr) -> Result<()> {
 fn launch(call: &Call, side: &str, outputs: &[Ptr], longest: usize) -> Result<()> {
     let &Call { gpu, spans, dtype, size, config, .. } = call;
     let tile = if call.hopper { hopper_tile(side, size) } else { tile(side, dtype, size) };
-    let tiles = longest.div_ceil(tile.rows);
-    let grid = [tiles * spans.len(), config.heads, 1];
-    int(OP, grid[0])?;
+    let grid = grid(OP, config, spans, longest.div_ceil(tile.rows))?;
     let mut args: Vec<Arg> = outputs.iter().copied().map(Arg::from).collect();
     args.extend(inputs(call, side, &tile)?);
     args.extend([Arg::from(call.stats), spans.ptr(gpu)?.into()]);
-    for n in [tiles, call.rows, config.heads, config.kv_heads, config.head_size] {
+    for n in [call.rows, config.heads, config.kv_heads, config.head_size] {
         args.push(int(OP, n)?.into());
     }
     args.extend([Arg::from(config.scale), Arg::from(i32::from(config.causal))]);
