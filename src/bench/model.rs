@@ -41,6 +41,7 @@ pub struct Load {
 #[derive(Clone, Debug, Serialize)]
 pub struct Answering {
     pub prompt_tokens: usize,
+    /// Pictures and prompts, up to the first new tokens. What an engine does once, before its first request, is not in it.
     pub first_token: f64,
     pub prefill_tokens_s: f64,
     pub decode_step: f64,
@@ -127,10 +128,9 @@ pub fn answering(vlm: &mut Vlm, load: &Load, runs: usize) -> Result<Answering> {
     };
     let (short, long) = (prepared(1)?, prepared(load.new)?);
     let timed = |requests: &[Request]| {
-        let began = Instant::now();
         let (completions, spent) = vlm.generate_timed(requests)?;
         let tokens: usize = completions.iter().flatten().map(|c| c.ids.len()).sum();
-        Ok::<_, Error>((began.elapsed(), spent.decode, tokens))
+        Ok::<_, Error>((spent.vision + spent.prefill, spent.decode, tokens))
     };
     timed(&long)?;
     let (mut first_token, mut decode_step) = (f64::INFINITY, f64::INFINITY);

@@ -17,7 +17,7 @@ use memmap2::Mmap;
 
 pub use cuda::{
     Arg, Buffer, Gpu, Graph, Launch, MATMUL_WORKSPACE, Mark, Matmul, MemoryUse, NO_KERNELS, Operand, Ptr,
-    TensorMap, gpu_count, kernel_count,
+    TensorMap, forbids_graphs, gpu_count, kernel_count,
 };
 pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
 pub use device::{Backend, Device, Place, main_memory};
@@ -273,9 +273,11 @@ impl Tensor {
             _ if *device == self.device() => self.storage.clone(),
             Device::Cpu => self.download()?,
             Device::Cuda(gpu) => {
-                let here = self.to_device(&Device::Cpu)?;
-                let buffer = Arc::new(gpu.upload(here.bytes()?)?);
-                Storage::Device { buffer, dtype: self.dtype() }
+                let buffer = match &self.storage {
+                    Storage::Device { .. } => gpu.upload(self.to_device(&Device::Cpu)?.bytes()?)?,
+                    _ => gpu.upload(self.bytes()?)?,
+                };
+                Storage::Device { buffer: Arc::new(buffer), dtype: self.dtype() }
             }
         };
         Ok(Tensor { shape: self.shape.clone(), storage })

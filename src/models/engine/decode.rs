@@ -7,7 +7,7 @@ use crate::models::rope::{Position, Rope};
 use crate::models::text::{self, KvCache, Table, Text};
 use crate::ops::attention::{self, PagedSpans, Span};
 use crate::ops::kv_cache::PAGE;
-use crate::tensor::{Graph, Indices, Tensor};
+use crate::tensor::{Graph, Indices, Tensor, forbids_graphs};
 
 /// One token of each sequence.
 #[derive(Default)]
@@ -18,7 +18,16 @@ pub(super) struct Step<'a> {
     pub sequences: Vec<(&'a Table, usize)>,
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
+    /// Fills up to `places` sequences, with such that nobody asked for: each has another token of `page`, which is nobody's.
+    fn fill(&mut self, places: usize, page: &'a Table) {
+        for len in 1..=places.saturating_sub(self.ids.len()) {
+            self.ids.push(0);
+            self.positions.push([0; 3]);
+            self.sequences.push((page, len));
+        }
+    }
+
     /// Where the tokens' keys and values go in the cache.
     fn rows(&self) -> Vec<u32> {
         self.sequences.iter().map(|(table, len)| text::row(table, len - 1)).collect()
@@ -42,6 +51,12 @@ pub(super) struct Decoder {
     kept: Option<Kept>,
 }
 
+/// How many sequences a step on a GPU is made for: with a few more than there are its launches serve again when one has ended and before another
+/// is let in. Up to seven, so that fewer than a page has rows.
+fn places(sequences: usize) -> usize {
+    if sequences == 1 { 1 } else { sequences.next_multiple_of(8) }
+}
+
 /// What the launches of a step read, and, from the second such step on, the launches.
 struct Kept {
     ids: Indices,
@@ -54,17 +69,24 @@ struct Kept {
 }
 
 impl Decoder {
-    /// Logits after each token, [sequences, V]. The result of the last call may be overwritten.
-    pub fn step(&mut self, text: &Text, step: &Step, cache: &mut KvCache) -> Result<Tensor> {
+    /// Logits after each token, [sequences or more, V]. The result of the last call may be overwritten.
+    pub fn step(&mut self, text: &Text, step: Step, cache: &mut KvCache) -> Result<Tensor> {
         let longest = step.sequences.iter().map(|s| s.1).max().unwrap_or(0);
+        let spare = [cache.spare];
+        let mut step = step;
+        if text.gpu().is_some() {
+            step.fill(places(step.ids.len()), &spare);
+        }
         let fits = |kept: &&mut Kept| kept.ids.len() == step.ids.len() && longest <= kept.reach;
         let Some(kept) = self.kept.as_mut().filter(fits) else {
             // The first step of its kind brings all it reads to the device, and the memory it needs into the arena.
-            let kept = self.kept.insert(Kept::new(text, step, longest)?);
+            let kept = self.kept.insert(Kept::new(text, &step, longest)?);
             return kept.run(text, cache);
         };
-        kept.set(text, step)?;
-        let Some(gpu) = text.gpu().cloned() else { return kept.run(text, cache) };
+        kept.set(text, &step)?;
+        let Some(gpu) = text.gpu().filter(|_| !forbids_graphs()).cloned() else {
+            return kept.run(text, cache);
+        };
         if kept.graph.is_none() {
             let captured = Graph::capture(&gpu, || kept.run(text, cache))?;
             kept.graph = Some(captured);

@@ -36,7 +36,7 @@ use crate::models::vision_side::PATCHES_PER_PASS;
 use crate::models::vlm::Vlm;
 use crate::ops::sample::{self, Draw};
 use crate::random;
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::{Indices, Mark, Tensor};
 
 /// Where requests come from and answers go.
 pub trait Exchange {
@@ -64,7 +64,7 @@ pub struct Limits {
     pub pass_tokens: usize,
     /// Patches of pictures in a pass through the vision tower; a single picture may have more.
     pub pass_patches: usize,
-    /// Of the cache of keys and values; none: 2 GiB of main memory, or what the largest passes leave of a GPU's.
+    /// Of the cache of keys and values, which has a page more; none: 2 GiB of main memory, or what the largest passes leave of a GPU's.
     pub cache_bytes: Option<usize>,
 }
 
@@ -110,6 +110,7 @@ impl AddAssign for Spent {
         self.decode += other.decode;
         self.steps += other.steps;
         self.new_tokens += other.new_tokens;
+        self.restarts += other.restarts;
     }
 }
 
@@ -268,11 +269,19 @@ impl Engine<'_> {
 
     fn advance(&mut self) -> Result<()> {
         let began = Instant::now();
-        self.see()?;
-        let seen = Instant::now();
-        self.spent.vision += seen - began;
-        if self.prefill()? {
-            self.spent.prefill += seen.elapsed();
+        let marks = self.see()?;
+        let seen = began.elapsed();
+        let prefilled = self.prefill()?;
+        let vision = match (marks, self.vlm.text.gpu()) {
+            // There the pictures were only queued: nobody waits between them and the prompts.
+            (Some((from, to)), Some(gpu)) => {
+                Duration::from_secs_f32(gpu.milliseconds(&from, &to)?.max(0.0) / 1e3)
+            }
+            _ => seen,
+        };
+        self.spent.vision += vision;
+        if prefilled {
+            self.spent.prefill += began.elapsed().saturating_sub(vision);
         }
         let began = Instant::now();
         if self.decode()? {
@@ -281,8 +290,9 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Features of the pictures of new entries; those of a picture that several have are computed once.
-    fn see(&mut self) -> Result<()> {
+    /// Features of the pictures of new entries; those of a picture that several have are computed once. On a GPU, marks before and behind.
+    fn see(&mut self) -> Result<Option<(Mark, Mark)>> {
+        let mut marks = None;
         let known = |features: &[(Arc<Tiles>, Arc<Tensor>)], tiles: &Arc<Tiles>| {
             features.iter().find(|(known, _)| Arc::ptr_eq(known, tiles)).map(|(_, f)| Arc::clone(f))
         };
@@ -296,15 +306,17 @@ impl Engine<'_> {
         }
         if !new.is_empty() {
             let pictures: Vec<&Tiles> = new.iter().map(AsRef::as_ref).collect();
+            let mark = || self.vlm.text.gpu().map(|gpu| gpu.mark()).transpose();
+            let from = mark()?;
             let features = self.vlm.vision()?.features(&pictures, self.limits.pass_patches)?;
-            self.vlm.text.gpu().map_or(Ok(()), |gpu| gpu.synchronize())?;
+            marks = from.zip(mark()?);
             self.spent.pictures += new.len();
             self.features.extend(new.into_iter().zip(features.into_iter().map(Arc::new)));
         }
         for entry in self.entries.iter_mut().filter(|e| is_new(&&**e) && e.features.is_empty()) {
             entry.features = entry.request.tiles.iter().filter_map(|t| known(&self.features, t)).collect();
         }
-        Ok(())
+        Ok(marks)
     }
 
     /// One token more for each completion under way. Returns whether there was one.
@@ -327,7 +339,7 @@ impl Engine<'_> {
         if drafts.is_empty() {
             return Ok(false);
         }
-        let logits = self.decoder.step(&self.vlm.text, &step, self.cache.get()?)?;
+        let logits = self.decoder.step(&self.vlm.text, step, self.cache.get()?)?;
         self.spent.steps += 1;
         self.spent.new_tokens += drafts.len();
         self.extend(&drafts, &logits, &(0..drafts.len() as u32).collect())?;

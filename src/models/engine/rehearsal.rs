@@ -119,7 +119,7 @@ impl Rehearsal {
         let (n, table) = (room.limits.completions, vec![0; room.longest.div_ceil(PAGE)]);
         let sequences = vec![(&table[..], room.longest); n];
         let step = Step { ids: vec![0; n], positions: vec![[0; 3]; n], sequences };
-        draw(&decoder.step(&self.text, &step, cache)?, n)
+        draw(&decoder.step(&self.text, step, cache)?, n)
     }
 }
 

@@ -11,6 +11,8 @@ use crate::tensor::{DType, Indices};
 pub struct KvCache {
     /// Of each layer, the keys and the values.
     pub(super) layers: Vec<[Pages; 2]>,
+    /// A page beside those that were asked for: no sequence of the caller's has it.
+    pub spare: u32,
 }
 
 /// The pages of a sequence, in order: its token t has row t % PAGE of the (t / PAGE)-th.
@@ -30,12 +32,12 @@ pub(super) enum Seen<'a> {
 }
 
 impl Text {
-    /// So many pages for each layer's keys and values.
+    /// So many pages for each layer's keys and values, and a spare one.
     pub fn cache(&self, pages: usize, kind: PageType) -> Result<KvCache> {
         let (like, [heads, size]) = (self.embed.get(), self.kv_heads);
-        let pages = || Pages::new(like, pages, heads, size, kind);
-        let layers = self.blocks.iter().map(|_| Ok([pages()?, pages()?])).collect::<Result<_>>()?;
-        Ok(KvCache { layers })
+        let new = || Pages::new(like, pages + 1, heads, size, kind);
+        let layers = self.blocks.iter().map(|_| Ok([new()?, new()?])).collect::<Result<_>>()?;
+        Ok(KvCache { layers, spare: pages as u32 })
     }
 
     /// Bytes of a token's keys and values in all layers.

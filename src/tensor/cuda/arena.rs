@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 pub(super) struct Arena {
     free: Free,
     usage: MemoryUse,
+    /// MPA_ARENA=exact: blocks have the size that is asked for, so that compute-sanitizer sees what goes past their ends.
+    exact: bool,
     /// Where blocks come from and go to while a graph is captured.
     pool: Option<Arc<Pool>>,
 }
@@ -36,9 +38,9 @@ impl Free {
         self.bytes += size;
     }
 
-    /// The smallest block of `least` bytes or more, and its size. One of more than twice that is left to those who need it.
-    fn take(&mut self, least: usize) -> Option<(u64, usize)> {
-        let (&size, list) = self.blocks.range_mut(least..=2 * least).next()?;
+    /// The smallest block of `least` to `most` bytes, and its size.
+    fn take(&mut self, least: usize, most: usize) -> Option<(u64, usize)> {
+        let (&size, list) = self.blocks.range_mut(least..=most).next()?;
         let ptr = list.pop()?;
         if list.is_empty() {
             self.blocks.remove(&size);
@@ -82,14 +84,19 @@ fn capacity(bytes: usize) -> usize {
 }
 
 impl Arena {
+    pub(super) fn new() -> Arena {
+        Arena { exact: std::env::var_os("MPA_ARENA").is_some_and(|v| v == "exact"), ..Arena::default() }
+    }
+
     pub(super) fn usage(&self) -> MemoryUse {
         self.usage
     }
 
-    /// An unused block, and its size.
+    /// An unused block, and its size. One of more than twice that is left to those who need it.
     fn take(&mut self, least: usize) -> Option<(u64, usize)> {
-        let pooled = self.pool.as_ref().and_then(|pool| pool.free().take(least));
-        pooled.or_else(|| self.free.take(least))
+        let most = if self.exact { least } else { 2 * least };
+        let pooled = self.pool.as_ref().and_then(|pool| pool.free().take(least, most));
+        pooled.or_else(|| self.free.take(least, most))
     }
 
     /// Until `end_set_aside`, all blocks that are taken belong to the pool that is returned.
@@ -118,9 +125,9 @@ impl Arena {
 
 impl Buffer {
     pub(super) fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Buffer> {
-        let least = capacity(bytes);
         let (ptr, capacity, pool) = {
             let mut arena = gpu.arena();
+            let least = if arena.exact { bytes.max(1) } else { capacity(bytes) };
             let (ptr, capacity) = match arena.take(least) {
                 Some(block) => block,
                 None => (arena.grow(gpu, least)?, least),

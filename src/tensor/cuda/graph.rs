@@ -10,9 +10,10 @@ use crate::error::Result;
 /// Kept launches. They read and write the addresses that they were given, so whoever replays them keeps the tensors alive that existed
 /// before the capture; what was made during it stays as long as the graph does.
 pub struct Graph {
-    gpu: Arc<Gpu>,
     replay: Box<dyn Replay>,
     _memory: Arc<Pool>,
+    // Last: the others need it when they are dropped.
+    gpu: Arc<Gpu>,
 }
 
 impl Graph {

@@ -90,6 +90,11 @@ fn forbids_hopper() -> bool {
     std::env::var_os("MPA_NO_HOPPER").is_some_and(|v| v == "1")
 }
 
+/// MPA_NO_GRAPH=1: decode steps are queued launch by launch, to find what fails in one.
+pub fn forbids_graphs() -> bool {
+    std::env::var_os("MPA_NO_GRAPH").is_some_and(|v| v == "1")
+}
+
 /// Work that can be queued again.
 trait Replay: Send + Sync {
     fn launch(&self) -> Result<()>;
@@ -183,7 +188,7 @@ impl Gpu {
     }
 
     fn with(driver: Box<dyn Driver>) -> Arc<Gpu> {
-        Arc::new(Gpu { driver, arena: Mutex::default() })
+        Arc::new(Gpu { driver, arena: Mutex::new(Arena::new()) })
     }
 
     pub fn name(&self) -> &str {
@@ -198,6 +203,11 @@ impl Gpu {
     /// Whether kernels for Hopper (kernels/hopper.cuh) run here: an H100 or H200, unless MPA_NO_HOPPER=1.
     pub fn hopper(&self) -> bool {
         self.driver.hopper()
+    }
+
+    /// Whether matrix products are cuBLASLt's: it is there, and MPA_CUBLASLT=0 does not forbid it.
+    pub fn has_cublaslt(&self) -> bool {
+        self.driver.vendor()
     }
 
     /// The argument for a kernel's `const __grid_constant__ TensorMap`. The tensor must live as long as the launches that are given it.
