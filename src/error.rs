@@ -22,8 +22,8 @@ pub enum Error {
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    /// The device has no room for a buffer of `wanted` bytes.
-    #[error("out of device memory: {wanted} bytes wanted, {in_use} in use")]
+    /// The device has no room for a buffer of `wanted` bytes; 0 if that is not known.
+    #[error("out of device memory{}", bytes_wanted(*wanted, *in_use))]
     OutOfMemory { wanted: usize, in_use: usize },
     /// A prompt that leaves a model no room for an answer.
     #[error("a prompt of {tokens} tokens, expected 1 to {most} (max_position_embeddings less one)")]
@@ -34,6 +34,10 @@ pub enum Error {
     /// Everything else that can fail through no mistake of the user's.
     #[error("{0}")]
     Failure(String),
+}
+
+fn bytes_wanted(wanted: usize, in_use: usize) -> String {
+    if wanted == 0 { String::new() } else { format!(": {wanted} bytes wanted, {in_use} in use") }
 }
 
 impl Error {

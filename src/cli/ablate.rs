@@ -1,4 +1,4 @@
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mpa::ablate::{self, Outcome, table};
 use crate::mpa::progress::Progress;
 use crate::tensor::Device;
@@ -7,8 +7,16 @@ use super::{Output, args, compute};
 
 pub fn run(args: &args::Ablate, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let engine = compute::native(compute, progress)?;
-    // Cells on one GPU would wait for each other, with their models in its memory.
-    let jobs = args.jobs.or(if let Device::Cpu = engine.0.device { None } else { Some(1) });
+    // Cells on one GPU share its stream: while one keeps its launches as a graph, the launches of another would become part of it.
+    let jobs = match (&engine.0.device, args.jobs) {
+        (Device::Cpu, jobs) => jobs,
+        (Device::Cuda(_), None | Some(1)) => Some(1),
+        (Device::Cuda(_), Some(n)) => {
+            return Err(Error::Usage(format!(
+                "--jobs {n}: expected 1 on a GPU, whose cells run one after the other"
+            )));
+        }
+    };
     let outcome = ablate::run(&engine, &args.grid, &args.out, jobs, args.dry_run, progress)?;
     let failed =
         (outcome.failed > 0).then(|| format!("{} of {} cells failed", outcome.failed, outcome.rows.len()));

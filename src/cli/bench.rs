@@ -22,19 +22,20 @@ pub fn ops(args: &args::BenchOps, compute_args: &args::Compute, progress: &Progr
     let shapes = bench.shapes(&args.filter);
     let mut meter = progress.start("bench", shapes.len(), 0);
     let (mut rows, mut failed) = (Vec::new(), Vec::new());
+    let facts = Facts::of(&device);
     for shape in &shapes {
         meter.message(format!("{} {}", shape.work.op(), shape.name));
         match bench.row(shape) {
             Ok(row) => rows.push(row),
             Err(error) => failed.push(format!("{}, {}: {error}", shape.work.op(), shape.name)),
         }
+        // After each: time on a GPU is lent, and may end here.
+        if let Some(path) = &args.csv {
+            fs::write(path, csv(&rows, &facts)).map_err(|e| Error::io(path, e))?;
+        }
         meter.advance(1);
     }
     meter.finish();
-    let facts = Facts::of(&device);
-    if let Some(path) = &args.csv {
-        fs::write(path, csv(&rows, &facts)).map_err(|e| Error::io(path, e))?;
-    }
     let json = json!({"gpu": facts.gpu, "driver": facts.driver, "commit": facts.commit, "rows": rows, "failed": failed});
     let mut text = format!("{facts}\n{}", table(&rows));
     for line in &failed {

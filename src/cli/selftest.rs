@@ -16,17 +16,35 @@ pub fn run(args: &args::Selftest, compute: &args::Compute, progress: &Progress) 
     }
     let mut meter = progress.start("selftest", cases.len(), 0);
     let mut rows: Vec<Row> = Vec::new();
+    let mut lost = None;
     for case in &cases {
-        meter.message(format!("{} {}", case.op, case.shape));
-        rows.extend(case.rows(&gpu));
+        // Said beforehand and at once: a kernel may hang, and a run be killed.
+        progress.note(&format!("{} {}", case.op, case.shape));
+        let new = case.rows(&gpu);
+        for row in new.iter().filter(|row| !row.ok) {
+            let why = row.why.as_deref().unwrap_or_default();
+            progress.warn(&format!("{} {} {}: {why}", row.op, row.dtype, row.shape));
+        }
+        rows.extend(new);
         meter.advance(1);
+        lost = match &gpu {
+            Device::Cuda(gpu) => gpu.synchronize().err(),
+            Device::Cpu => None,
+        };
+        if lost.is_some() {
+            // After an access out of bounds the driver does nothing more for this process: further ops would fail too.
+            break;
+        }
     }
     meter.finish();
     let bad = rows.iter().filter(|row| !row.ok).count();
     let facts = compute::Facts::of(&gpu);
     let json = json!({"gpu": facts.gpu, "driver": facts.driver, "commit": facts.commit, "failed": bad, "rows": rows});
     let text = format!("{facts}\n{}\n{} rows, {bad} failed", table(&rows), rows.len());
-    let why = (bad > 0).then(|| format!("selftest: {bad} of {} rows failed", rows.len()));
+    let why = match lost {
+        Some(error) => Some(format!("selftest: further ops were not tested, the GPU is lost: {error}")),
+        None => (bad > 0).then(|| format!("selftest: {bad} of {} rows failed", rows.len())),
+    };
     Ok(Output::new(&json, text)?.failed(why))
 }
 

@@ -52,7 +52,8 @@ impl<'a> On<'a> {
     /// Uniform in 0 .. n.
     pub fn indices(&mut self, len: usize, n: usize) -> Vec<u32> {
         self.drawn += 1;
-        (0..len as u64).map(|i| (random::mix(self.drawn, &[i]) % n.max(1) as u64) as u32).collect()
+        let (drawn, n) = (self.drawn, n.max(1) as u64);
+        (0..len).into_par_iter().map(|i| (random::mix(drawn, &[i as u64]) % n) as u32).collect()
     }
 
     /// Of `dtype`, or f32 on the CPU; full of NaN: what is not overwritten shows.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::DType;
 use super::cuda::{Gpu, NO_KERNELS, gpu_count};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 #[derive(Clone)]
 pub enum Device {
@@ -49,18 +49,25 @@ impl Device {
             Backend::Cuda => Ok((Device::Cuda(Gpu::open(ordinal)?), asked())),
             #[cfg(feature = "host-kernels")]
             Backend::Host => Ok((Device::Cuda(Gpu::host(1)?), asked())),
-            Backend::Auto => Ok(Device::best(ordinal)),
+            Backend::Auto => Device::best(ordinal),
         }
     }
 
-    fn best(ordinal: usize) -> (Device, String) {
+    /// A GPU that could be used but fails now is an error: on the CPU the same run may take days.
+    fn best(ordinal: usize) -> Result<(Device, String)> {
         if let Some(why) = NO_KERNELS {
-            return (Device::Cpu, format!("this binary has no CUDA kernels: {why}"));
+            return Ok((Device::Cpu, format!("this binary has no CUDA kernels: {why}")));
         }
-        match gpu_count().map(|_| Gpu::open(ordinal)) {
-            Ok(Ok(gpu)) => (Device::Cuda(gpu), "a GPU that the kernels run on".into()),
-            Ok(Err(error)) => (Device::Cpu, error.to_string()),
-            Err(why) => (Device::Cpu, why),
+        if let Err(why) = gpu_count() {
+            return Ok((Device::Cpu, why));
+        }
+        match Gpu::open(ordinal) {
+            Ok(gpu) if gpu.has_cublaslt() => Ok((Device::Cuda(gpu), "a GPU that the kernels run on".into())),
+            Ok(gpu) => {
+                Ok((Device::Cuda(gpu), "a GPU that the kernels run on; slower for want of cuBLASLt".into()))
+            }
+            Err(Error::Usage(why)) => Ok((Device::Cpu, why)),
+            Err(error) => Err(error),
         }
     }
 }

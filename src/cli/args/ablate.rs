@@ -31,7 +31,7 @@ pub struct Ablate {
     /// Where stages and results go
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Cells at a time; changes nothing in the results. Without it: on a CPU as many as there are threads and memory for, on a GPU 1
+    /// Cells at a time; changes nothing in the results. Without it: on a CPU as many as there are threads and memory for; on a GPU always 1
     #[arg(long, value_name = "N", value_parser = super::positive)]
     pub jobs: Option<usize>,
     /// Check the grid, list its cells and count their stages

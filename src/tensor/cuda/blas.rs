@@ -21,7 +21,8 @@ use std::sync::{Mutex, PoisonError};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t, cublasLtEpilogue_t, cublasLtMatmulDescAttributes_t as Attribute,
-    cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtReductionScheme_t, cudaDataType_t,
+    cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtReductionScheme_t, cublasStatus_t as Status,
+    cudaDataType_t,
 };
 use cudarc::driver;
 
@@ -72,8 +73,11 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-fn fail(what: &str, error: impl std::fmt::Display) -> Error {
-    Error::Failure(format!("cuBLASLt, {what}: {error}"))
+fn fail(what: &str, error: CublasError) -> Error {
+    match error {
+        CublasError(Status::CUBLAS_STATUS_ALLOC_FAILED) => Error::OutOfMemory { wanted: 0, in_use: 0 },
+        _ => Error::Failure(format!("cuBLASLt, {what}: {error}")),
+    }
 }
 
 fn data_type(dtype: DType) -> Option<cudaDataType_t> {
@@ -95,14 +99,21 @@ impl Blas {
         if !unsafe { sys::is_culib_present() } {
             return Ok(None);
         }
-        let handle = result::create_handle().map_err(|e| fail("handle", e))?;
+        let handle = match result::create_handle() {
+            Ok(handle) => handle,
+            Err(error @ CublasError(Status::CUBLAS_STATUS_ALLOC_FAILED)) => {
+                return Err(fail("handle", error));
+            }
+            // An old library that does not know this GPU.
+            Err(_) => return Ok(None),
+        };
         // SAFETY: freed once, by drop. Its address is aligned to 256 bytes, as the library wants.
         match unsafe { driver::result::malloc_sync(WORKSPACE) } {
             Ok(workspace) => Ok(Some(Blas { handle, workspace, plans: Mutex::default() })),
             Err(e) => {
                 // SAFETY: made above and used nowhere.
                 let _ = unsafe { result::destroy_handle(handle) };
-                Err(fail("workspace", e))
+                Err(Error::Failure(format!("cuBLASLt, workspace: {e}")))
             }
         }
     }
@@ -173,7 +184,9 @@ impl Plan {
         }
         match plan.first_algorithm(handle) {
             Ok(algorithm) => plan.algorithm = algorithm,
-            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(None),
+            Err(CublasError(Status::CUBLAS_STATUS_NOT_SUPPORTED | Status::CUBLAS_STATUS_ARCH_MISMATCH)) => {
+                return Ok(None);
+            }
             Err(e) => return Err(e),
         }
         Ok(Some(plan))

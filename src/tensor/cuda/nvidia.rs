@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::args::MapBytes;
 use super::blas::Blas;
-use super::kernels::{MODULES, NO_KERNELS};
+use super::kernels::{MODULES, NO_KERNELS, NVCC};
 use super::ring::Rings;
 use super::{Arg, DType, Driver, Launch, Mark, Matmul, Replay, TensorMap, forbids_hopper};
 use crate::error::{Error, Result};
@@ -41,7 +41,11 @@ unsafe impl Send for Nvidia {}
 unsafe impl Sync for Nvidia {}
 
 fn fail(what: &str, error: DriverError) -> Error {
-    Error::Failure(format!("CUDA, {what}: {error}"))
+    match error {
+        // The driver's own memory, for a graph or a kernel that it loads late: as for ours, a smaller batch may do.
+        DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => Error::OutOfMemory { wanted: 0, in_use: 0 },
+        _ => Error::Failure(format!("CUDA, {what}: {error}")),
+    }
 }
 
 /// How many GPUs the driver shows, or why there are none.
@@ -51,8 +55,29 @@ pub fn count() -> Result<usize, String> {
         return Err("there is no NVIDIA driver (libcuda.so)".into());
     }
     result::init().map_err(|e| format!("the NVIDIA driver does not start: {e}"))?;
+    serves(cuda_version(), NVCC)?;
     let count = CudaContext::device_count().map_err(|e| format!("the NVIDIA driver shows no GPUs: {e}"))?;
     if count == 0 { Err("the NVIDIA driver shows no GPU".into()) } else { Ok(count as usize) }
+}
+
+/// The CUDA version that the driver serves, like 13000 for 13.0; 0 if it does not say.
+fn cuda_version() -> i32 {
+    let mut version = 0;
+    // SAFETY: it writes one int.
+    let known = unsafe { sys::cuDriverGetVersion(&raw mut version) } == sys::CUresult::CUDA_SUCCESS;
+    if known { version } else { 0 }
+}
+
+/// Whether a driver for CUDA `version` takes machine code from nvcc: that of its own major version, and older.
+fn serves(version: i32, nvcc: &str) -> Result<(), String> {
+    let needed: i32 = nvcc.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    if version / 1000 >= needed {
+        return Ok(());
+    }
+    let (major, minor) = (version / 1000, version % 1000 / 10);
+    Err(format!(
+        "the NVIDIA driver serves CUDA {major}.{minor}, expected {needed}.0 or later, which made the kernels"
+    ))
 }
 
 /// A GPU that the driver shows.
@@ -243,10 +268,8 @@ impl Driver for Nvidia {
     }
 
     fn version(&self) -> String {
-        let mut cuda = 0;
-        // SAFETY: it writes one int.
-        let known = unsafe { sys::cuDriverGetVersion(&raw mut cuda) } == sys::CUresult::CUDA_SUCCESS;
-        let cuda = known.then(|| format!("CUDA {}.{}", cuda / 1000, cuda % 1000 / 10));
+        let cuda = cuda_version();
+        let cuda = (cuda > 0).then(|| format!("CUDA {}.{}", cuda / 1000, cuda % 1000 / 10));
         let parts: Vec<String> = module_version().into_iter().chain(cuda).collect();
         parts.join(" ")
     }
@@ -337,6 +360,7 @@ impl Driver for Nvidia {
     }
 
     fn tensor_map(&self, map: &TensorMap) -> Result<Arg> {
+        self.bind()?;
         encode(map).map(Arg::map).map_err(|e| fail(&format!("{map:?}"), e))
     }
 
@@ -381,5 +405,19 @@ impl Driver for Nvidia {
 
     fn memory(&self) -> Result<(usize, usize)> {
         self.context.mem_get_info().map_err(|e| fail("memory", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::serves;
+
+    #[test]
+    fn a_driver_serves_its_major_version_and_older_ones() {
+        assert!(serves(13000, "13.0.88").is_ok() && serves(13010, "13.0.88").is_ok());
+        assert!(serves(12080, "12.9.1").is_ok() && serves(14000, "13.0.88").is_ok());
+        assert!(serves(0, "").is_ok(), "no kernels, no need");
+        let error = serves(12080, "13.0.88").unwrap_err();
+        assert!(error.contains("CUDA 12.8, expected 13.0"), "{error}");
     }
 }
