@@ -36,9 +36,18 @@ struct Matrix {
       store_pack(to, masked8(line, k));
     }
   }
-  // The same into registers.
-  __device__ __forceinline__ Pack<T, 8> get8(const T* line, int k) const {
-    return aligned() && line != nullptr && k < depth ? load_pack<8>(line + k) : masked8(line, k);
+  // The same into registers, as an mma takes them. WIDE is aligned(), asked before the loop: where a load meets the element by element way at a
+  // branch, ptxas takes it apart, and so waits for it, before the next load.
+  template <bool WIDE>
+  __device__ __forceinline__ Pack<uint32_t, 4> words8(const T* line, int k) const {
+    Pack<uint32_t, 4> words{};
+    if constexpr (WIDE) {
+      if (line != nullptr && k < depth) words = load_pack<4>(reinterpret_cast<const uint32_t*>(line + k));
+    } else {
+      const Pack<T, 8> pack = masked8(line, k);
+      memcpy(&words, &pack, 16);
+    }
+    return words;
   }
   __device__ __forceinline__ Pack<T, 8> masked8(const T* line, int k) const {
     Pack<T, 8> pack;
@@ -130,8 +139,8 @@ struct Side<Across<Lines>, SIDE, THREADS> {
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_bf16(c, a, b0, b1); }
 __device__ __forceinline__ void mma(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_s8(c, a, b0, b1); }
 
-// bf16, or int8 with Sum int: WARPS_M x WARPS_N warps make M x N elements. K goes by in steps through STAGES buffers: all but one are on their way while that one is
-// multiplied, and one barrier a step keeps them apart.
+// bf16, or int8 with Sum int: WARPS_M x WARPS_N warps make M x N elements. K goes by in steps through STAGES buffers: all but one are on their way
+// while that one is multiplied, and one barrier a step keeps them apart.
 template <int M, int N, int WARPS_M, int WARPS_N, int STAGES = 3, class Sum = float>
 struct Tile {
   static constexpr int ROWS = M, COLS = N;
@@ -218,6 +227,37 @@ struct Tile {
   // c[row, col] = finish(row, col, sum) for this block's part of c [rows, cols].
   template <class T, class Finish>
   __device__ __forceinline__ void store(T* c, int rows, int cols, int m0, int n0, Finish finish) const {
+    store_pairs(c, rows, cols, m0, n0, [&](int row, int col, int i, int j, int e) { return finish(row, col, sums[i / 2][j][i % 2 * 2 + e]); });
+  }
+
+  // c[row, col] = finish(what it holds, sum). Whole pairs are read at once: a finish that reads c waits for each, as the store of the one before
+  // might have changed it. They stay words up to the finish: ptxas waits for a load whose halves meet the zeros beyond c.
+  template <class Finish>
+  __device__ __forceinline__ void update(bf16* c, int rows, int cols, int m0, int n0, Finish finish) const {
+    // mutant: condition: false reads elements one by one, which only takes longer.
+    if (cols % 2 == 0) {
+      uint32_t held[2 * MT][NT];
+      const int row0 = m0 + warp_m() + lane_id() / 4, col0 = n0 + warp_n() + lane_id() % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 2 * MT; i++)
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+          const int row = row0 + 8 * i, col = col0 + 8 * j;
+          const bf16* from = c + static_cast<int64_t>(row) * cols + col;
+          held[i][j] = row < rows && col < cols ? load_pack<1>(reinterpret_cast<const uint32_t*>(from))[0] : 0;
+        }
+      store_pairs(c, rows, cols, m0, n0, [&](int, int, int i, int j, int e) {
+        const float was = to_f32(__ushort_as_bfloat16(held[i][j] >> 16 * e));
+        return finish(was, sums[i / 2][j][i % 2 * 2 + e]);
+      });
+    } else {
+      store(c, rows, cols, m0, n0, [&](int row, int col, float sum) { return finish(to_f32(c[static_cast<int64_t>(row) * cols + col]), sum); });
+    }
+  }
+
+  // c[row, col] = value(row, col, i, j, e): a thread has 2 MT rows i of NT pairs j of elements e.
+  template <class T, class Value>
+  __device__ __forceinline__ void store_pairs(T* c, int rows, int cols, int m0, int n0, Value value) const {
     const int group = lane_id() / 4, quad = lane_id() % 4;
 #pragma unroll
     for (int i = 0; i < 2 * MT; i++) {
@@ -227,15 +267,14 @@ struct Tile {
       for (int j = 0; j < NT; j++) {
         const int col = n0 + warp_n() + 8 * j + 2 * quad;
         T* to = c + static_cast<int64_t>(row) * cols + col;
-        const Sum* sum = sums[i / 2][j] + i % 2 * 2;
         // mutant: condition: false stores pairs one by one, which only takes longer.
         if (cols % 2 == 0) {  // pairs are whole and aligned
           if (col >= cols) continue;
-          store_pack(to, Pack<T, 2>{from_f32<T>(finish(row, col, sum[0])), from_f32<T>(finish(row, col + 1, sum[1]))});
+          store_pack(to, Pack<T, 2>{from_f32<T>(value(row, col, i, j, 0)), from_f32<T>(value(row, col + 1, i, j, 1))});
         } else {
           // mutant: flip: col is even, cols is not.
-          if (col < cols) to[0] = from_f32<T>(finish(row, col, sum[0]));
-          if (col + 1 < cols) to[1] = from_f32<T>(finish(row, col + 1, sum[1]));
+          if (col < cols) to[0] = from_f32<T>(value(row, col, i, j, 0));
+          if (col + 1 < cols) to[1] = from_f32<T>(value(row, col + 1, i, j, 1));
         }
       }
     }
@@ -318,5 +357,10 @@ struct ExactTile {
       const int row = m0 + threadIdx.x / 8 + i / 4 * 8, col = n0 + threadIdx.x % 8 + i % 4 * 8;
       if (row < rows && col < cols) c[static_cast<int64_t>(row) * cols + col] = finish(row, col, sums[i / 4][i % 4]);
     }
+  }
+
+  template <class Finish>
+  __device__ __forceinline__ void update(float* c, int rows, int cols, int m0, int n0, Finish finish) const {
+    store(c, rows, cols, m0, n0, [=](int row, int col, float sum) { return finish(c[static_cast<int64_t>(row) * cols + col], sum); });
   }
 };

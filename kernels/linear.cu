@@ -6,9 +6,9 @@
 // always taken for few rows (decoding), where a product is a reading of W:
 //   linear_forward_bf16*       a block makes a tile of y, 128x128 or, where that would leave SMs idle, 64x64 (_t64): gemm.cuh. The same bits.
 //   linear_skinny_forward_*    M <= 16. A block takes 16 rows of W, its 8 warps every 8th stretch of 32 along K. x is the A operand of an mma,
-//                              padded to 16 rows, straight from L2; a lane reads 16 bytes of a row of W and of two rows of x. The order of k
-//                              within an mma is free as long as both sides have the same one: 16 bytes are two steps of two registers, so no
-//                              element is moved. The warps' sums meet in shared memory.
+//                              padded to 16 rows, straight from L2; a lane reads 16 bytes of two rows of W and of two of x, of four stretches
+//                              before it uses one: 256 bytes on their way. The order of k within an mma is free as long as both sides have the
+//                              same one: 16 bytes are two steps of two registers, so no element is moved. The warps' sums meet in shared memory.
 //   linear_forward_f32         exact, for tests: 32x32 tiles of FMAs.
 // A row of y has the same bits whatever M and the other rows are. M <= 16 and M > 16 add in another order: they differ by rounding, no more.
 //
@@ -48,30 +48,44 @@ __device__ __forceinline__ void linear_forward(Out* y, const T* x, const T* weig
 constexpr int SKINNY = 16;  // rows of x, and of W in a block
 constexpr int WARPS = 8;    // of a block, which share K
 
+// c[i] += x [16, K] times rows n0 + 8 i .. + 8 of W over this warp's stretches of K, AHEAD of which are on their way at once.
+template <int AHEAD, bool WIDE>
+__device__ __forceinline__ void skinny_sums(float (&c)[2][4], const Matrix<bf16>& x, const Matrix<bf16>& weight, int n0) {
+  const int group = lane_id() / 4, quad = lane_id() % 4;
+  const bf16* line_a[2] = {x.line(group), x.line(group + 8)};
+  const bf16* line_b[2] = {weight.line(n0 + group), weight.line(n0 + group + 8)};
+  for (int k0 = 32 * warp_id(); k0 < x.depth; k0 += 32 * WARPS * AHEAD) {  // mutant: flip: one more round is one of zeros
+    Pack<uint32_t, 4> a[AHEAD][2], b[AHEAD][2];
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int k = k0 + 32 * WARPS * s + 8 * quad;
+        a[s][i] = x.words8<WIDE>(line_a[i], k);
+        b[s][i] = weight.words8<WIDE>(line_b[i], k);
+      }
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int step = 0; step < 4; step += 2) {
+          const uint32_t both[4] = {a[s][0][step], a[s][1][step], a[s][0][step + 1], a[s][1][step + 1]};
+          mma_bf16(c[i], both, b[s][i][step], b[s][i][step + 1]);
+        }
+  }
+}
+
 template <class Out>
 __device__ __forceinline__ void linear_skinny_forward(Out* y, const bf16* x, const bf16* weight, const bf16* bias, int rows, int cols, int depth,
                                                       float alpha, int accumulate) {
   const int group = lane_id() / 4, quad = lane_id() % 4, n0 = blockIdx.x * SKINNY;
   const Matrix<bf16> a{x, rows, depth}, b{weight, cols, depth};
-  const bf16* line_a[2] = {a.line(group), a.line(group + 8)};
-  const bf16* line_b[2] = {b.line(n0 + group), b.line(n0 + group + 8)};
   float c[2][4] = {};
-#pragma unroll 4
-  for (int k0 = 32 * warp_id(); k0 < depth; k0 += 32 * WARPS) {  // mutant: flip: one more round is one of zeros
-    uint32_t fa[2][4], fb[2][4];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const Pack<bf16, 8> of_a = a.get8(line_a[i], k0 + 8 * quad), of_b = b.get8(line_b[i], k0 + 8 * quad);
-      memcpy(fa[i], &of_a, 16);
-      memcpy(fb[i], &of_b, 16);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-      for (int step = 0; step < 4; step += 2) {
-        const uint32_t both[4] = {fa[0][step], fa[1][step], fa[0][step + 1], fa[1][step + 1]};
-        mma_bf16(c[i], both, fb[i][step], fb[i][step + 1]);
-      }
+  if (a.aligned()) {
+    skinny_sums<4, true>(c, a, b, n0);
+  } else {
+    skinny_sums<1, false>(c, a, b, n0);
   }
 
   float* sums = shared_memory<float>();  // [WARPS][SKINNY rows of x][SKINNY rows of W]
@@ -109,14 +123,14 @@ extern "C" __global__ void __launch_bounds__(128) linear_forward_bf16_t64_to_f32
   linear_forward<SmallTile>(y, x, weight, bias, rows, cols, depth, alpha, accumulate, blockIdx.x * 64, blockIdx.y * 64);
 }
 
-extern "C" __global__ void __launch_bounds__(256) linear_skinny_forward_bf16(bf16* y, const bf16* x, const bf16* weight, const bf16* bias,
-                                                                             int rows, int cols, int depth, float alpha, int accumulate) {
+extern "C" __global__ void __launch_bounds__(256, 2) linear_skinny_forward_bf16(bf16* y, const bf16* x, const bf16* weight, const bf16* bias,
+                                                                                int rows, int cols, int depth, float alpha, int accumulate) {
   linear_skinny_forward(y, x, weight, bias, rows, cols, depth, alpha, accumulate);
 }
 
-extern "C" __global__ void __launch_bounds__(256) linear_skinny_forward_bf16_to_f32(float* y, const bf16* x, const bf16* weight,
-                                                                                    const bf16* bias, int rows, int cols, int depth,
-                                                                                    float alpha, int accumulate) {
+extern "C" __global__ void __launch_bounds__(256, 2) linear_skinny_forward_bf16_to_f32(float* y, const bf16* x, const bf16* weight,
+                                                                                       const bf16* bias, int rows, int cols, int depth,
+                                                                                       float alpha, int accumulate) {
   linear_skinny_forward(y, x, weight, bias, rows, cols, depth, alpha, accumulate);
 }
 

@@ -24,6 +24,7 @@
 //   R = 16 and worse above. Scratch would be 57 MB (R = 16, gate and up) to 690 MB (R = 64, Qwen2-VL-2B's); here it is 2 and 5 MB.
 // - y written first and the base product added onto it by cuBLASLt: the same bytes (each of the two orders has y written twice and read once).
 // - The update within the base product, x [W; A]^T: needs W and A in one array, and a second product anyway.
+// - y and dx read before the products that they are added to: in place of six blocks an SM five, and registers spill even so.
 #include "gemm.cuh"
 
 constexpr int MOST = 3;  // adapters of a launch
@@ -86,12 +87,10 @@ __device__ __forceinline__ void lora_up_forward(Each<T*> y, Each<const T*> xa, E
   int part = blockIdx.y;
   const int i = adapter_of(part, [&](int i) { return tiles(widths[i], Tile::COLS); });
   const int m0 = blockIdx.x * Tile::ROWS, n0 = part * Tile::COLS, width = widths[i], rank = ranks[i];
-  T* to = y[i];
   const float scale = scales[i];
   Tile tile;
   tile.multiply(shared_memory<T>(), Matrix<T>{xa[i], rows, rank}, Matrix<T>{b[i], width, rank}, m0, n0, rank);
-  tile.store(to, rows, width, m0, n0,
-             [=](int row, int col, float sum) { return to_f32(to[static_cast<int64_t>(row) * width + col]) + scale * sum; });
+  tile.update(y[i], rows, width, m0, n0, [=](float was, float sum) { return was + scale * sum; });
 }
 
 template <class Tile, class T>
@@ -158,7 +157,7 @@ __device__ __forceinline__ void lora_input_tile(T* dx, Each<const T*> dxa, Each<
     __syncthreads();              // all are done with the adapter before
     tile.add(shared_memory<T>(), Matrix<T>{dxa[i], rows, ranks[i]}, Across<Matrix<T>>{{a[i], ranks[i], cols}}, m0, n0, ranks[i]);
   }
-  tile.store(dx, rows, cols, m0, n0, [=](int row, int col, float sum) { return to_f32(dx[static_cast<int64_t>(row) * cols + col]) + sum; });
+  tile.update(dx, rows, cols, m0, n0, [](float was, float sum) { return was + sum; });
 }
 
 // The first `weight_blocks` blocks make partial dA and dB, of adapters with `trained` ranks; the others dx.

@@ -51,9 +51,9 @@ fn check(name: &str, out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option
     assert_close(&name, &values(out), &want, one_sum(out.dtype(), k + 1));
 }
 
-/// M, N, K of at most 16 rows. K: one, odd, less than a warp's stretch, aligned or not, more than one round of the block's warps. Rows of x for
-/// the lower and for both halves of an mma, with W's rows ending in each half of a block.
-const FEW: [(usize, usize, usize); 9] = [
+/// M, N, K of at most 16 rows. K: one, odd, less than a warp's stretch, aligned or not, more than one round of the block's warps, and than the four
+/// that are read at once. Rows of x for the lower and for both halves of an mma, with W's rows ending in each half of a block.
+const FEW: [(usize, usize, usize); 10] = [
     (1, 1, 1),
     (1, 16, 8),
     (4, 7, 3),
@@ -62,6 +62,7 @@ const FEW: [(usize, usize, usize); 9] = [
     (16, 17, 264),
     (3, 40, 600),
     (16, 5, 1031),
+    (5, 20, 2312),
     (1, 9, 0),
 ];
 
