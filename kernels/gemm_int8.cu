@@ -8,7 +8,8 @@
 //                               large one makes 64x64: of 32 columns it would read as many bytes of shared memory as the mma take time.
 //   gemm_int8_skinny_forward_*  M <= 16 or 32 (_m32). A block takes 16 rows of W, its 8 warps every 8th stretch of 64 along K. x is the A operand of
 //                               an mma, padded to 16 rows, straight from L1/L2; a lane reads 16 bytes of a row of W, past which L1 need keep
-//                               none, and of the rows of x. The warps' sums meet in shared memory.
+//                               none, and of the rows of x, of four stretches (_m32: two) before the first is multiplied: the two blocks
+//                               of a multiprocessor have 64 or 32 KiB of W under way. The warps' sums meet in shared memory.
 //   gemm_int8_swiglu_*          act = silu(x G^T) * (x U^T), from two matrices and in bf16; quantize.cu then makes int8 of it.
 //   gemm_int8_hopper.cu         the same by wgmma, for M > 32 where K is a multiple of 16.
 // An int8 pair lies where a bf16 would, so shared memory, ldmatrix and fragments are those of gemm.cuh.
@@ -51,14 +52,15 @@ struct Bytes {
       if (line != nullptr && k + i < depth) pack[i / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(line[k + i])) << 8 * (i % 4);
     return pack;
   }
-  // The same of W, which is read once.
+  // The same where rows are aligned: all 16 or none lie inside.
+  __device__ __forceinline__ Pack<uint32_t, 4> whole(const int8_t* line, int k) const {
+    return line != nullptr && k < depth ? load_pack<4>(reinterpret_cast<const uint32_t*>(line + k)) : Pack<uint32_t, 4>{};
+  }
+  // And of W, which is read once.
   __device__ __forceinline__ Pack<uint32_t, 4> once(const int8_t* line, int k) const {
-    if (!aligned() || line == nullptr || k >= depth) return masked(line, k);
+    if (line == nullptr || k >= depth) return {};
     const uint4 word = __ldcs(reinterpret_cast<const uint4*>(line + k));
     return {word.x, word.y, word.z, word.w};
-  }
-  __device__ __forceinline__ Pack<uint32_t, 4> often(const int8_t* line, int k) const {
-    return aligned() && line != nullptr && k < depth ? load_pack<4>(reinterpret_cast<const uint32_t*>(line + k)) : masked(line, k);
   }
 };
 
@@ -72,7 +74,6 @@ struct Alternating {
   }
   __device__ __forceinline__ int place(int pair) const { return first.place(pair); }
   __device__ __forceinline__ void load8(bf16* to, const int8_t* line, int k) const { first.load8(to, line, k); }
-  __device__ __forceinline__ Pack<uint32_t, 4> once(const int8_t* line, int k) const { return first.once(line, k); }
 };
 
 using LargeBytes = Tile<128, 128, 2, 2, 4, int>;  // 128 threads, 64 KiB
@@ -100,11 +101,7 @@ __device__ __forceinline__ void gemm_int8_swiglu(bf16* act, const int8_t* x, con
   for (int i = 0; i < 2 * Tile::MT; i++) {
     const int row = m0 + Tile::warp_m() + 8 * i + lane_id() / 4;
     if (row >= rows) break;
-#pragma unroll
-    for (int j = 0; j < Tile::NT / 2; j++) {
-      const int col = n0 + Tile::warp_n() / 2 + 8 * j + 2 * quad;
-      finish.store(act, row, col, tile.sums[i / 2][2 * j] + i % 2 * 2, tile.sums[i / 2][2 * j + 1] + i % 2 * 2);
-    }
+    finish.store<Tile::NT / 2, 8>(act, row, n0 + Tile::warp_n() / 2 + 2 * quad, &tile.sums[i / 2][0][i % 2 * 2], &tile.sums[i / 2][1][i % 2 * 2]);
   }
 }
 
@@ -127,22 +124,11 @@ struct Skinny {
     for (int i = 0; i < 2 * MT; i++) line_a[i] = x.line(group + 8 * i);
     for (int i = 0; i < 2; i++) line_b[i] = weight.line(n0 + group + 8 * i);
     int c[MT][2][4] = {};
-#pragma unroll 4
-    for (int k0 = 64 * warp_id(); k0 < x.depth; k0 += 64 * WARPS) {  // mutant: flip: one more round is one of zeros
-      Pack<uint32_t, 4> a[2 * MT], b[2];
-#pragma unroll
-      for (int i = 0; i < 2; i++) b[i] = weight.once(line_b[i], k0 + 16 * quad);
-#pragma unroll
-      for (int i = 0; i < 2 * MT; i++) a[i] = x.often(line_a[i], k0 + 16 * quad);
-#pragma unroll
-      for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-#pragma unroll
-          for (int step = 0; step < 4; step += 2) {
-            const uint32_t both[4] = {a[2 * m][step], a[2 * m + 1][step], a[2 * m][step + 1], a[2 * m + 1][step + 1]};
-            mma_s8(c[m][i], both, b[i][step], b[i][step + 1]);
-          }
+    // A choice of loops, not of loads: where two loads, one of them in parts, end in the same registers, ptxas waits for both.
+    if (x.aligned()) {
+      multiply<4 / MT>(c, x.depth, [&](int i, int k) { return x.whole(line_a[i], k); }, [&](int i, int k) { return x.once(line_b[i], k); });
+    } else {
+      multiply<1>(c, x.depth, [&](int i, int k) { return x.masked(line_a[i], k); }, [&](int i, int k) { return x.masked(line_b[i], k); });
     }
 #pragma unroll
     for (int m = 0; m < MT; m++)
@@ -151,6 +137,36 @@ struct Skinny {
 #pragma unroll
         for (int e = 0; e < 4; e++) shared[warp_id() * SUMS + (SKINNY * m + group + e / 2 * 8) * SKINNY + 8 * i + 2 * quad + e % 2] = c[m][i][e];
     __syncthreads();
+  }
+
+  // c += what the warp's stretches of K give; load_a(i, k) and load_b(i, k) are 16 elements of row i of this lane's. ROUNDS stretches are asked for
+  // before the first is multiplied.
+  template <int ROUNDS, class A, class B>
+  __device__ __forceinline__ static void multiply(int (&c)[MT][2][4], int depth, A load_a, B load_b) {
+    // mutant: flip: one more round is one of zeros.
+    for (int k0 = 64 * warp_id(); k0 < depth; k0 += 64 * WARPS * ROUNDS) {
+      Pack<uint32_t, 4> a[ROUNDS][2 * MT], b[ROUNDS][2];
+#pragma unroll
+      for (int r = 0; r < ROUNDS; r++) {
+        const int k = k0 + 64 * WARPS * r + lane_id() % 4 * 16;
+#pragma unroll
+        for (int i = 0; i < 2; i++) b[r][i] = load_b(i, k);
+#pragma unroll
+        for (int i = 0; i < 2 * MT; i++) a[r][i] = load_a(i, k);
+      }
+#pragma unroll
+      for (int r = 0; r < ROUNDS; r++)
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+          for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int step = 0; step < 4; step += 2) {
+              const Pack<uint32_t, 4>&upper = a[r][2 * m], &lower = a[r][2 * m + 1];
+              const uint32_t both[4] = {upper[step], lower[step], upper[step + 1], lower[step + 1]};
+              mma_s8(c[m][i], both, b[r][i][step], b[r][i][step + 1]);
+            }
+    }
   }
 
   __device__ __forceinline__ int sum(int i) const {
@@ -196,15 +212,15 @@ extern "C" __global__ void __launch_bounds__(128) gemm_int8_forward_bf16_t64(bf1
   gemm_int8_forward<SmallBytes>(y, x, weight, Dequantize<bf16>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_int8_skinny_forward_bf16(bf16* y, const int8_t* x, const float* x_scale, const int8_t* weight,
-                                                                                const float* w_scale, const bf16* bias, const bf16* residual,
-                                                                                int rows, int cols, int depth) {
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_int8_skinny_forward_bf16(bf16* y, const int8_t* x, const float* x_scale,
+                                                                                   const int8_t* weight, const float* w_scale, const bf16* bias,
+                                                                                   const bf16* residual, int rows, int cols, int depth) {
   gemm_int8_skinny_forward<1>(y, x, weight, Dequantize<bf16>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_int8_skinny_forward_bf16_m32(bf16* y, const int8_t* x, const float* x_scale,
-                                                                                    const int8_t* weight, const float* w_scale, const bf16* bias,
-                                                                                    const bf16* residual, int rows, int cols, int depth) {
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_int8_skinny_forward_bf16_m32(bf16* y, const int8_t* x, const float* x_scale,
+                                                                                       const int8_t* weight, const float* w_scale, const bf16* bias,
+                                                                                       const bf16* residual, int rows, int cols, int depth) {
   gemm_int8_skinny_forward<2>(y, x, weight, Dequantize<bf16>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
 }
 
@@ -220,15 +236,15 @@ extern "C" __global__ void __launch_bounds__(128) gemm_int8_forward_f32_t64(floa
   gemm_int8_forward<SmallBytes>(y, x, weight, Dequantize<float>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_int8_skinny_forward_f32(float* y, const int8_t* x, const float* x_scale, const int8_t* weight,
-                                                                               const float* w_scale, const float* bias, const float* residual,
-                                                                               int rows, int cols, int depth) {
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_int8_skinny_forward_f32(float* y, const int8_t* x, const float* x_scale,
+                                                                                  const int8_t* weight, const float* w_scale, const float* bias,
+                                                                                  const float* residual, int rows, int cols, int depth) {
   gemm_int8_skinny_forward<1>(y, x, weight, Dequantize<float>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_int8_skinny_forward_f32_m32(float* y, const int8_t* x, const float* x_scale,
-                                                                                   const int8_t* weight, const float* w_scale, const float* bias,
-                                                                                   const float* residual, int rows, int cols, int depth) {
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_int8_skinny_forward_f32_m32(float* y, const int8_t* x, const float* x_scale,
+                                                                                      const int8_t* weight, const float* w_scale, const float* bias,
+                                                                                      const float* residual, int rows, int cols, int depth) {
   gemm_int8_skinny_forward<2>(y, x, weight, Dequantize<float>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
 }
 
@@ -244,16 +260,16 @@ extern "C" __global__ void __launch_bounds__(128) gemm_int8_swiglu_forward_bf16_
   gemm_int8_swiglu<SmallBytes>(act, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_int8_swiglu_skinny_forward_bf16(bf16* act, const int8_t* x,
-                                                                                       const float* x_scale, const int8_t* gate,
-                                                                                       const float* gate_scale, const int8_t* up,
-                                                                                       const float* up_scale, int rows, int cols, int depth) {
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_int8_swiglu_skinny_forward_bf16(bf16* act, const int8_t* x,
+                                                                                          const float* x_scale, const int8_t* gate,
+                                                                                          const float* gate_scale, const int8_t* up,
+                                                                                          const float* up_scale, int rows, int cols, int depth) {
   gemm_int8_swiglu_skinny<1>(act, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gemm_int8_swiglu_skinny_forward_bf16_m32(bf16* act, const int8_t* x,
-                                                                                           const float* x_scale, const int8_t* gate,
-                                                                                           const float* gate_scale, const int8_t* up,
-                                                                                           const float* up_scale, int rows, int cols, int depth) {
+extern "C" __global__ void __launch_bounds__(256, 2) gemm_int8_swiglu_skinny_forward_bf16_m32(bf16* act, const int8_t* x,
+                                                                                              const float* x_scale, const int8_t* gate,
+                                                                                              const float* gate_scale, const int8_t* up,
+                                                                                              const float* up_scale, int rows, int cols, int depth) {
   gemm_int8_swiglu_skinny<2>(act, x, gate, up, Swiglu{x_scale, gate_scale, up_scale, cols}, rows, cols, depth);
 }

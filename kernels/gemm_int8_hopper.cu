@@ -1,6 +1,6 @@
-// gemm_int8.cu's products on Hopper, for M > 64 and K a multiple of 16: warps that load and warps that multiply. Formula, shapes and bits as there.
+// gemm_int8.cu's products on Hopper, for M > 32 and K a multiple of 16: warps that load and warps that multiply. Formula, shapes and bits as there.
 //
-// A block makes 128 rows of y, and 256 or, where that would leave SMs idle, 128 (_n128) columns; three warpgroups. The first has given its
+// A block makes 128 rows of y, and 256 or, where that leaves fewer SMs idle, 128 (_n128) columns; three warpgroups. The first has given its
 // registers away; one thread of it asks for tiles (tile_load): 128 bytes of K of 128 rows of x and of the rows of W, in a ring of four (_n128: six)
 // stages. The other two multiply 64 rows each by wgmma, four a stage, both operands in shared memory; while a stage's are under way the stage
 // before is handed back. Rows past the ends, and bytes past K, are zeros of the copy engine's.
@@ -12,7 +12,7 @@
 // Shared memory: 192 KiB; one block a multiprocessor (registers: 40 and twice 232 a thread, of 3 x 168).
 // Reached: not yet run on a GPU.
 // Considered: clusters of two blocks that share W's tile (multicast: a third fewer bytes from L2; the host layer has no clusters); a persistent
-// grid that overlaps one block's output with the next one's loads; columns of y exchanged among lanes for stores of 16 bytes; for M of 65 to some
+// grid that overlaps one block's output with the next one's loads; columns of y exchanged among lanes for stores of 16 bytes; for M of 33 to some
 // hundreds, tiles of 64 rows.
 #include "gemm_int8.cuh"
 #include "hopper.cuh"
@@ -96,25 +96,10 @@ __device__ __forceinline__ void multiply(const TensorMap& x, const TensorMap& fi
 }
 
 template <int N, class T>
-__device__ __forceinline__ void forward(T* y, const TensorMap& x, const TensorMap& weight, const Dequantize<T>& finish, int rows, int cols,
-                                        int depth) {
+__device__ __forceinline__ void forward(T* y, const TensorMap& x, const TensorMap& weight, const Dequantize<T>& finish, int rows, int depth) {
   const int n0 = blockIdx.y * N;
   multiply<N>(x, weight, weight, n0, n0 + N / 2, depth, [&](int row, const int* sums) {
-    if (row >= rows) return;
-    T* line = y + static_cast<int64_t>(row) * cols;
-#pragma unroll
-    for (int j = 0; j < N / 8; j++) {
-      const int col = n0 + 8 * j + lane_id() % 4 * 2;
-      // mutant: condition: false stores pairs one by one, which only takes longer.
-      if (cols % 2 == 0) {  // pairs are whole and aligned
-        if (col >= cols) break;
-        store_pack(line + col, Pack<T, 2>{from_f32<T>(finish(row, col, sums[4 * j])), from_f32<T>(finish(row, col + 1, sums[4 * j + 1]))});
-      } else {
-        // mutant: flip: col is even, cols is not.
-        if (col < cols) line[col] = from_f32<T>(finish(row, col, sums[4 * j]));
-        if (col + 1 < cols) line[col + 1] = from_f32<T>(finish(row, col + 1, sums[4 * j + 1]));
-      }
-    }
+    if (row < rows) finish.template store<N / 8>(y, row, n0 + lane_id() % 4 * 2, sums);
   });
 }
 
@@ -123,9 +108,7 @@ __device__ __forceinline__ void swiglu(bf16* act, const TensorMap& x, const Tens
                                        int depth) {
   const int n0 = blockIdx.y * (N / 2);
   multiply<N>(x, gate, up, n0, n0, depth, [&](int row, const int* sums) {
-    if (row >= rows) return;
-#pragma unroll
-    for (int j = 0; j < N / 16; j++) finish.store(act, row, n0 + 8 * j + lane_id() % 4 * 2, sums + 4 * j, sums + N / 4 + 4 * j);
+    if (row < rows) finish.store<N / 16, 4>(act, row, n0 + lane_id() % 4 * 2, sums, sums + N / 4);
   });
 }
 
@@ -137,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_forward_bf
                                                                                    const bf16* bias, const bf16* residual, int rows, int cols,
                                                                                    int depth) {
 #ifdef MPA_HOPPER
-  hopper::forward<256>(y, x, weight, Dequantize<bf16>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
+  hopper::forward<256>(y, x, weight, Dequantize<bf16>{x_scale, w_scale, bias, residual, cols}, rows, depth);
 #else
   __trap();
 #endif
@@ -149,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_forward_bf
                                                                                         const float* w_scale, const bf16* bias, const bf16* residual,
                                                                                         int rows, int cols, int depth) {
 #ifdef MPA_HOPPER
-  hopper::forward<128>(y, x, weight, Dequantize<bf16>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
+  hopper::forward<128>(y, x, weight, Dequantize<bf16>{x_scale, w_scale, bias, residual, cols}, rows, depth);
 #else
   __trap();
 #endif
@@ -160,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_forward_f3
                                                                                   const float* bias, const float* residual, int rows, int cols,
                                                                                   int depth) {
 #ifdef MPA_HOPPER
-  hopper::forward<256>(y, x, weight, Dequantize<float>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
+  hopper::forward<256>(y, x, weight, Dequantize<float>{x_scale, w_scale, bias, residual, cols}, rows, depth);
 #else
   __trap();
 #endif
@@ -171,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) gemm_int8_hopper_forward_f3
                                                                                        const float* w_scale, const float* bias, const float* residual,
                                                                                        int rows, int cols, int depth) {
 #ifdef MPA_HOPPER
-  hopper::forward<128>(y, x, weight, Dequantize<float>{x_scale, w_scale, bias, residual, cols}, rows, cols, depth);
+  hopper::forward<128>(y, x, weight, Dequantize<float>{x_scale, w_scale, bias, residual, cols}, rows, depth);
 #else
   __trap();
 #endif

@@ -1,7 +1,8 @@
 // v = each `rotation` elements of x[m] times the Hadamard matrix; q[m, k] = round(v[k] * (127 / max|v|)), scale[m] = max|v| / 127     (quantize.cuh)
 //
-// x [M, K]; q int8 [M, K]; scale float [M]; rotation 1, 2, 4, .. or 128 divides K. One block of 256 threads a row, which goes over it twice, the
-// second time from L1: a row of K = 18944 in bf16 is 37 KiB. A lane has 16 bytes of it; what it rotates beyond them comes by shuffles.
+// x [M, K]; q int8 [M, K]; scale float [M]; rotation 1, 2, 4, .. or 128 divides K. A block a row, which goes over it twice, the second
+// time from L1: a row of K = 18944 in bf16 is 37 KiB. 256 threads, or 1024 where rows are few: then that row is three rounds and not ten. A lane has
+// 16 bytes of it; what it rotates beyond them comes by shuffles.
 // RMS norms write their rows in int8 themselves (rms_norm.cu).
 // Bytes: M K (sizeof + 1): at 3.35 TB/s (H100) M = 2048, K = 3584 in bf16 (what Qwen2-VL-7B's attention gives to its output projection) takes 6.6 us,
 // K = 18944 (its SwiGLU to `down`) 35 us. Shuffles, for 128 and bf16: 8 an element, which at 32 a clock and multiprocessor (132, 1.7 GHz) is 43 us for
@@ -22,10 +23,10 @@ __device__ __forceinline__ void quantize_forward(int8_t* q, float* scale, const 
   if (threadIdx.x == 0) scale[blockIdx.x] = row_scale;
 }
 
-extern "C" __global__ void __launch_bounds__(256) quantize_forward_bf16(int8_t* q, float* scale, const bf16* x, int cols, int rotation) {
+extern "C" __global__ void __launch_bounds__(1024) quantize_forward_bf16(int8_t* q, float* scale, const bf16* x, int cols, int rotation) {
   quantize_forward(q, scale, x, cols, rotation);
 }
 
-extern "C" __global__ void __launch_bounds__(256) quantize_forward_f32(int8_t* q, float* scale, const float* x, int cols, int rotation) {
+extern "C" __global__ void __launch_bounds__(1024) quantize_forward_f32(int8_t* q, float* scale, const float* x, int cols, int rotation) {
   quantize_forward(q, scale, x, cols, rotation);
 }

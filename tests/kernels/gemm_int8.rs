@@ -118,14 +118,18 @@ fn every_bit_is_right() {
     });
 }
 
-/// The bare product; as it takes its time, of many elements at once.
+/// With all that may be added, and that alone, as it takes its time.
 pub fn check_large(devices: &[Device], (m, n, k, dtype): (usize, usize, usize, DType)) {
     let mut rng = Rng(2);
     let (x, w) = (Matrix::random(&mut rng, m, k), Matrix::random(&mut rng, n, k));
-    let want = expected(&x, &w, None, None, dtype);
+    let bias = random(&mut rng, &Device::Cpu, dtype, &[n], 1.0);
+    let residual = random(&mut rng, &Device::Cpu, dtype, &[m, n], 1.0);
+    let want = expected(&x, &w, Some(&bias), Some(&residual), dtype);
     for device in devices {
-        let mut out = random(&mut Rng(3), device, dtype, &[1], 1.0).like(&[m, n]).unwrap();
-        forward(&mut out, view(&x.on(device)), view(&w.on(device)), None, None).unwrap();
+        let [bias, residual] = [&bias, &residual].map(|t| t.to_device(device).unwrap());
+        let mut out = output(&residual, &[m, n]);
+        let (x, w) = (x.on(device), w.on(device));
+        forward(&mut out, view(&x), view(&w), Some(&bias), Some(&residual)).unwrap();
         assert!(values(&out) == want, "{m} {n} {k}");
     }
 }
@@ -156,6 +160,27 @@ fn long_sums_are_exact() {
     check_long_sums(&device, 1, MAX_DEPTH);
     // As large as they need be for f32 to round them.
     check_long_sums(&device, 33, 4000);
+}
+
+/// Products too small for f32 keep their sign: where nothing is to be added, nothing is, not even 0.
+pub fn check_signs_of_zero(device: &Device, m: usize) {
+    for n in [5, 6] {
+        let mut rng = Rng(10);
+        let [mut x, mut w] = [m, n].map(|rows| Matrix::random(&mut rng, rows, 16));
+        x.scale.iter_mut().chain(&mut w.scale).for_each(|s| *s = 1e-30);
+        let mut out = random(&mut rng, device, DType::F32, &[1], 1.0).like(&[m, n]).unwrap();
+        forward(&mut out, view(&x.on(device)), view(&w.on(device)), None, None).unwrap();
+        let bits = |y: Vec<f32>| y.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let want = bits(expected(&x, &w, None, None, DType::F32));
+        assert!(want.contains(&(-0.0f32).to_bits()));
+        assert_eq!(bits(values(&out)), want, "{m} {n}");
+    }
+}
+
+#[test]
+fn zeros_keep_their_sign() {
+    let device = Device::Cuda(Gpu::host_without_hopper(1).unwrap());
+    [3, 33].into_iter().for_each(|m| check_signs_of_zero(&device, m));
 }
 
 #[test]
@@ -236,11 +261,11 @@ fn swiglu_matches_f64() {
     });
 }
 
-/// 128x128 tiles, and more than one round of a block over a row when it is quantised.
+/// 128x128 tiles, and more than one round of a block of 256 threads over a row when it is quantised.
 #[test]
 fn swiglu_in_large_tiles_matches_f64() {
     let device = Device::Cuda(Gpu::host_without_hopper(2).unwrap());
-    check_swiglu(&mut Rng(7), &device, (129, 4200, 48));
+    check_swiglu(&mut Rng(7), &device, (133, 4200, 48));
 }
 
 #[test]

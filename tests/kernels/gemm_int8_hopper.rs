@@ -2,11 +2,14 @@ use mpa::tensor::{DType, Device, Gpu};
 
 use crate::common::Rng;
 use crate::device::{DTYPES, on_each_device};
-use crate::gemm_int8::{Matrix, check, check_large, check_long_sums, check_swiglu, swiglu};
+use crate::gemm_int8::{
+    Matrix, check, check_large, check_long_sums, check_signs_of_zero, check_swiglu, swiglu,
+};
 
-/// M, N, K of tiles of 128 x 128: edges of rows, of either half of the columns, odd N; K of less than a stage, with a tail, of as many as there
-/// are stages and of several rounds of them.
-const SMALL: [(usize, usize, usize); 7] = [
+/// M, N, K of tiles of 128 x 128: edges of rows, of which the second warpgroup may have none, of either half of the columns, odd N; K of less than a
+/// stage, with a tail, of as many as there are stages and of several rounds of them.
+const SMALL: [(usize, usize, usize); 8] = [
+    (33, 66, 48),
     (65, 1, 16),
     (129, 65, 144),
     (128, 128, 128),
@@ -16,7 +19,7 @@ const SMALL: [(usize, usize, usize); 7] = [
     (100, 7, 64),
 ];
 
-/// 128 x 256: as many blocks as a GPU wants, so many rows or many columns.
+/// 128 x 256: one wave of them, where 128 x 128 would be two, of many rows or many columns.
 const LARGE: [(usize, usize, usize, DType); 2] =
     [(16270, 129, 48, DType::F32), (70, 32570, 144, DType::Bf16)];
 
@@ -42,6 +45,11 @@ fn large_tiles_are_right() {
 fn long_sums_are_exact() {
     // As large as they need be for f32 to round them.
     check_long_sums(&Device::Cuda(Gpu::host(1).unwrap()), 65, 4000);
+}
+
+#[test]
+fn zeros_keep_their_sign() {
+    check_signs_of_zero(&Device::Cuda(Gpu::host(1).unwrap()), 65);
 }
 
 #[test]

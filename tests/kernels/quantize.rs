@@ -30,9 +30,9 @@ fn check(name: &str, x: &Tensor) {
     }
 }
 
-/// Rows and columns: one of each, odd ones, less than a warp's packs, less than a block's, more than one round of them.
+/// Rows and columns: one of each, odd ones, less than a warp's packs, less than a block's of 1024 threads, more than one round of them.
 const SHAPES: [(usize, usize); 10] =
-    [(1, 1), (5, 3), (3, 8), (4, 64), (9, 100), (3, 128), (2, 2056), (3, 1025), (2, 2600), (2, 2688)];
+    [(1, 1), (5, 3), (3, 8), (4, 64), (9, 100), (3, 128), (2, 2056), (3, 1025), (2, 2600), (2, 8320)];
 
 #[test]
 fn forward_has_the_bits_of_the_cpu() {
@@ -49,10 +49,21 @@ fn forward_has_the_bits_of_the_cpu() {
     });
 }
 
+/// Blocks of 256 threads, and more than one round of them over a row.
+#[test]
+fn many_rows_have_the_bits_of_the_cpu() {
+    on_each_device(|device| {
+        for (cols, dtype) in [(1032, DType::F32), (2064, DType::Bf16)] {
+            let x = random(&mut Rng(4), device, dtype, &[132, cols], 1.0);
+            check(&what(&[&"quantize", &cols, &dtype]), &x);
+        }
+    });
+}
+
 #[test]
 fn the_largest_may_be_anywhere() {
     on_each_device(|device| {
-        for (cols, dtype) in [(40, DType::F32), (2080, DType::Bf16), (259, DType::Bf16), (1060, DType::F32)] {
+        for (cols, dtype) in [(40, DType::F32), (8200, DType::Bf16), (259, DType::Bf16), (4132, DType::F32)] {
             for place in [0, 1, 7, 31, 32, cols / 2, cols - 9, cols - 1].into_iter().filter(|&p| p < cols) {
                 let mut data = vec![0.25; cols];
                 data[place] = -3.0;

@@ -6,9 +6,6 @@ use crate::error::Result;
 use crate::ops::{int, kernel_dtype};
 use crate::tensor::{Arg, Buffer, DType, Gpu, Launch, Ptr, Tensor, TensorMap};
 
-/// Blocks that keep a GPU busy: the large tiles of a product are taken where there are as many.
-const MANY: usize = 128;
-
 /// A kernel: how its name goes on behind gemm_int8 (and _hopper) and behind the type, and how it is launched.
 struct Choice {
     infix: &'static str,
@@ -20,11 +17,9 @@ struct Choice {
 
 /// `rows`: of W, or of both matrices that share a block's columns.
 fn choose(gpu: &Gpu, [m, rows, k]: [usize; 3]) -> Choice {
-    /// Rows from which on a block of 128 is taken on Hopper.
-    const HOPPER: usize = 65;
     if m <= MOST_SKINNY * SKINNY {
         skinny(m, rows)
-    } else if gpu.hopper() && m >= HOPPER && rows > 0 && k > 0 && k.is_multiple_of(16) {
+    } else if gpu.hopper() && rows > 0 && k > 0 && k.is_multiple_of(16) {
         hopper(m, rows)
     } else {
         tile(m, rows)
@@ -45,6 +40,8 @@ fn skinny(m: usize, rows: usize) -> Choice {
 }
 
 fn tile(m: usize, rows: usize) -> Choice {
+    /// Blocks that keep a GPU busy: large tiles are taken where there are as many.
+    const MANY: usize = 128;
     /// Stages of the pipeline, and bytes of a row in one.
     const STAGES: usize = 4;
     const ROW: usize = 64;
@@ -62,16 +59,20 @@ fn tile(m: usize, rows: usize) -> Choice {
 
 fn hopper(m: usize, rows: usize) -> Choice {
     const ROWS: usize = 128;
+    /// Multiprocessors of an H100, each with one block.
+    const WAVE: usize = 132;
+    let waves = |at: &Launch| at.grid.iter().product::<usize>().div_ceil(WAVE);
     let launch = |cols: usize, stages: usize| {
         let grid = [m.div_ceil(ROWS), rows.div_ceil(cols), 1];
         // And two mbarriers a stage.
         Launch { grid, block: 384, shared: stages * ((ROWS + cols) * BOX + 16) }
     };
-    let large = launch(256, 4);
-    if large.grid.iter().product::<usize>() >= MANY {
+    let (large, small) = (launch(256, 4), launch(128, 6));
+    // A wave of large tiles takes as long as two of small ones.
+    if 2 * waves(&large) <= waves(&small) {
         Choice { infix: "", suffix: "", at: large, boxes: Some([ROWS, 128]) }
     } else {
-        Choice { infix: "", suffix: "_n128", at: launch(128, 6), boxes: Some([ROWS, 64]) }
+        Choice { infix: "", suffix: "_n128", at: small, boxes: Some([ROWS, 64]) }
     }
 }
 
