@@ -40,42 +40,54 @@ struct Head {
   }
 };
 
-template <class S>
-__device__ __forceinline__ Pack<S, PACK<S>> load_or_zeros(const S* p, bool real) {
-  Pack<S, PACK<S>> x;
-  if (real) return load_pack<PACK<S>>(p);
-  // mutant: loop: no score of such a row, or of columns beyond the head's, is read; zeros are there to have a value
-  for (int i = 0; i < PACK<S>; i++) x[i] = static_cast<S>(0.0f);
-  return x;
-}
+// A lane's share of UNROLL rows of K or V: all are on their way together, and become floats once for all heads. Past the last key and beyond the
+// head there are zeros with a scale of 1: the score of such a key is 0, and stays so as its weight (`soften` ends with the keys).
+template <int LANES, class S>
+struct Rows {
+  static constexpr int N = PACK<S>, STEP = THREADS / LANES, ROUND = UNROLL * STEP;
+  static_assert(PAGE % ROUND == 0, "a round must end in the page");
+  float x[UNROLL][N], scale[UNROLL];
+
+  // Rows start + row, and every STEP-th that follows, from `column` on.
+  __device__ __forceinline__ Rows(const Head<S>& from, int start, int row, int column, int keys) {
+    constexpr int WORDS = N * sizeof(S) / 4;
+    Pack<uint32_t, WORDS> raw[UNROLL] = {};  // not S: zeros of 16 bits would be selected half a register at a time
+    const S* const first = from.from(start) + column;
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++) {
+      const int behind = u * STEP + row;
+      const bool real = start + behind < keys && column < from.head_size;
+      if (real) raw[u] = load_pack<WORDS>(reinterpret_cast<const uint32_t*>(first + behind * from.stride()));
+      scale[u] = real ? from.scale(start, behind) : 1.0f;
+    }
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++)
+#pragma unroll
+      for (int i = 0; i < N; i++) x[u][i] = to_f32(reinterpret_cast<const S*>(&raw[u])[i]);
+  }
+};
 
 // weights[head][key] = q . k, for q [n_heads][head_size] in shared memory.
 template <int LANES, class S>
 __device__ __forceinline__ void scores(float* weights, const float* q, const Head<S>& k, int keys, int n_heads, int head_size) {
-  constexpr int N = PACK<S>, ROWS = THREADS / LANES;
-  static_assert(PAGE % (UNROLL * ROWS) == 0, "a round must end in the page");
-  const int row = threadIdx.x / LANES, column = threadIdx.x % LANES * N;
-  for (int start = 0; start < keys; start += UNROLL * ROWS) {
-    const S* const from = k.from(start) + column;
-    Pack<S, N> x[UNROLL];
-#pragma unroll
-    for (int u = 0; u < UNROLL; u++)
-      x[u] = load_or_zeros(from + (u * ROWS + row) * k.stride(), start + u * ROWS + row < keys && column < head_size);
+  using Mine = Rows<LANES, S>;
+  const int row = threadIdx.x / LANES, column = threadIdx.x % LANES * Mine::N;
+  for (int start = 0; start < keys; start += Mine::ROUND) {
+    const Mine rows(k, start, row, column, keys);
 #pragma unroll 1
     for (int h = 0; h < n_heads; h++) {
       float s[UNROLL] = {};
       if (column < head_size) {
-        for (int i = 0; i < N; i += 4) {
+        for (int i = 0; i < Mine::N; i += 4) {
           const Pack<float, 4> a = load_pack<4>(q + h * head_size + column + i);
           for (int u = 0; u < UNROLL; u++)
-            for (int e = 0; e < 4; e++) s[u] += a[e] * to_f32(x[u][i + e]);
+            for (int e = 0; e < 4; e++) s[u] += a[e] * rows.x[u][i + e];
         }
       }
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
         for (int bit = LANES / 2; bit > 0; bit /= 2) s[u] += __shfl_xor_sync(FULL_WARP, s[u], bit);
-        // Past the last key none is read.
-        if (column == 0) weights[h * SPLIT + start + u * ROWS + row] = s[u] * k.scale(start, u * ROWS + row);
+        if (column == 0) weights[h * SPLIT + start + u * Mine::STEP + row] = s[u] * rows.scale[u];
       }
     }
   }
@@ -97,20 +109,20 @@ __device__ __forceinline__ void soften(float* weights, float* part, int keys) {
 // sums[warp][head][column] over the rows of V that the warp takes.
 template <int LANES, class S>
 __device__ __forceinline__ void add_values(float* sums, const float* weights, const Head<S>& v, int keys, int n_heads, int head_size) {
-  constexpr int N = PACK<S>, ROWS = THREADS / LANES;
+  using Mine = Rows<LANES, S>;
+  constexpr int N = Mine::N;
   const int row = threadIdx.x / LANES, column = threadIdx.x % LANES * N;
   float acc[MOST_HEADS][N] = {};
-  if (column < head_size) {
-#pragma unroll 2
-    for (int first = 0; first < keys - row; first += ROWS) {
-      const Pack<S, N> x = load_pack<N>(v.from(first) + row * v.stride() + column);
-      const float scale = v.scale(first, row);
+  for (int start = 0; start < keys; start += Mine::ROUND) {
+    const Mine rows(v, start, row, column, keys);
 #pragma unroll
-      // mutant: flip: the break comes first, n_heads is at most MOST_HEADS
-      for (int h = 0; h < MOST_HEADS; h++) {
-        if (h >= n_heads) break;
-        const float p = weights[h * SPLIT + first + row] * scale;
-        for (int i = 0; i < N; i++) acc[h][i] += p * to_f32(x[i]);
+    // mutant: flip: the break comes first, n_heads is at most MOST_HEADS
+    for (int h = 0; h < MOST_HEADS; h++) {
+      if (h >= n_heads) break;
+#pragma unroll
+      for (int u = 0; u < UNROLL; u++) {
+        const float p = weights[h * SPLIT + start + u * Mine::STEP + row] * rows.scale[u];
+        for (int i = 0; i < N; i++) acc[h][i] += p * rows.x[u][i];
       }
     }
   }
@@ -166,7 +178,8 @@ __device__ __forceinline__ void attention(float* parts, const T* q, KV k, KV v, 
   const int index = blockIdx.x / splits, split = blockIdx.x % splits;
   const Span span(spans[index], true);
   const int keys = min(SPLIT, span.k_len - split * SPLIT);
-  if (span.q_len != 1 || keys <= 0) return;  // another kernel's, or nothing to do (saves time: no one would read the part)
+  // mutant: guard, term, flip: saves time: `combine` reads no part of such a span or split (what a table has behind the span would be looked up, not used).
+  if (span.q_len != 1 || keys <= 0) return;  // another kernel's, or nothing to do
   q += (static_cast<int64_t>(span.q_start) * heads + first_head) * head_size;
   float* const queries = shared_memory<float>();
   float* const weights = queries + n_heads * head_size;

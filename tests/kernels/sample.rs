@@ -67,6 +67,7 @@ fn draws_are_those_of_the_cpu() {
             (1000, 1.0, 1.0, 5.0),
             (4099, 5.0, 0.999, 20.0),
             (4100, 1.0, 0.6, 20.0),
+            (9004, 3.0, 1.0, 9.0),
         ];
         for (cols, temperature, top_p, scale) in cases {
             let logits = rng.vec(2 * cols, scale);
