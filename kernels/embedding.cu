@@ -70,22 +70,28 @@ __device__ __forceinline__ void embedding_backward(float* dtable, const T* dy, R
   constexpr int N = 16 / sizeof(T), WARPS = 8, STRIP = 32 * N;
   float* sums = shared_memory<float>();  // [WARPS, STRIP]
   const int run = blockIdx.x, first = blockIdx.y * STRIP, mine = lane_id() * N;
-  const uint32_t start = runs.start(run), end = runs.start(run + 1);
+  const uint32_t start = runs.start(run);
+  const int rows = runs.start(run + 1) - start;  // signed: a counter that may wrap keeps the compiler from loading several rows at a time
   const int count = cols - first - mine;  // elements from this lane's first on; none or less beyond the row
   float sum[N] = {};
+  // f(elements of a row from the lane's first on) for each row of the run that is the warp's.
+  const auto each_row = [&](auto f) {
 #pragma unroll 4
-  for (uint32_t r = start + warp_id(); r < end; r += WARPS) {
-    const T* from = dy + runs.row(r) * cols + first + mine;
-    // Packs need aligned rows: other widths go element by element, and so does the end of a row.
-    // mutant: flip: more goes element by element, which only takes longer.
-    if (cols % N == 0 && count >= N) {
+    for (int r = warp_id(); r < rows; r += WARPS) f(dy + runs.row(start + r) * cols + first + mine);
+  };
+  // Packs need aligned rows: other widths go element by element, and so does the end of a row.
+  // mutant: flip: more goes element by element, which only takes longer.
+  if (cols % N == 0 && count >= N) {
+    each_row([&](const T* from) {
       const Pack<T, N> d = load_pack<N>(from);
       for (int i = 0; i < N; i++) sum[i] += to_f32(d[i]);
-    } else {
+    });
+  } else {
+    each_row([&](const T* from) {
       for (int i = 0; i < N; i++) {
         if (i < count) sum[i] += to_f32(from[i]);
       }
-    }
+    });
   }
   for (int i = 0; i < N; i++) sums[warp_id() * STRIP + mine + i] = sum[i];
   __syncthreads();

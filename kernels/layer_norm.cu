@@ -40,8 +40,10 @@ __device__ __forceinline__ float sum_of_squares(const T* x, float mean, int cols
   return warp_sum(squares);
 }
 
+// __restrict__, as a tensor that is written shares its memory with no other (Tensor::ptr_mut).
 template <class T>
-__device__ __forceinline__ void layer_norm_forward(T* y, T* x, const T* residual, const T* weight, const T* bias, int rows, int cols, float eps) {
+__device__ __forceinline__ void layer_norm_forward(T* __restrict__ y, T* __restrict__ x, const T* residual, const T* weight, const T* bias, int rows,
+                                                   int cols, float eps) {
   const int row = blockIdx.x * ROWS + warp_id();
   if (row >= rows) return;
   const int64_t start = static_cast<int64_t>(row) * cols;
@@ -50,10 +52,8 @@ __device__ __forceinline__ void layer_norm_forward(T* y, T* x, const T* residual
   if (residual != nullptr) residual += start;
 
   float sum = 0.0f;
-  each_pack<T>(cols, [&](auto width, int c) {
-    constexpr int N = decltype(width)::N_ELEMENTS;
-    const Pack<T, N> a = load_with_residual<N>(x, residual, c);
-    for (int i = 0; i < N; i++) sum += to_f32(a[i]);
+  each_with_residual(x, residual, cols, lane_id(), 32, [&](const auto& pack) {
+    for (const T a : pack.at) sum += to_f32(a);
   });
   const float mean = warp_sum(sum) / cols;
   const float scale = rsqrtf(sum_of_squares(x, mean, cols) / cols + eps);
@@ -78,10 +78,8 @@ __device__ __forceinline__ void layer_norm_quantized_forward(int8_t* q, float* s
   if (residual != nullptr) residual += start;
 
   float sum = 0.0f, squares = 0.0f;
-  each_pack_of_block<T>(cols, [&](auto width, int c) {
-    constexpr int N = decltype(width)::N_ELEMENTS;
-    const Pack<T, N> a = load_with_residual<N>(x, residual, c);
-    for (int i = 0; i < N; i++) sum += to_f32(a[i]);
+  each_with_residual(x, residual, cols, threadIdx.x, blockDim.x, [&](const auto& pack) {
+    for (const T a : pack.at) sum += to_f32(a);
   });
   const float mean = block_sum(sum, scratch) / cols;
   each_pack_of_block<T>(cols, [&](auto width, int c) {

@@ -25,8 +25,10 @@
 #include "norm.cuh"
 #include "quantize.cuh"
 
+// __restrict__, as a tensor that is written shares its memory with no other (Tensor::ptr_mut).
 template <class T>
-__device__ __forceinline__ void rms_norm_forward(T* y, T* x, const T* residual, const T* weight, int rows, int cols, float eps) {
+__device__ __forceinline__ void rms_norm_forward(T* __restrict__ y, T* __restrict__ x, const T* residual, const T* weight, int rows, int cols,
+                                                 float eps) {
   const int row = blockIdx.x * ROWS + warp_id();
   if (row >= rows) return;
   const int64_t start = static_cast<int64_t>(row) * cols;
@@ -35,10 +37,8 @@ __device__ __forceinline__ void rms_norm_forward(T* y, T* x, const T* residual, 
   if (residual != nullptr) residual += start;
 
   float sum = 0.0f;
-  each_pack<T>(cols, [&](auto width, int c) {
-    constexpr int N = decltype(width)::N_ELEMENTS;
-    const Pack<T, N> a = load_with_residual<N>(x, residual, c);
-    for (int i = 0; i < N; i++) sum += to_f32(a[i]) * to_f32(a[i]);
+  each_with_residual(x, residual, cols, lane_id(), 32, [&](const auto& pack) {
+    for (const T a : pack.at) sum += to_f32(a) * to_f32(a);
   });
   const float scale = rsqrtf(warp_sum(sum) / cols + eps);
 
@@ -60,10 +60,8 @@ __device__ __forceinline__ void rms_norm_quantized_forward(int8_t* q, float* sca
   if (residual != nullptr) residual += start;
 
   float sum = 0.0f;
-  each_pack_of_block<T>(cols, [&](auto width, int c) {
-    constexpr int N = decltype(width)::N_ELEMENTS;
-    const Pack<T, N> a = load_with_residual<N>(x, residual, c);
-    for (int i = 0; i < N; i++) sum += to_f32(a[i]) * to_f32(a[i]);
+  each_with_residual(x, residual, cols, threadIdx.x, blockDim.x, [&](const auto& pack) {
+    for (const T a : pack.at) sum += to_f32(a) * to_f32(a);
   });
   const float r = rsqrtf(block_sum(sum, scratch) / cols + eps);
 

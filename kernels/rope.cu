@@ -91,9 +91,13 @@ __device__ __forceinline__ Pack<T, N> turned(const T* x, int at, const float* co
   const bool first = at < half;
   const int angle = first ? at : at - half;
   const Pack<T, N> partner = load_pack<N>(first ? x + at + half : x + at - half);
-  for (int i = 0; i < N; i++) {
-    const float sine = sign * sin[angle + i], b = to_f32(partner[i]) * (first ? -sine : sine);
-    pack[i] = from_f32<T>(to_f32(pack[i]) * cos[angle + i] + b);
+  constexpr int ANGLES = N < 4 ? N : 4;  // of a load
+  for (int j = 0; j < N; j += ANGLES) {
+    const Pack<float, ANGLES> c = load_pack<ANGLES>(cos + angle + j), s = load_pack<ANGLES>(sin + angle + j);
+    for (int i = 0; i < ANGLES; i++) {
+      const float sine = sign * s[i], b = to_f32(partner[j + i]) * (first ? -sine : sine);
+      pack[j + i] = from_f32<T>(to_f32(pack[j + i]) * c[i] + b);
+    }
   }
   return pack;
 }

@@ -35,8 +35,8 @@ __device__ __forceinline__ void each_pack_of_block(int cols, F f) {
   each_pack<T>(cols, threadIdx.x, blockDim.x, f);
 }
 
-// to[0..cols) = from[0..cols) by one warp.
+// to[0..cols) = from[0..cols) by one warp; they are not the same memory.
 template <class T>
-__device__ __forceinline__ void copy_row(T* to, const T* from, int cols) {
+__device__ __forceinline__ void copy_row(T* __restrict__ to, const T* __restrict__ from, int cols) {
   each_pack<T>(cols, [&](auto width, int c) { store_pack(to + c, load_pack<decltype(width)::N_ELEMENTS>(from + c)); });
 }
