@@ -127,3 +127,24 @@ impl Kept {
         Ok(text.logits(x, Pass::Infer)?.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_filled_with_tokens_of_a_page_of_its_own() {
+        assert_eq!([1, 2, 8, 9, 64, 65].map(places), [1, 8, 8, 16, 64, 72]);
+        let (table, spare) = ([5, 6], [9]);
+        let sequences = vec![(&table[..], PAGE + 1); 2];
+        let mut step = Step { ids: vec![3, 4], positions: vec![[7; 3]; 2], sequences };
+        step.fill(places(2), &spare);
+        assert_eq!((step.ids.len(), step.positions.len(), step.sequences.len()), (8, 8, 8));
+        // Each has a row to itself, all in the spare page.
+        let page = 9 * PAGE as u32;
+        assert_eq!(step.rows()[2..], (page..page + 6).collect::<Vec<_>>());
+        let (spans, tables) = step.spans(2);
+        assert_eq!(tables[4..6], [9, 0]);
+        assert_eq!((spans[7].k_len, spans[7].k_start), (6, 14));
+    }
+}
