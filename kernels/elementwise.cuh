@@ -10,8 +10,8 @@ __device__ __forceinline__ int64_t elementwise_start() {
   return (static_cast<int64_t>(blockIdx.x) * ELEMENTWISE_THREADS + threadIdx.x) * N;
 }
 
-// p[at .. at + N), where p has n elements and 16-byte alignment: zeros beyond its end. Both ways end in
-// the same words: of elements the compiler would make halves of words, and so wait for one pack before it asks for the next.
+// p[at .. at + N), where p has n elements and 16-byte alignment: zeros beyond its end. Both ways end in the same words: of elements the
+// compiler would make halves of words, and so wait for one pack before it asks for the next.
 template <int N, class T>
 __device__ __forceinline__ Pack<T, N> load_within(const T* p, int64_t at, int64_t n) {
   constexpr int WORDS = N * sizeof(T) / 4;
