@@ -26,6 +26,16 @@ pub fn on_each_device_without_hopper(test: impl Fn(&Device)) {
     }
 }
 
+/// One device, of the first seed: for what takes long. The processes that scripts/test-kernels.sh runs side by side have different ones.
+pub fn first_device() -> Device {
+    Device::Cuda(Gpu::host(seeds()[0]).unwrap())
+}
+
+/// The same without the kernels for Hopper.
+pub fn first_device_without_hopper() -> Device {
+    Device::Cuda(Gpu::host_without_hopper(seeds()[0]).unwrap())
+}
+
 /// MPA_KERNEL_SEEDS=1,2 names others: ThreadSanitizer, which takes long, sees what no barrier orders in whatever order it comes.
 fn seeds() -> Vec<u64> {
     let named = std::env::var("MPA_KERNEL_SEEDS").unwrap_or_else(|_| "1,2,3".to_string());

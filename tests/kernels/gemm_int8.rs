@@ -1,9 +1,11 @@
 use mpa::ops::gemm_int8::{MAX_DEPTH, Quantized, forward, forward_swiglu};
 use mpa::ops::quantize;
-use mpa::tensor::{DType, Device, Gpu, Tensor};
+use mpa::tensor::{DType, Device, Tensor};
 
 use crate::common::{Rng, assert_op_error, rotated, to_f64};
-use crate::device::{DTYPES, on_each_device_without_hopper, output, random, values, what};
+use crate::device::{
+    DTYPES, first_device_without_hopper, on_each_device_without_hopper, output, random, values, what,
+};
 
 /// Elements in -127..=127, and a scale a row: here.
 pub struct Matrix {
@@ -119,25 +121,21 @@ fn every_bit_is_right() {
 }
 
 /// With all that may be added, and that alone, as it takes its time.
-pub fn check_large(devices: &[Device], (m, n, k, dtype): (usize, usize, usize, DType)) {
+pub fn check_large(device: &Device, (m, n, k, dtype): (usize, usize, usize, DType)) {
     let mut rng = Rng(2);
     let (x, w) = (Matrix::random(&mut rng, m, k), Matrix::random(&mut rng, n, k));
-    let bias = random(&mut rng, &Device::Cpu, dtype, &[n], 1.0);
-    let residual = random(&mut rng, &Device::Cpu, dtype, &[m, n], 1.0);
+    let bias = random(&mut rng, device, dtype, &[n], 1.0);
+    let residual = random(&mut rng, device, dtype, &[m, n], 1.0);
     let want = expected(&x, &w, Some(&bias), Some(&residual), dtype);
-    for device in devices {
-        let [bias, residual] = [&bias, &residual].map(|t| t.to_device(device).unwrap());
-        let mut out = output(&residual, &[m, n]);
-        let (x, w) = (x.on(device), w.on(device));
-        forward(&mut out, view(&x), view(&w), Some(&bias), Some(&residual)).unwrap();
-        assert!(values(&out) == want, "{m} {n} {k}");
-    }
+    let mut out = output(&residual, &[m, n]);
+    forward(&mut out, view(&x.on(device)), view(&w.on(device)), Some(&bias), Some(&residual)).unwrap();
+    assert!(values(&out) == want, "{m} {n} {k}");
 }
 
 #[test]
 fn large_tiles_are_right() {
-    let devices = [1, 2].map(|seed| Device::Cuda(Gpu::host_without_hopper(seed).unwrap()));
-    LARGE.into_iter().for_each(|shape| check_large(&devices, shape));
+    let device = first_device_without_hopper();
+    LARGE.into_iter().for_each(|shape| check_large(&device, shape));
 }
 
 /// Sums beyond the 24 bits that f32 has, up to those that int32 just holds.
@@ -156,7 +154,7 @@ pub fn check_long_sums(device: &Device, m: usize, k: usize) {
 
 #[test]
 fn long_sums_are_exact() {
-    let device = Device::Cuda(Gpu::host_without_hopper(1).unwrap());
+    let device = first_device_without_hopper();
     check_long_sums(&device, 1, MAX_DEPTH);
     // As large as they need be for f32 to round them.
     check_long_sums(&device, 33, 4000);
@@ -179,7 +177,7 @@ pub fn check_signs_of_zero(device: &Device, m: usize) {
 
 #[test]
 fn zeros_keep_their_sign() {
-    let device = Device::Cuda(Gpu::host_without_hopper(1).unwrap());
+    let device = first_device_without_hopper();
     [3, 33].into_iter().for_each(|m| check_signs_of_zero(&device, m));
 }
 
@@ -264,7 +262,7 @@ fn swiglu_matches_f64() {
 /// 128x128 tiles, and more than one round of a block of 256 threads over a row when it is quantised.
 #[test]
 fn swiglu_in_large_tiles_matches_f64() {
-    let device = Device::Cuda(Gpu::host_without_hopper(2).unwrap());
+    let device = first_device_without_hopper();
     check_swiglu(&mut Rng(7), &device, (133, 4200, 48));
 }
 

@@ -1,7 +1,7 @@
-use mpa::tensor::{DType, Device, Gpu};
+use mpa::tensor::DType;
 
 use crate::common::Rng;
-use crate::device::{DTYPES, on_each_device};
+use crate::device::{DTYPES, first_device, first_device_without_hopper, on_each_device};
 use crate::gemm_int8::{
     Matrix, check, check_large, check_long_sums, check_signs_of_zero, check_swiglu, swiglu,
 };
@@ -37,19 +37,19 @@ fn every_bit_is_right() {
 
 #[test]
 fn large_tiles_are_right() {
-    let device = [Device::Cuda(Gpu::host(1).unwrap())];
+    let device = first_device();
     LARGE.into_iter().for_each(|shape| check_large(&device, shape));
 }
 
 #[test]
 fn long_sums_are_exact() {
     // As large as they need be for f32 to round them.
-    check_long_sums(&Device::Cuda(Gpu::host(1).unwrap()), 65, 4000);
+    check_long_sums(&first_device(), 65, 4000);
 }
 
 #[test]
 fn zeros_keep_their_sign() {
-    check_signs_of_zero(&Device::Cuda(Gpu::host(1).unwrap()), 65);
+    check_signs_of_zero(&first_device(), 65);
 }
 
 #[test]
@@ -64,15 +64,15 @@ fn swiglu_matches_f64() {
 
 #[test]
 fn swiglu_in_large_tiles_matches_f64() {
-    check_swiglu(&mut Rng(14), &Device::Cuda(Gpu::host(2).unwrap()), (130, 8150, 32));
+    check_swiglu(&mut Rng(14), &first_device(), (130, 8150, 32));
 }
 
 #[test]
 fn other_cards_give_the_same_bits() {
-    let devices = [Gpu::host(1), Gpu::host_without_hopper(1)].map(|gpu| Device::Cuda(gpu.unwrap()));
     let mut rng = Rng(15);
     let (x, gate) = (Matrix::random(&mut rng, 70, 208), Matrix::random(&mut rng, 77, 208));
     let up = Matrix::random(&mut rng, 77, 208);
-    let [hopper, other] = devices.each_ref().map(|device| swiglu(device, &x, [&gate, &up], 1));
+    let [hopper, other] =
+        [first_device(), first_device_without_hopper()].map(|device| swiglu(&device, &x, [&gate, &up], 1));
     assert_eq!(hopper, other);
 }
