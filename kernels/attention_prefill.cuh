@@ -14,9 +14,10 @@ namespace prefill {
 template <int HS>
 struct Tile {
   static constexpr int THREADS = 128, WARP_QUERIES = 32, QUERIES = 128;
-  static constexpr int KEYS = HS > 96 ? 32 : 64;  // at 128, 64 keys would take 96 KiB: one block on an sm_80
+  static constexpr int KEYS = HS > 96 ? 32 : 64;  // mutant: condition, flip: at 128, 64 keys would take 96 KiB: one block on an sm_80
   static constexpr int WIDTH = (HS + 15) / 16 * 16, CHUNKS = WIDTH / 8;
-  static constexpr int SPREAD = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : 2;  // chunks that a row's are exchanged with
+  // Chunks that a row's are exchanged with. mutant: condition: with fewer more of them share a group of banks, which takes time.
+  static constexpr int SPREAD = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : 2;
   static constexpr int TILE = KEYS * WIDTH;
 
   __device__ static __forceinline__ int at(int row, int chunk) {
@@ -155,6 +156,7 @@ __device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* ls
       const float scale = inverse(total);
       const int64_t row = static_cast<int64_t>(span.q_start + query) * heads + head;
 #pragma unroll
+      // mutant: flip: the break comes first, a head has HS columns at the most.
       for (int d = 0; d < HS / 8; d++) {
         if (8 * d >= head_size) break;
         Pack<bf16, 2> pair;
@@ -172,7 +174,8 @@ __device__ __forceinline__ void attention(bf16* out, float* lse, const bf16* q, 
   using T = Tile<HS>;
   const int head = blockIdx.x, first = tile_from_last() * T::QUERIES;
   const Span span(spans[blockIdx.z], causal);
-  if (span.q_len < least || first >= span.q_len) return;  // another kernel's; nothing to do (saves time)
+  // Another kernel's; or nothing to do. mutant: term, flip: saves time: no query would be stored.
+  if (span.q_len < least || first >= span.q_len) return;
   const int64_t stride = static_cast<int64_t>(kv_heads) * head_size, q_stride = static_cast<int64_t>(heads) * head_size;
   q += (span.q_start + first) * q_stride + head * head_size;
   k += span.k_start * stride + head / (heads / kv_heads) * head_size;
@@ -181,15 +184,17 @@ __device__ __forceinline__ void attention(bf16* out, float* lse, const bf16* q, 
   bf16* const k_tiles = q_tile + T::QUERIES * T::WIDTH;
   bf16* const v_tiles = k_tiles + 2 * T::TILE;
   const int keys = span.seen(first + T::QUERIES - 1);  // what is past the diagonal would be masked: saves time
-  // Queries of this warp. Where it has none, or they see no more keys, it only helps to load (saves time: the rest would be masked).
+  // Queries of this warp. Where it has none, or they see no more keys, it only helps to load.
+  // mutant: condition, flip: saves time: what queries that are not there see is not stored.
   const int mine = first + warp_id() * T::WARP_QUERIES;
   const int mine_seen = mine < span.q_len ? span.seen(mine + T::WARP_QUERIES - 1) : 0;
 
   Sums<HS> sums;
 #pragma unroll
   for (int t = 0; t < 2; t++) {
+    // mutant: loop: the first tile multiplies what is there by 0, which only NaN and infinity would survive.
     for (int d = 0; d < HS / 8; d++)
-      for (int e = 0; e < 4; e++) sums.out[t][d][e] = 0.0f;
+      for (int e = 0; e < 4; e++) sums.out[t][d][e] = 0.0f;  // mutant: loop: as above.
     for (int half = 0; half < 2; half++) sums.top[t][half] = -INFINITY, sums.total[t][half] = 0.0f;
   }
   const auto load = [&](int start, int buffer) {
@@ -201,14 +206,15 @@ __device__ __forceinline__ void attention(bf16* out, float* lse, const bf16* q, 
     copy_rows<HS, T::QUERIES>(q_tile, q, q_stride, span.q_len - first, head_size);
     load(0, 0);
   }
+  // mutant: flip: one more tile is masked.
   for (int start = 0, buffer = 0; start < keys; start += T::KEYS, buffer ^= 1) {
     cp_async_wait<0>();
     __syncthreads();  // this tile has come for all, and all are done with the one before, whose buffer is filled next
     if (start + T::KEYS < keys) load(start + T::KEYS, buffer ^ 1);
-    if (start >= mine_seen) continue;
+    if (start >= mine_seen) continue;  // mutant: guard, flip: saves time: the rest would be masked.
     float s[2][T::KEYS / 8][4] = {};
     scores<HS>(s, q_tile, k_tiles + buffer * T::TILE);
-    if (start + T::KEYS > span.seen(mine)) {  // saves time: elsewhere all are seen
+    if (start + T::KEYS > span.seen(mine)) {  // mutant: condition, flip: saves time: elsewhere all are seen
 #pragma unroll
       for (int t = 0; t < 2; t++)
         for (int n = 0; n < T::KEYS / 8; n++)
