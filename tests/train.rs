@@ -339,6 +339,13 @@ fn adapters_written_by_others_are_read() {
         ("\"use_dora\": false", "\"use_dora\": true", "use_dora"),
         ("\"bias\": \"none\"", "\"bias\": \"all\"", "bias"),
         ("\"peft_type\": \"LORA\"", "\"peft_type\": \"IA3\"", "peft_type"),
+        ("\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa_niter_4\"", "init_lora_weights"),
+        // Of two patterns the first in the file, not the first by name, is the rank: 5 is not that of the file's tensors.
+        (
+            "\"rank_pattern\": {}",
+            "\"rank_pattern\": {\"self_attn.q_proj\": 5, \"layers.0.self_attn.q_proj\": 4}",
+            "lora_A",
+        ),
         ("\"r\": 4", "\"r\": 5", "lora_A"),
         ("\"r\": 4", "\"r\": 0", "key r"),
     ] {

@@ -2,14 +2,17 @@
 //! Facts from peft: tuners/lora/config.py, tuners/tuners_utils.py (check_target_module_exists), utils/save_and_load.py.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::marker::PhantomData;
 use std::path::Path;
 
 use regex::Regex;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::models::config::read_json;
 use crate::models::family::renamed;
 use crate::models::linear::{Linear, Lora};
 use crate::models::param::Param;
@@ -153,18 +156,52 @@ struct ConfigFile {
     #[serde(default)]
     lora_dropout: f32,
     #[serde(default)]
-    rank_pattern: BTreeMap<String, usize>,
+    rank_pattern: Patterns<usize>,
     #[serde(default)]
-    alpha_pattern: BTreeMap<String, f32>,
+    alpha_pattern: Patterns<f32>,
     #[serde(flatten)]
     others: BTreeMap<String, Value>,
 }
 
+/// In the order of the file: the first that fits counts.
+struct Patterns<T>(Vec<(String, T)>);
+
+impl<T> Default for Patterns<T> {
+    fn default() -> Self {
+        Patterns(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+            type Value = Patterns<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of patterns")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Patterns<T>, M::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Patterns(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}
+
+/// Ways to begin training that take something off the model's own weights, so that the adapter is right on top of what is left alone.
+const CHANGING_STARTS: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
+
 impl ConfigFile {
     fn read(path: &Path) -> Result<ConfigFile> {
-        let keys = Value::Object(read_json(path)?);
+        let text = fs::read(path).map_err(|e| Error::io(path, e))?;
         let config: ConfigFile =
-            serde_json::from_value(keys).map_err(|e| Error::input(path, e.to_string()))?;
+            serde_json::from_slice(&text).map_err(|e| Error::input(path, e.to_string()))?;
         if config.peft_type != "LORA" {
             return Err(Error::input(
                 path,
@@ -193,6 +230,15 @@ impl ConfigFile {
                 ));
             }
         }
+        if let Some(start) = config.others.get("init_lora_weights").and_then(Value::as_str)
+            && CHANGING_STARTS.iter().any(|changing| start.starts_with(changing))
+        {
+            let what = format!(
+                "key init_lora_weights: {start:?} changes the model's own weights, which is not supported: save the adapter with peft's \
+                 path_initial_model_for_weight_conversion"
+            );
+            return Err(Error::input(path, what));
+        }
         match config.others.get("bias").and_then(Value::as_str) {
             None | Some("none") => Ok(config),
             Some(other) => Err(Error::input(path, format!("key bias: expected \"none\", got {other:?}"))),
@@ -210,12 +256,12 @@ impl ConfigFile {
     }
 }
 
-fn pattern<T: Copy>(path: &Path, patterns: &BTreeMap<String, T>, module: &str) -> Result<Option<T>> {
-    for (pattern, &value) in patterns {
+fn pattern<T: Copy>(path: &Path, patterns: &Patterns<T>, module: &str) -> Result<Option<T>> {
+    for (pattern, value) in &patterns.0 {
         let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
             .map_err(|e| Error::input(path, format!("pattern {pattern:?}: {e}")))?;
         if regex.is_match(module) {
-            return Ok(Some(value));
+            return Ok(Some(*value));
         }
     }
     Ok(None)
