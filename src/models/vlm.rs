@@ -96,7 +96,8 @@ impl Vlm {
         };
         self.visit(&mut |_, param| place(param));
         self.visit_linears(&mut |_, linear| {
-            if let Some(lora) = &mut linear.lora {
+            // On a CPU activations are f32, and adapters with them.
+            if let Some(lora) = linear.lora.as_mut().filter(|_| *device != Device::Cpu) {
                 place(&mut lora.a);
                 place(&mut lora.b);
             }
