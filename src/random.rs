@@ -15,9 +15,12 @@ pub fn mix(seed: u64, keys: &[u64]) -> u64 {
 
 /// A hash of text, for keys that are names (FNV-1a, then mixed).
 pub fn hash(text: &str) -> u64 {
-    finalise(
-        text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)),
-    )
+    hash_bytes(text.as_bytes())
+}
+
+pub fn hash_bytes(bytes: &[u8]) -> u64 {
+    let add = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
+    finalise(bytes.iter().fold(0xcbf2_9ce4_8422_2325, add))
 }
 
 /// Uniform in [0, 1), 53 bits.

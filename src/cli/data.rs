@@ -13,6 +13,9 @@ pub fn check(args: &args::DataCheck) -> Result<Output> {
     let report = check::run(&args.split.files(), args.images.as_deref())?;
     let mut text =
         format!("{} questions, {} pictures, {} answers", report.questions, report.pictures, report.answers);
+    if report.unanswered {
+        text += "\nno question has answers: taken for a test split";
+    }
     let mut wrong = Vec::new();
     for (name, fault) in report.faults().into_iter().filter(|(_, fault)| fault.count > 0) {
         let more = if fault.count > fault.first.len() { ", ..." } else { "" };

@@ -12,7 +12,15 @@ use crate::error::{Error, Result};
 pub struct Appender {
     path: PathBuf,
     file: File,
-    done: Vec<String>,
+    done: Vec<Done>,
+}
+
+/// A record that was there at the start.
+#[derive(Clone)]
+pub struct Done {
+    pub id: String,
+    /// Of what it was made, and what was made of that.
+    pub texts: [Option<u64>; 4],
 }
 
 impl Appender {
@@ -35,7 +43,7 @@ impl Appender {
             let number = done.len();
             let record = Record::parse(&line, number, number + 1)
                 .map_err(|what| Error::line(path, number + 1, what))?;
-            done.push(record.id);
+            done.push(Done { texts: record.texts(), id: record.id });
             kept += read as u64;
         }
         drop(reader);
@@ -44,8 +52,8 @@ impl Appender {
         Ok(Appender { path: path.to_path_buf(), file, done })
     }
 
-    /// Ids that were there at the start, in the order of the file.
-    pub fn done(&self) -> &[String] {
+    /// Records that were there at the start, in the order of the file.
+    pub fn done(&self) -> &[Done] {
         &self.done
     }
 

@@ -1,4 +1,6 @@
 //! The official metrics, per question: what the public evaluators compute, to the last bit that they print.
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::data::evalai;
@@ -15,7 +17,7 @@ pub enum Metric {
     Anls,
     /// ChartQA.
     RelaxedAccuracy,
-    /// The paper's: an accepted answer is found inside the prediction.
+    /// The paper's: the most frequent answer is found inside the prediction.
     Containment,
 }
 
@@ -28,9 +30,9 @@ impl Metric {
             Metric::RelaxedAccuracy => {
                 f64::from(u8::from(answers.iter().any(|answer| relaxed(prediction, answer))))
             }
-            Metric::Containment => {
-                f64::from(u8::from(answers.iter().any(|answer| norm.contains(prediction, answer))))
-            }
+            Metric::Containment => f64::from(u8::from(
+                most_frequent(answers).is_some_and(|answer| norm.contains(prediction, answer)),
+            )),
         }
     }
 
@@ -44,6 +46,17 @@ impl Metric {
         }
     }
 }
+
+/// As it is written; of several the one that comes first, as of Python's `Counter.most_common` (the paper's code, utils/dataLoader.py).
+fn most_frequent<'a>(answers: &[&'a str]) -> Option<&'a str> {
+    let mut counts = HashMap::new();
+    answers.iter().for_each(|answer| *counts.entry(answer).or_insert(0) += 1);
+    // Of equal ones max_by_key gives the last.
+    answers.iter().rev().max_by_key(|answer| counts.get(answer)).copied()
+}
+
+/// Answers below which VQA accuracy never is 1: three must be equal when one is left out.
+pub const ENOUGH_ANSWERS: usize = 4;
 
 /// Antol et al. 2015 (arXiv 1505.00468): the mean, over leaving one of the N answers out, of min(1, equal ones among the others / 3). Answers and
 /// prediction are normalised as EvalAI does. 0 without answers.
@@ -89,7 +102,7 @@ fn levenshtein(a: &[char], b: &[char]) -> usize {
     row.last().copied().unwrap_or(0)
 }
 
-/// Masry et al. 2022 (arXiv 2203.10244), as pix2struct's and Qwen-VL's evaluators have it: numbers may be off by 5 % of the answer, everything
+/// Masry et al. 2022 (arXiv 2203.10244), as pix2struct's and lmms-eval's evaluators have it (Qwen-VL's strips the prediction first): numbers may be off by 5 % of the answer, everything
 /// else is equal in lower case. What ends in `%` counts as hundredths; an answer of 0 is compared as text.
 pub fn relaxed(prediction: &str, answer: &str) -> bool {
     match (number(prediction), number(answer)) {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::random;
 
 /// Longest line accepted, in bytes: no record is near it, and it bounds what a broken file can take of memory.
 pub const MAX_LINE: usize = 4 << 20;
@@ -20,6 +21,9 @@ pub const FIELDS: [&str; 9] =
 pub struct Record {
     /// Unique in a file. Without the key: the number of the record, from 0.
     pub id: String,
+    /// The key was there; not written.
+    #[serde(skip)]
+    pub named: bool,
     /// Path of the picture, relative to the folder of the file that names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -50,8 +54,9 @@ pub struct Record {
 impl Record {
     /// `number`: how many records precede it in the file. The error says what is wrong, not where.
     pub fn parse(text: &[u8], number: usize, line: usize) -> Result<Record, String> {
+        let text = text.trim_ascii_end();
         let value: Value = serde_json::from_slice(text).map_err(|e| {
-            if text.trim_ascii() == b"[" {
+            if text.starts_with(b"[") {
                 return "expected a JSON object a line, got a list over several lines".to_string();
             }
             let what = e.to_string();
@@ -66,8 +71,10 @@ impl Record {
     }
 
     pub fn from_map(mut map: Map<String, Value>, number: usize, line: usize) -> Result<Record, String> {
+        let id = take_text(&mut map, "id")?;
         Ok(Record {
-            id: take_text(&mut map, "id")?.unwrap_or_else(|| number.to_string()),
+            named: id.is_some(),
+            id: id.unwrap_or_else(|| number.to_string()),
             image: take_text(&mut map, "image")?,
             question: take_text(&mut map, "question")?,
             answer: take_text(&mut map, "answer")?,
@@ -79,6 +86,13 @@ impl Record {
             extra: map.into_iter().collect(),
             line,
         })
+    }
+
+    /// Hashes of `image`, `question`, `answer` and `answers`.
+    pub fn texts(&self) -> [Option<u64>; 4] {
+        let text = |text: &Option<String>| text.as_deref().map(random::hash);
+        let answers = self.answers.as_ref().map(|list| random::hash(&list.join("\n")));
+        [text(&self.image), text(&self.question), text(&self.answer), answers]
     }
 
     /// One line of JSON with its newline.
@@ -267,6 +281,16 @@ impl Ids {
     }
 }
 
+/// An error for a pipe: what is read more than once would be empty the second time.
+pub fn regular(path: &Path) -> Result<()> {
+    match path.metadata() {
+        Ok(there) if !there.is_file() && !there.is_dir() => {
+            Err(Error::input(path, "is no regular file, expected one, as it is read more than once"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// All records of a file; ids are unique.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     let mut ids = Ids::default();
@@ -281,6 +305,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
 /// Reads through a file once before the work starts: ids are unique and each record that is not rejected has `keys` (`answer` or
 /// `answers` for "answer"). Returns how many are not rejected.
 pub fn check(path: &Path, keys: &[&str]) -> Result<usize> {
+    regular(path)?;
     let mut ids = Ids::default();
     let mut count = 0;
     for record in Reader::open(path)? {

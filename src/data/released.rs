@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 
 /// The records of a JSONL file, or of a JSON array in the released layout: the first byte that is not white space tells.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
+    records::regular(path)?;
     if is_array(path)? { read_array(path) } else { records::read(path) }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use rayon::prelude::*;
 
-use crate::data::append::Appender;
+use crate::data::append::{Appender, Done};
 use crate::data::images;
 use crate::data::records::{Reader, Record};
 use crate::error::{Error, Result};
@@ -103,7 +103,7 @@ pub fn check(
         && let Some(record) = records.next()
     {
         let record = record?;
-        resume.skip(out.path(), &record.id, &stage.ids(&record))?;
+        resume.skip(out.path(), &stage.base(&record), &stage.ids(&record))?;
     }
     resume.end(out.path())
 }
@@ -168,7 +168,7 @@ impl Ahead<'_> {
         for (seen, record) in records.enumerate() {
             let next = record.and_then(|record| {
                 let ids = self.stage.ids(&record);
-                let skip = self.resume.skip(self.out, &record.id, &ids)?;
+                let skip = self.resume.skip(self.out, &self.stage.base(&record), &ids)?;
                 Ok(skip.map(|skip| Job { record, ids, skip }))
             });
             match next {
@@ -247,31 +247,41 @@ fn rejected(base: Record, kind: &str, reason: String) -> Record {
 
 /// Walks along what the output file had at the start, beside the input.
 struct Resume<'a> {
-    done: &'a [String],
+    done: &'a [Done],
     at: usize,
 }
 
 impl Resume<'_> {
-    /// How many records of the next input are there, or `None` if it is done.
-    fn skip(&mut self, out: &Path, id: &str, ids: &[String]) -> Result<Option<usize>> {
+    /// How many records of the next input, of which `base` comes, are there, or `None` if it is done.
+    fn skip(&mut self, out: &Path, base: &Record, ids: &[String]) -> Result<Option<usize>> {
         let rest = self.done.get(self.at..).unwrap_or_default();
         let Some(first) = rest.first() else {
             return Ok(Some(0));
         };
-        let have = rest.iter().zip(ids).take_while(|(a, b)| a == b).count();
-        self.at += have;
-        if have == ids.len() {
-            return Ok(None);
+        let have = rest.iter().zip(ids).take_while(|(done, id)| done.id == **id).count();
+        let rejected = have == 0 && first.id == base.id;
+        for done in &rest[..have + usize::from(rejected)] {
+            self.same(out, base, done)?;
+            self.at += 1;
         }
-        if have == 0 && first == id {
-            self.at += 1; // it was rejected
+        if rejected || have == ids.len() {
             return Ok(None);
         }
         if have == 0 || have < rest.len() {
-            let want = ids.get(have).map_or(id, String::as_str);
+            let want = ids.get(have).unwrap_or(&base.id);
             return Err(self.foreign(out, &format!("where {want:?} belongs")));
         }
         Ok(Some(have))
+    }
+
+    /// What `base` has must be in what was made of it.
+    fn same(&self, out: &Path, base: &Record, done: &Done) -> Result<()> {
+        let names = ["image", "question", "answer", "answers"];
+        let pairs = base.texts().into_iter().zip(done.texts);
+        match names.iter().zip(pairs).find(|(_, (base, done))| base.is_some() && base != done) {
+            Some((name, _)) => Err(self.foreign(out, &format!("with another `{name}` than the input"))),
+            None => Ok(()),
+        }
     }
 
     fn end(&self, out: &Path) -> Result<()> {
@@ -282,7 +292,7 @@ impl Resume<'_> {
     }
 
     fn foreign(&self, out: &Path, what: &str) -> Error {
-        let id = self.done.get(self.at).map_or("", String::as_str);
+        let id = self.done.get(self.at).map_or("", |done| &done.id);
         let advice = "it was made from other input: remove it or write to another file";
         Error::line(out, self.at + 1, format!("has id {id:?} {what}; {advice}"))
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::data::benchmarks::Files;
 use crate::data::metrics::Norm;
-use crate::data::official::Metric;
+use crate::data::official::{ENOUGH_ANSWERS, Metric};
 use crate::data::records::{Reader, Record};
 use crate::error::{Error, Result};
 use crate::random;
@@ -30,6 +30,8 @@ pub struct Scores {
     pub duplicates: usize,
     /// Predictions for questions that the benchmark does not have.
     pub unknown: usize,
+    /// Questions with too few answers for VQA accuracy to be 1 (ENOUGH_ANSWERS).
+    pub few_answers: usize,
     pub missing_ids: Vec<String>,
     pub unknown_ids: Vec<String>,
     #[serde(skip)]
@@ -47,10 +49,11 @@ pub struct Scored {
 pub fn run(files: &Files<'_>, metric: Metric, predictions: &Path) -> Result<Scores> {
     let mut said = Predictions::read(predictions)?;
     let norm = Norm::new()?;
-    let (mut per_question, mut missing) = (Vec::new(), Vec::new());
+    let (mut per_question, mut missing, mut few_answers) = (Vec::new(), Vec::new(), 0);
     for record in questions(files)? {
         let record = record?;
         let answers: Vec<&str> = record.answers.iter().flatten().map(String::as_str).collect();
+        few_answers += usize::from(metric == Metric::VqaAccuracy && answers.len() < ENOUGH_ANSWERS);
         let score = match said.by_id.get_mut(&record.id) {
             Some(prediction) => {
                 prediction.asked = true;
@@ -66,6 +69,9 @@ pub fn run(files: &Files<'_>, metric: Metric, predictions: &Path) -> Result<Scor
     }
     if per_question.is_empty() {
         return Err(Error::input(files.annotations, "holds no questions, so there is nothing to score"));
+    }
+    if said.lines == 0 {
+        return Err(Error::input(predictions, "holds no predictions"));
     }
     let unknown = said.unknown();
     if missing.len() == per_question.len() && !unknown.is_empty() {
@@ -86,6 +92,7 @@ pub fn run(files: &Files<'_>, metric: Metric, predictions: &Path) -> Result<Scor
         missing: missing.len(),
         duplicates: said.duplicates,
         unknown: unknown.len(),
+        few_answers,
         missing_ids: first(&missing),
         unknown_ids: first(&unknown),
         per_question,
@@ -106,13 +113,26 @@ pub fn has_answers(record: &Record) -> bool {
 /// The same, where answers may be missing: of test splits only the benchmark's server has them.
 pub fn asked<'a>(files: &'a Files<'_>) -> Result<impl Iterator<Item = Result<Record>> + use<'a>> {
     let mut seen: HashMap<String, usize> = HashMap::new();
-    Ok(files.open()?.map(move |record| {
-        let record = record?;
-        if let Some(first) = seen.insert(record.id.clone(), record.line) {
-            let what = format!("question_id {} was there before, on line {first}", record.id);
-            return Err(Error::line(files.questions.unwrap_or(files.annotations), record.line, what));
-        }
-        Ok(record)
+    let mut samples = files.open()?;
+    Ok(std::iter::from_fn(move || {
+        let Some(record) = samples.next() else {
+            let doubled = |annotation: Result<Record>| match annotation {
+                Ok(annotation) if seen.contains_key(&annotation.id) => {
+                    let what = format!("question_id {} was there before", annotation.id);
+                    Some(Err(Error::line(files.annotations, annotation.line, what)))
+                }
+                Ok(_) => None,
+                Err(error) => Some(Err(error)),
+            };
+            return samples.left().find_map(doubled);
+        };
+        Some(record.and_then(|record| match seen.insert(record.id.clone(), record.line) {
+            None => Ok(record),
+            Some(first) => {
+                let what = format!("question_id {} was there before, on line {first}", record.id);
+                Err(Error::line(files.questions.unwrap_or(files.annotations), record.line, what))
+            }
+        }))
     }))
 }
 
@@ -134,15 +154,17 @@ struct Prediction {
 /// What was said to each question.
 struct Predictions {
     by_id: HashMap<String, Prediction>,
+    lines: usize,
     duplicates: usize,
 }
 
 impl Predictions {
     /// Reads {"question_id", "answer"}, and what `predict` writes: `prediction` goes before `answer`; rejected records say nothing.
     fn read(path: &Path) -> Result<Predictions> {
-        let mut all = Predictions { by_id: HashMap::new(), duplicates: 0 };
+        let mut all = Predictions { by_id: HashMap::new(), lines: 0, duplicates: 0 };
         for record in Reader::open(path)? {
             let record = record?;
+            all.lines += 1;
             if record.rejected.is_none() {
                 all.add(path, record)?;
             }
@@ -158,8 +180,8 @@ impl Predictions {
             Some(_) => {
                 return Err(Error::line(path, line, "key `question_id`: expected a number or a string"));
             }
-            // The id that every record has may be nothing but its number.
-            None if record.extra.is_empty() && record.prediction.is_some() => record.id.clone(),
+            // What `predict` wrote for records of this program. Beside `answer` alone `id` is a record with its label.
+            None if record.named && record.prediction.is_some() => record.id.clone(),
             None => return Err(wrong_key(path, &record, "question_id")),
         };
         let Some(text) = record.prediction.as_ref().or(record.answer.as_ref()).cloned() else {
@@ -189,7 +211,11 @@ impl Predictions {
 }
 
 fn wrong_key(path: &Path, record: &Record, key: &str) -> Error {
-    let fields = [("answer", record.answer.is_some()), ("prediction", record.prediction.is_some())];
+    let fields = [
+        ("id", record.named),
+        ("answer", record.answer.is_some()),
+        ("prediction", record.prediction.is_some()),
+    ];
     let fields = fields.into_iter().filter(|(_, there)| *there).map(|(key, _)| key);
     let keys: Vec<&str> = fields.chain(record.extra.keys().map(String::as_str)).take(20).collect();
     let has = if keys.is_empty() { "neither it nor others".to_string() } else { keys.join(", ") };
@@ -250,6 +276,12 @@ impl Scores {
                 format!("   question_id {}{more}", ids.join(", "))
             };
             text += &format!("\n{name:<24} {count}{ids}");
+        }
+        if self.few_answers > 0 {
+            text += &format!(
+                "\n{:<24} {}   with less than {ENOUGH_ANSWERS} VQA accuracy stays below 1",
+                "few answers", self.few_answers
+            );
         }
         text
     }

@@ -79,7 +79,13 @@ fn okvqa_is_joined_in_any_order() {
     let records = read(Benchmark::Okvqa, &annotations, Some(&questions)).unwrap();
     let ids: Vec<(&str, bool, bool)> =
         records.iter().map(|r| (r.id.as_str(), r.question.is_some(), r.answers.is_some())).collect();
-    assert_eq!(ids, [("1", true, false), ("2", true, true), ("3", true, false), ("9", false, true)]);
+    assert_eq!(ids, [("1", true, false), ("2", true, true), ("3", true, false)]);
+    let mut samples =
+        Files { benchmark: Benchmark::Okvqa, annotations: &annotations, questions: Some(&questions) }
+            .open()
+            .unwrap();
+    assert_eq!(samples.by_ref().count(), 3);
+    assert_eq!(samples.left().map(|annotation| annotation.unwrap().id).collect::<Vec<_>>(), ["9"]);
     // Without data_subtype the name of the file tells.
     let text = r#"[{"image_id":5,"question":"q","question_id":1,"answers":["x","x"]}]"#;
     let records = read(Benchmark::Okvqa, &file(at, "okvqa_val_combine.json", text), None).unwrap();
@@ -176,6 +182,11 @@ fn mistakes_name_the_file_and_the_place() {
         error.contains("element 0 (from 0): missing key `question_id`; it has image_id, question"),
         "{error}"
     );
+    // An id that is null is none; pictures without a name neither.
+    let text = r#"[{"question_id":null,"id":4,"question":"q","image_id":""},{"question_id":null,"id":5,"image_id":"7"}]"#;
+    let records = read(Benchmark::Textvqa, &file(folder.path(), "x.json", text), None).unwrap();
+    let said: Vec<_> = records.iter().map(|r| (r.id.as_str(), r.image.as_deref())).collect();
+    assert_eq!(said, [("4", None), ("5", Some("7.jpg"))]);
     // Nothing comes after an error.
     let path = file(folder.path(), "x.json", "[{},7,{}]");
     assert_eq!(Elements::open(&path, "data").unwrap().map(|e| e.is_ok()).collect::<Vec<_>>(), [true, false]);

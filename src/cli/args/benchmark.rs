@@ -31,7 +31,7 @@ impl Split {
 pub enum Official {
     /// The benchmark's own
     Official,
-    /// The paper's: an accepted answer is found inside the prediction
+    /// The paper's: the most frequent answer is found inside the prediction
     Paper,
 }
 

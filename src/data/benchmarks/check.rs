@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::Files;
+use super::{Benchmark, Files};
 use crate::data::images;
 use crate::error::Result;
 
@@ -33,6 +33,8 @@ pub struct Report {
     /// Different ones that are named.
     pub pictures: usize,
     pub answers: usize,
+    /// No question has an answer, as in test splits.
+    pub unanswered: bool,
     pub duplicate_ids: Fault,
     pub without_question: Fault,
     pub without_answers: Fault,
@@ -66,7 +68,8 @@ pub fn run(files: &Files<'_>, images: Option<&Path>) -> Result<Report> {
     let mut report = Report::default();
     let mut ids: HashMap<String, usize> = HashMap::new();
     let mut pictures: HashSet<String> = HashSet::new();
-    for record in files.open()? {
+    let mut samples = files.open()?;
+    for record in samples.by_ref() {
         let record = record?;
         report.questions += 1;
         let lines = ids.get(&record.id).copied();
@@ -76,17 +79,22 @@ pub fn run(files: &Files<'_>, images: Option<&Path>) -> Result<Report> {
             ids.insert(record.id.clone(), record.line);
         }
         // With OK-VQA's annotations alone there is no question to be had.
-        if record.question.is_none()
-            && (files.questions.is_some() || files.benchmark != super::Benchmark::Okvqa)
-        {
+        let empty = record.question.as_ref().is_none_or(|question| question.trim().is_empty());
+        if empty && (files.questions.is_some() || files.benchmark != Benchmark::Okvqa) {
             report.without_question.add(&record.id);
         }
-        match record.answers.as_ref().map_or(0, Vec::len) {
-            0 => report.without_answers.add(&record.id),
-            count => report.answers += count,
+        let answers = record.answers.unwrap_or_default();
+        match answers.iter().all(|answer| answer.trim().is_empty()) {
+            true => report.without_answers.add(&record.id),
+            false => report.answers += answers.len(),
         }
         let Some(image) = record.image else {
-            report.without_picture.add(&record.id);
+            report.without_picture.add(match files.benchmark {
+                Benchmark::Okvqa => {
+                    format!("{} (no image_id, or neither val nor train to be its split)", record.id)
+                }
+                _ => record.id,
+            });
             continue;
         };
         if pictures.contains(&image) {
@@ -102,10 +110,20 @@ pub fn run(files: &Files<'_>, images: Option<&Path>) -> Result<Report> {
         }
         pictures.insert(image);
     }
+    for annotation in samples.left() {
+        let annotation = annotation?;
+        match ids.contains_key(&annotation.id) {
+            true => report
+                .duplicate_ids
+                .add(format!("{} (again on line {} of the annotations)", annotation.id, annotation.line)),
+            false => report.without_question.add(annotation.id),
+        }
+    }
     report.pictures = pictures.len();
     // A test split: only the benchmark's server has its answers.
     if report.without_answers.count == report.questions {
         report.without_answers = Fault::default();
+        report.unanswered = report.questions > 0;
     }
     Ok(report)
 }

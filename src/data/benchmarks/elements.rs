@@ -204,7 +204,12 @@ impl Elements {
             }
         }
         let valid = serde_json::from_slice::<Value>(&text);
-        valid.map(drop).map_err(|e| Error::line(&self.path, self.source.line, format!("not JSON: {e}")))
+        valid.map(drop).map_err(|e| {
+            // The line is that of the file, not of the number.
+            let what = e.to_string();
+            let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(what, _)| what);
+            Error::line(&self.path, self.source.line, format!("not JSON: {what}"))
+        })
     }
 
     fn value<'a, T: Deserialize<'a>>(&mut self) -> Result<T> {

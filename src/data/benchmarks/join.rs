@@ -6,7 +6,7 @@ use crate::data::records::Record;
 use crate::error::Result;
 
 /// In the order of the questions. Annotations that are read before their question wait: none do where both files have one order, as the
-/// official ones have; at worst all answers are held. At the end come annotations without a question.
+/// official ones have; at worst all answers are held.
 pub struct Join {
     questions: List,
     annotations: List,
@@ -20,22 +20,22 @@ impl Join {
     }
 
     fn read(&mut self) -> Result<Option<Record>> {
-        if let Some(question) = self.questions.next() {
-            let mut question = question?;
-            if let Some(annotation) = self.annotation(&question.id)? {
-                question.answers = annotation.answers;
-                question.image = question.image.or(annotation.image);
-            }
-            return Ok(Some(question));
-        }
-        if let Some(annotation) = self.annotations.next() {
-            return annotation.map(Some);
-        }
-        let earliest = self.waiting.iter().min_by_key(|(_, list)| list.first().map(|one| one.line));
-        let Some(id) = earliest.map(|(id, _)| id.clone()) else {
+        let Some(question) = self.questions.next() else {
             return Ok(None);
         };
-        Ok(self.taken(&id))
+        let mut question = question?;
+        if let Some(annotation) = self.annotation(&question.id)? {
+            question.answers = annotation.answers;
+            question.image = question.image.or(annotation.image);
+        }
+        Ok(Some(question))
+    }
+
+    /// What is left when the questions are over: annotations of none of them, and further ones of one that had its own.
+    pub fn left(&mut self) -> impl Iterator<Item = Result<Record>> {
+        let mut waiting: Vec<Record> = self.waiting.drain().flat_map(|(_, list)| list).collect();
+        waiting.sort_by_key(|annotation| annotation.line);
+        waiting.into_iter().map(Ok).chain(self.annotations.by_ref())
     }
 
     fn annotation(&mut self, id: &str) -> Result<Option<Record>> {

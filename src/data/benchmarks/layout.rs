@@ -14,9 +14,9 @@ pub fn record(
     line: usize,
     split: Option<&str>,
 ) -> Result<Record, String> {
-    let id_key = ["question_id", "id"].into_iter().find(|key| map.contains_key(*key));
-    let question_id = match id_key {
-        Some(key) => map.get(key).cloned().unwrap_or(Value::Null),
+    let given = ["question_id", "id"].into_iter().find_map(|key| map.get(key).filter(|id| !id.is_null()));
+    let question_id = match given {
+        Some(id) => id.clone(),
         // ChartQA's own files have none; the others are useless without.
         None if benchmark == Benchmark::Chartqa || conversation::is(&map) => Value::from(number),
         None => return Err(missing("question_id", &map)),
@@ -52,14 +52,16 @@ fn official(
     };
     record.question = records::take_text(map, question)?;
     record.answers = answers(map, wanted)?;
+    let image = match benchmark {
+        Benchmark::Chartqa => "imgname",
+        Benchmark::Stvqa => "file_path",
+        Benchmark::Textvqa | Benchmark::Okvqa => "image_id",
+    };
+    let image = records::take_text(map, image)?.filter(|image| !image.is_empty());
     record.image = match benchmark {
-        Benchmark::Chartqa => records::take_text(map, "imgname")?,
-        Benchmark::Stvqa => records::take_text(map, "file_path")?,
-        Benchmark::Textvqa => records::take_text(map, "image_id")?.map(|id| format!("{id}.jpg")),
-        Benchmark::Okvqa => match (records::take_text(map, "image_id")?, split) {
-            (Some(id), Some(split)) => Some(format!("COCO_{split}_{id:0>12}.jpg")),
-            _ => None,
-        },
+        Benchmark::Chartqa | Benchmark::Stvqa => image,
+        Benchmark::Textvqa => image.map(|id| format!("{id}.jpg")),
+        Benchmark::Okvqa => image.zip(split).map(|(id, split)| format!("COCO_{split}_{id:0>12}.jpg")),
     };
     Ok(())
 }

@@ -76,8 +76,8 @@ pub struct Files<'a> {
 }
 
 impl<'a> Files<'a> {
-    /// Records in the order of the questions file, or of the annotations if there is none. Holds one record at a time; of OK-VQA, the
-    /// annotations that the questions have not come to.
+    /// Records in the order of the questions file, or of the annotations if there is none; what the questions do not ask for is left out. Holds one
+    /// record at a time; of OK-VQA, the annotations that the questions have not come to.
     pub fn open(&self) -> Result<Samples> {
         let annotations = List::open(self.benchmark, self.annotations, self.benchmark.key())?;
         let Some(questions) = self.questions else {
@@ -96,6 +96,18 @@ impl<'a> Files<'a> {
 pub enum Samples {
     One(List),
     Two(Box<join::Join>),
+}
+
+impl Samples {
+    /// After the last record: OK-VQA's annotations that no question took, with their lines in the annotations. They are of other questions, or double.
+    pub fn left(&mut self) -> impl Iterator<Item = Result<Record>> {
+        match self {
+            Samples::One(_) => None,
+            Samples::Two(join) => Some(join.left()),
+        }
+        .into_iter()
+        .flatten()
+    }
 }
 
 impl Iterator for Samples {
