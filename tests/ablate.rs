@@ -238,6 +238,29 @@ fn an_input_that_changed_is_noticed() {
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Links that lead back would be looked into for ever, and one that leads nowhere is no picture.
+#[test]
+fn links_among_the_pictures_stop_no_grid() {
+    use std::os::unix::ffi::OsStringExt;
+    let home = home("base = \"demo/config.toml\"\n[grid]\nrule = \"none\"\n");
+    let images = home.path().join("demo/inputs/images");
+    for name in ["a", "b", "c"] {
+        std::os::unix::fs::symlink(".", images.join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink("nowhere", images.join("nothing.png")).unwrap();
+    let output = ablate(home.path(), "out", &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let noted = std::fs::read_to_string(home.path().join("out/inputs.json")).unwrap();
+    assert!(noted.contains("\"files\": 30,"), "{noted}");
+    // A name that is not UTF-8 is shown as well as it can be.
+    let odd = std::ffi::OsString::from_vec(b"odd\xff".to_vec());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mpa"));
+    command.current_dir(home.path()).args(["ablate", "grid.toml", "--dry-run", "--json", "--out"]).arg(odd);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("odd\u{fffd}"));
+}
+
 #[test]
 fn how_many_cells_run_at_a_time_is_told_and_follows_memory() {
     let home = home("base = \"demo/config.toml\"\n[grid]\nrule = \"none\"\nlr = [1e-3, 2e-3]\n");
@@ -282,6 +305,11 @@ fn bad_grids_are_refused_before_anything_runs() {
         ("[grid]\npictures = 0\n", "`pictures`: expected a number of at least 1"),
         ("[grid]\nrounds = \"two\"\n", "`rounds`: expected a number of at least 1"),
         ("[grid]\n\"level.bach\" = [1]\n", "bach"),
+        (
+            "[grid]\ntargets = [\"q_proj\", \"nothing\"]\n",
+            "cell 002: `level.targets`: LoRA targets [\"nothing\"] match no",
+        ),
+        ("[grid]\ntargets = [\"(\"]\n", "`level.targets`: LoRA targets: \"(\" is no regex"),
         ("gird = 1\n", "unknown key `gird`"),
         ("", "no cells"),
         ("[grid\n", "grid.toml:2"),

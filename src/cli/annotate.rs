@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::models::hub;
 use crate::mpa::annotate::{self, Options};
-use crate::mpa::engine::{Lazy, Loading};
+use crate::mpa::engine::{Contents, Lazy, Loading};
 use crate::mpa::progress::Progress;
 use crate::mpa::prompts;
 
@@ -15,7 +15,11 @@ use super::{Output, args, compute, guard};
 struct Settings<'a> {
     model: &'a str,
     #[serde(flatten)]
+    contents: Contents,
+    #[serde(flatten)]
     loading: Loading,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dtype: Option<args::FloatType>,
     images: &'a Path,
     options: &'a Options,
 }
@@ -32,8 +36,14 @@ pub fn run(args: &args::Annotate, compute: &args::Compute, progress: &Progress) 
     options.check().map_err(|bad| bad.usage())?;
     let engine = compute::native(compute, progress)?;
     let model = Lazy::new(&engine, hub::resolve(&args.model)?, None, progress).loading(args.loading.get());
-    let settings =
-        Settings { model: &args.model, loading: args.loading.get(), images: &args.images, options: &options };
+    let settings = Settings {
+        model: &args.model,
+        contents: model.contents()?,
+        loading: args.loading.get(),
+        dtype: compute.dtype,
+        images: &args.images,
+        options: &options,
+    };
     let _held = guard::file(&args.out, &args.images, &settings)?;
     let tally = annotate::run(&args.images, &options, &model, &args.out, args.batch, progress)?;
     let rejected: String = tally.rejected.iter().map(|(why, count)| format!(", {count} {why}")).collect();

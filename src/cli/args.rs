@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::models::int8::Parts;
-use crate::mpa::config;
+use crate::mpa::config::{self, Bad, MAX_BATCH};
 use crate::mpa::level::Settings;
 use crate::mpa::prompts;
 use crate::mpa::select::Rule;
@@ -86,7 +86,7 @@ pub struct Demo {
     pub out: Option<PathBuf>,
     /// Other pictures, other questions, other samples
     // TOML, in which the seed is kept, has no larger numbers.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64), allow_negative_numbers = true)]
     pub seed: u64,
     /// Write models, pictures, questions, config.toml and labels (inputs/labelled.jsonl) into --out, and run nothing
     #[arg(long, requires = "out")]
@@ -150,19 +150,19 @@ pub struct Annotate {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub samples: usize,
     /// 0: always the most likely token
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Draw from the most likely tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub top_p: f64,
     /// Tokens that one annotation may take
     #[arg(long, value_name = "N", default_value_t = config::annotation_tokens())]
     pub max_new_tokens: usize,
     /// What is drawn at random depends on it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
     /// Pictures at a time; changes nothing in the result
-    #[arg(long, value_name = "N", default_value_t = config::batch(), value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = config::batch(), value_parser = batch)]
     pub batch: usize,
 }
 
@@ -176,7 +176,7 @@ pub struct Ask {
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub max_new_tokens: usize,
     /// Questions at a time; changes nothing in the result
-    #[arg(long, value_name = "N", default_value_t = config::batch(), value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = config::batch(), value_parser = batch)]
     pub batch: usize,
 }
 
@@ -266,7 +266,7 @@ pub struct Level {
     #[arg(long, value_name = "TEXT", default_value = prompts::ANSWER)]
     pub prompt: String,
     /// What is drawn at random depends on it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
     /// Train nothing: say how many steps it would be, and the GPU memory that the largest takes (no GPU is needed)
     #[arg(long)]
@@ -299,13 +299,13 @@ pub struct Generate {
     #[arg(long, value_name = "N", default_value = "128", value_parser = positive)]
     pub max_new_tokens: usize,
     /// 0: always the most likely token
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Draw from the most likely tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub top_p: f32,
     /// What is drawn at random depends on it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
 }
 
@@ -372,4 +372,9 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(number) => Ok(number),
         Err(e) => Err(format!("{e}")),
     }
+}
+
+fn batch(text: &str) -> Result<usize, String> {
+    let number = positive(text)?;
+    Bad::count("batch", number, MAX_BATCH).map(|()| number).map_err(|bad| bad.what)
 }

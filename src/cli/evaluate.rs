@@ -44,10 +44,10 @@ fn on_questions(
     let engine = compute::native(compute, progress)?;
     let loading = args.loading.get();
     let model = predict::model(&engine, &args.model, adapter, progress)?.loading(loading);
-    let _held = guard::folder(
-        &args.out,
-        &predict::Settings { model: &args.model, adapter, loading, questions, options },
-    )?;
+    let (contents, dtype) = (model.contents()?, compute.dtype);
+    let settings =
+        predict::Settings { model: &args.model, adapter, contents, loading, dtype, questions, options };
+    let _held = guard::folder(&args.out, &settings)?;
     let (batch, asked) = (args.ask.batch, evaluate::Questions { file: questions, metric: None });
     let scores = evaluate::run("evaluate", asked, options, &model, &args.out, batch, progress)?;
     let text = format!(
@@ -74,7 +74,9 @@ fn on_benchmark(
     let loading = args.loading.get();
     let model = predict::model(&engine, &args.model, adapter, progress)?.loading(loading);
     let questions = files.questions.unwrap_or(files.annotations);
-    let predict = predict::Settings { model: &args.model, adapter, loading, questions, options };
+    let (contents, dtype) = (model.contents()?, compute.dtype);
+    let predict =
+        predict::Settings { model: &args.model, adapter, contents, loading, dtype, questions, options };
     let settings = Settings { predict, benchmark: files.benchmark, annotations: files.annotations, images };
     let _held = guard::folder(&args.out, &settings)?;
     let (out, batch) = (&args.out, args.ask.batch);
@@ -82,7 +84,7 @@ fn on_benchmark(
     if let Some(scores) = scores {
         return Output::new(&scores, scores.table());
     }
-    let submission = out.join("submission.json");
-    let text = format!("no scores, since this split has no answers: {}", submission.display());
+    let submission = out.join("submission.json").display().to_string();
+    let text = format!("no scores, since this split has no answers: {submission}");
     Output::new(&json!({"score": null, "submission": submission}), text)
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::models::hub;
-use crate::mpa::engine::{Lazy, Loading, Native};
+use crate::mpa::engine::{Contents, Lazy, Loading, Native};
 use crate::mpa::predict::{self, Options};
 use crate::mpa::progress::Progress;
 
@@ -15,7 +15,11 @@ pub struct Settings<'a> {
     pub model: &'a str,
     pub adapter: Option<&'a Path>,
     #[serde(flatten)]
+    pub contents: Contents,
+    #[serde(flatten)]
     pub loading: Loading,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<args::FloatType>,
     pub questions: &'a Path,
     #[serde(flatten)]
     pub options: &'a Options,
@@ -28,7 +32,9 @@ pub fn run(args: &args::Predict, compute: &args::Compute, progress: &Progress) -
     let model = model(&engine, &args.model, args.adapter.as_deref(), progress)?.loading(loading);
     let adapter = args.adapter.as_deref();
     let questions = &args.questions;
-    let settings = Settings { model: &args.model, adapter, loading, questions, options: &options };
+    let (contents, dtype) = (model.contents()?, compute.dtype);
+    let settings =
+        Settings { model: &args.model, adapter, contents, loading, dtype, questions, options: &options };
     let _held = guard::file(&args.out, &args.questions, &settings)?;
     let (out, batch) = (&args.out, args.ask.batch);
     let tally = predict::run("predict", questions, &options, &model, out, batch, progress)?;

@@ -3,7 +3,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
 
@@ -38,6 +38,11 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
         serde_json::to_vec_pretty(value).map_err(|e| Error::Failure(format!("{}: {e}", path.display())))?;
     text.push(b'\n');
     write(path, &text)
+}
+
+/// For serde, a path as people are shown it: serde's own way fails on one that is not UTF-8.
+pub fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 pub fn make_parent(path: &Path) -> Result<()> {

@@ -12,6 +12,7 @@
 pub mod adapter;
 pub mod config;
 pub mod connector;
+pub mod contents;
 pub mod engine;
 pub mod family;
 pub mod generate;

@@ -38,6 +38,7 @@ use table::Row;
 /// What came of a grid, or what would be done for it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
+    #[serde(serialize_with = "files::lossy")]
     pub folder: PathBuf,
     pub axes: Vec<String>,
     pub rows: Vec<Row>,
@@ -59,6 +60,7 @@ pub fn run(
 ) -> Result<Outcome> {
     let grid = Grid::read(path)?;
     check(&grid)?;
+    trainable(engine, path, &grid)?;
     let pictures: Option<Vec<usize>> = grid.cells.iter().map(|cell| cell.pictures).collect();
     let home = fs::canonicalize(&grid.home).map_err(|e| Error::io(&grid.home, e))?;
     let inputs = if dry { home.clone() } else { out.join("inputs") };
@@ -108,6 +110,31 @@ fn check(grid: &Grid) -> Result<()> {
                 crate::models::hub::resolve(name)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Every cell's student can be trained as it says; what is wrong would be met only after the teacher's work.
+fn trainable(engine: &dyn Engine, path: &Path, grid: &Grid) -> Result<()> {
+    let mut seen = Vec::new();
+    for cell in &grid.cells {
+        let (models, level) = (&cell.config.models, &cell.config.level);
+        let asked = (&models.student, models.min_pixels, models.max_pixels, &level.targets, &level.full);
+        if seen.contains(&asked) {
+            continue;
+        }
+        seen.push(asked);
+        let folder = match grid.home.join(&models.student) {
+            folder if folder.is_dir() => folder,
+            _ => crate::models::hub::resolve(&models.student)?,
+        };
+        let pixels = models.pixels_of(&folder)?;
+        engine.check(&folder, pixels, &level.trainable()).map_err(|e| match e {
+            Error::Usage(what) => {
+                Error::input(path, format!("cell {}: `{}`: {what}", cell.name, level.trained_key()))
+            }
+            other => other,
+        })?;
     }
     Ok(())
 }

@@ -18,6 +18,12 @@ use crate::ops::kv_cache::PageType;
 
 /// Bytes of the largest config that is read; most of it is the prompts.
 const MAX_FILE: u64 = 1 << 20;
+/// TOML has no larger numbers: the config that a run folder is started with could not be read again.
+pub(super) const MAX_WHOLE: u64 = i64::MAX as u64;
+/// Records or samples at a time; what is larger is taken for a slip, and would take all memory.
+pub const MAX_BATCH: u64 = 65_536;
+/// Questions a picture.
+const MAX_SAMPLES: u64 = 1000;
 
 /// Paths in it are relative to its file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +68,17 @@ pub struct Models {
 }
 
 impl Models {
+    fn check(&self) -> Result<(), Bad> {
+        for (key, name) in [("teacher", &self.teacher), ("student", &self.student)] {
+            // It would be the config's own folder.
+            Bad::unless(!name.is_empty(), key, "a checkpoint folder or a hub id", "an empty name")?;
+        }
+        for (key, pixels) in [("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels)] {
+            Bad::whole(key, pixels.unwrap_or(0) as u64)?;
+        }
+        Ok(())
+    }
+
     /// Those that the model in `folder` is held to: none of a model that cuts pictures into tiles.
     pub fn pixels_of(&self, folder: &Path) -> Result<PixelBounds> {
         let pixels = PixelBounds { min_pixels: self.min_pixels, max_pixels: self.max_pixels };
@@ -187,6 +204,16 @@ impl Bad {
         Err(Bad { key: key.to_string(), what: format!("expected {expected}, got {got}") })
     }
 
+    /// A number from 1 to `most`.
+    pub fn count(key: &str, value: usize, most: u64) -> Result<(), Bad> {
+        Bad::unless((1..=most).contains(&(value as u64)), key, &format!("1 to {most}"), value)
+    }
+
+    /// A number that TOML has.
+    pub(super) fn whole(key: &str, value: u64) -> Result<(), Bad> {
+        Bad::unless(value <= MAX_WHOLE, key, &format!("0 to {MAX_WHOLE}"), value)
+    }
+
     /// For an option of a command.
     pub fn usage(self) -> Error {
         Error::Usage(format!("option `{}`: {}", self.key, self.what))
@@ -199,13 +226,16 @@ impl Bad {
 
 impl annotate::Options {
     pub fn check(&self) -> Result<(), Bad> {
-        Bad::unless(self.samples >= 1, "samples", "at least 1", self.samples)?;
-        Bad::unless(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)?;
-        let warm = self.temperature >= 0.0 && self.temperature.is_finite();
-        Bad::unless(warm, "temperature", "at least 0", self.temperature)?;
-        let top_p = self.top_p > 0.0 && self.top_p <= 1.0;
-        Bad::unless(top_p, "top_p", "above 0 and at most 1", self.top_p)?;
-        let useful = self.samples == 1 || self.temperature > 0.0;
+        Bad::unless(!self.prompt.trim_end().is_empty(), "prompt", "a text", "an empty one")?;
+        Bad::count("samples", self.samples, MAX_SAMPLES)?;
+        Bad::count("max_new_tokens", self.max_new_tokens, MAX_WHOLE)?;
+        // Tokens are drawn in f32.
+        let (temperature, least_p) = (self.temperature as f32, self.top_p as f32);
+        let warm = self.temperature >= 0.0 && temperature.is_finite();
+        Bad::unless(warm, "temperature", "0 to 3.4e38", short(self.temperature))?;
+        let top_p = least_p > 0.0 && self.top_p <= 1.0;
+        Bad::unless(top_p, "top_p", "above 0 (1e-45) and at most 1", short(self.top_p))?;
+        let useful = self.samples == 1 || temperature > 0.0;
         let expected = "1 with temperature 0, which always writes the same";
         Bad::unless(useful, "samples", expected, self.samples)
     }
@@ -215,7 +245,7 @@ impl predict::Options {
     pub fn check(&self) -> Result<(), Bad> {
         let there = self.prompt.contains(prompts::PLACE);
         Bad::unless(there, "prompt", "a text with {question} in it", format!("{:?}", self.prompt))?;
-        Bad::unless(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
+        Bad::count("max_new_tokens", self.max_new_tokens, MAX_WHOLE)
     }
 }
 
@@ -263,20 +293,21 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), Bad> {
+        Bad::whole("seed", self.seed)?;
+        self.models.check().map_err(|bad| bad.within("models"))?;
         self.annotation().check().map_err(|bad| bad.within("annotate"))?;
         self.prediction().check().map_err(|bad| bad.within("predict"))?;
         self.level.check().map_err(|bad| bad.within("level"))?;
         let margin = self.select.margin;
         Bad::unless(margin.is_finite(), "select.margin", "a number", margin)?;
         self.annotate.images.check("images").map_err(|bad| bad.within("annotate"))?;
-        Bad::unless(self.annotate.batch >= 1, "annotate.batch", "at least 1", self.annotate.batch)?;
-        Bad::unless(self.predict.batch >= 1, "predict.batch", "at least 1", self.predict.batch)?;
+        Bad::count("annotate.batch", self.annotate.batch, MAX_BATCH)?;
+        Bad::count("predict.batch", self.predict.batch, MAX_BATCH)?;
         let Some((evaluate, ask)) = self.evaluate.as_ref().zip(self.evaluation()) else {
             return Ok(());
         };
         ask.check().map_err(|bad| bad.within("evaluate"))?;
-        let batch = evaluate.batch.unwrap_or_else(batch);
-        Bad::unless(batch >= 1, "evaluate.batch", "at least 1", batch)?;
+        Bad::count("evaluate.batch", evaluate.batch.unwrap_or_else(batch), MAX_BATCH)?;
         evaluate.questions.check("questions").map_err(|bad| bad.within("evaluate"))
     }
 
@@ -327,6 +358,12 @@ fn explain(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     Error::line(path, line, format!("{place}{}", error.message()))
 }
 
+/// For what is found wrong after the config was read.
+pub(super) fn wrong(path: &Path, key: &str, what: String) -> Error {
+    let text = read_text(path, MAX_FILE).unwrap_or_default();
+    at(path, &text, Bad { key: key.to_string(), what })
+}
+
 /// The same for a value that is out of range: finds the line of `section.key`, of the section, or none.
 fn at(path: &Path, text: &str, bad: Bad) -> Error {
     let what = format!("`{}`: {}", bad.key, bad.what);
@@ -337,13 +374,21 @@ fn at(path: &Path, text: &str, bad: Bad) -> Error {
 }
 
 fn find(text: &str, key: &str) -> Option<usize> {
-    let table = DeTable::parse(text).ok()?;
-    let (section, key) = key.split_once('.')?;
-    let (name, inner) = table.get_ref().get_key_value(section)?;
-    let inner = inner.get_ref().as_table().and_then(|inner| inner.get_key_value(key));
-    Some(inner.map_or(name.span().start, |(name, _)| name.span().start))
+    let parsed = DeTable::parse(text).ok()?;
+    let (mut table, mut found) = (Some(parsed.get_ref()), None);
+    for part in key.split('.') {
+        let Some((name, value)) = table.and_then(|table| table.get_key_value(part)) else { break };
+        (table, found) = (value.get_ref().as_table(), Some(name.span().start));
+    }
+    found
 }
 
 fn line_at(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+/// A number in a few characters, however large it is.
+pub(super) fn short(x: f64) -> String {
+    let text = format!("{x:?}");
+    text.strip_suffix(".0").map_or(text.clone(), str::to_string)
 }

@@ -5,17 +5,17 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::models::adapter;
 use crate::models::engine::{Exchange, Limits, Next, Spent};
 use crate::models::generate::{Completion, Request};
 use crate::models::image::PixelBounds;
 use crate::models::int8::{self, Parts};
 use crate::models::vlm::Vlm;
+use crate::models::{adapter, contents};
 use crate::mpa::progress::Progress;
 use crate::ops::kv_cache::PageType;
 use crate::quant::Folds;
 use crate::tensor::{Device, Place};
-use crate::train::fit::{self, FitReport, OnStep, Sample, TrainOptions, Trainable};
+use crate::train::fit::{self, FitReport, LoraOptions, OnStep, Sample, Tower, TrainOptions, Trainable};
 
 /// Whatever completes prompts. What a request yields must not depend on the others of its batch.
 pub trait Answerer: Send + Sync {
@@ -81,6 +81,11 @@ pub trait Engine: Sync {
     /// See `train::fit::level`.
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport>;
 
+    /// What would stop a training of `model` before its first step, said hours earlier. `Error::Usage` is about what is to be trained.
+    fn check(&self, _model: &Path, _pixels: PixelBounds, _trainable: &Trainable) -> Result<()> {
+        Ok(())
+    }
+
     /// Writes the checkpoint of a model with an adapter in its weights to `out`.
     fn merge(&self, model: &Path, _adapter: &Path, _out: &Path) -> Result<()> {
         Err(Error::input(model, "this engine merges no adapters"))
@@ -98,6 +103,14 @@ pub struct Loading {
     /// How keys and values are kept.
     #[serde(skip_serializing_if = "PageType::is_float")]
     pub kv_cache: PageType,
+}
+
+/// Which weights a model and its adapter have (`models::contents`): folders keep their names when they are made anew.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Contents {
+    pub model_weights: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_weights: Option<String>,
 }
 
 /// What a model is trained on, how, and where the adapter goes.
@@ -160,6 +173,28 @@ impl Engine for Native {
         fit::level(job.model, job.samples, job.trainable, job.options, &self.0, job.out, on_step)
     }
 
+    /// Weights are mapped, not read: this takes as long as the tokenizer does.
+    fn check(&self, model: &Path, pixels: PixelBounds, trainable: &Trainable) -> Result<()> {
+        let wrong = |e: Error| Error::input(model, e.to_string());
+        let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
+        let mut vlm = Vlm::load(name, None)?.with_pixels(pixels).map_err(wrong)?;
+        if vlm.is_int8() {
+            let what = "is in int8, expected the model that it was made from, as it is to be trained";
+            return Err(Error::input(model, what));
+        }
+        match trainable {
+            // Whatever the rank, it goes to the same layers.
+            Trainable::Lora(lora) => adapter::attach(&mut vlm, &LoraOptions { rank: 1, ..lora.clone() }, 0),
+            Trainable::Full(towers) => match towers.iter().find(|tower| **tower != Tower::Text) {
+                Some(_) if vlm.vision.is_none() => {
+                    let what = "expected text alone, as the student takes no pictures";
+                    Err(Error::Usage(format!("{what}, got {towers:?}").to_lowercase()))
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
     fn merge(&self, model: &Path, adapter: &Path, out: &Path) -> Result<()> {
         let name = model.to_str().ok_or_else(|| Error::input(model, "the path is not UTF-8"))?;
         let mut vlm = Vlm::load(name, Some(adapter))?;
@@ -194,6 +229,12 @@ impl<'a> Lazy<'a> {
     /// The same, loaded in this way.
     pub fn loading(self, how: Loading) -> Self {
         Lazy { how, ..self }
+    }
+
+    /// What tells its weights from others.
+    pub fn contents(&self) -> Result<Contents> {
+        let adapter = self.adapter.as_deref().map(contents::of).transpose()?;
+        Ok(Contents { model_weights: contents::of(&self.model)?, adapter_weights: adapter })
     }
 
     /// What its answers took since this was last asked.

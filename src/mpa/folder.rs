@@ -5,7 +5,7 @@
 //!                          OTHER it repeats the run
 //! config.started.toml      resolved, as the run was started: what a changed config is noticed by
 //! inputs/                  links: teacher, student, images, eval (the folder of the questions); of a benchmark images and eval are its
-//!                          pictures, images-annotations, ... the folders of its files
+//!                          pictures, images-annotations, ... the folders of its files; weights.json: which weights the models have
 //! pictures.jsonl, evaluate/questions.jsonl   of a benchmark: the part of it that the config names
 //! annotate.jsonl teacher.jsonl student.jsonl parity.jsonl rehearsal.jsonl rejected.jsonl select.json
 //! level/ARM/               adapter and loss.jsonl
@@ -15,6 +15,7 @@
 //! ```
 //!
 //! No file but times.json holds a time, a version or an absolute path, so that a repeated run gives the same bytes.
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,8 @@ use crate::data::append::lock;
 use crate::data::files;
 use crate::error::{Error, Result};
 use crate::models::{self, hub};
-use crate::mpa::config::Config;
+use crate::mpa::config::{self, Config};
+use crate::mpa::engine::Engine;
 use crate::mpa::source::Source;
 
 /// What a run was started with, resolved; config.toml may be the user's own text.
@@ -42,6 +44,15 @@ const STAGES: [&str; 8] = [
     "summary.json",
 ];
 
+/// The sections of a config that may be changed for as long as none of these files has anything in it.
+const BEGUN: [(&str, &[&str]); 5] = [
+    ("annotate", &["pictures.jsonl", "annotate.jsonl", "teacher.jsonl"]),
+    ("predict", &["teacher.jsonl", "student.jsonl", "level"]),
+    ("select", &["parity.jsonl", "rehearsal.jsonl", "rejected.jsonl", "select.json", "level"]),
+    ("level", &["level"]),
+    ("evaluate", &["evaluate"]),
+];
+
 /// What the stages took: the one file that is not the same when a run is repeated.
 pub const TIMES: &str = "times.json";
 
@@ -55,8 +66,8 @@ pub struct Folder {
 
 impl Folder {
     /// Makes or reopens the run folder of the config at `source`: `out`, else the config's `out`, else the config's own folder if it is
-    /// called config.toml, else the folder beside it that has its name without the ending.
-    pub fn open(source: &Path, out: Option<&Path>) -> Result<Folder> {
+    /// called config.toml, else the folder beside it that has its name without the ending. `engine` looks at the student first.
+    pub fn open(engine: &dyn Engine, source: &Path, out: Option<&Path>) -> Result<Folder> {
         let mut config = Config::read(source)?;
         let home = files::folder_of(source);
         let path = match (out, config.out.take()) {
@@ -71,18 +82,22 @@ impl Folder {
             return Err(Error::Usage(format!("{}: say with --out where the run goes", source.display())));
         }
         let (targets, resolved) = Targets::resolve(config, home)?;
+        check(engine, source, &resolved, targets.of("student"))?;
         fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
         let held = File::open(&path).ok();
         if let Some(file) = &held {
             lock(file, &path)?;
         }
-        compare(&path, source, &resolved)?;
+        let changed = compare(&path, source, &resolved)?;
         unmarked(&path, STARTED, &STAGES)?;
         targets.link(&path)?;
+        targets.same_weights(&path)?;
         let text = resolved.to_toml()?;
+        let before = fs::read(path.join(STARTED)).ok().filter(|_| changed);
         for name in ["config.toml", STARTED] {
             let file = path.join(name);
-            if !file.exists() {
+            // A config.toml that is still as the folder was started is not the user's own text.
+            if !file.exists() || (before.is_some() && fs::read(&file).ok() == before) {
                 files::write(&file, text.as_bytes())?;
             }
         }
@@ -115,7 +130,7 @@ impl Targets {
                 folder if folder.is_dir() => real(&folder)?,
                 _ => real(&hub::resolve(name)?)?,
             };
-            // Hours before the student is loaded.
+            // The engine of a test has models without settings.
             if folder.join("config.json").exists() {
                 models::config::Config::read(&folder)?;
             }
@@ -153,6 +168,33 @@ impl Targets {
     fn link_to(&mut self, link: &str, target: PathBuf) -> String {
         self.links.push((link.to_string(), target));
         format!("inputs/{link}")
+    }
+
+    fn of(&self, link: &str) -> &Path {
+        self.links.iter().find(|(name, _)| name == link).map_or(Path::new(""), |(_, target)| target)
+    }
+
+    /// The models have the weights with which the folder was started: what was made with others must not be mixed with what these make.
+    fn same_weights(&self, folder: &Path) -> Result<()> {
+        let inputs = folder.join("inputs");
+        let file = inputs.join("weights.json");
+        let mut now = BTreeMap::new();
+        for who in ["teacher", "student"] {
+            now.insert(who.to_string(), models::contents::of(self.of(who))?);
+        }
+        if !file.exists() {
+            return files::write_json(&file, &now);
+        }
+        let text = fs::read(&file).map_err(|e| Error::io(&file, e))?;
+        let before: BTreeMap<String, String> =
+            serde_json::from_slice(&text).map_err(|e| Error::input(&file, e.to_string()))?;
+        match now.iter().find(|(who, weights)| before.get(*who) != Some(*weights)) {
+            None => Ok(()),
+            Some((who, _)) => {
+                let what = "has other weights than when this folder was started: take another --out";
+                Err(Error::input(inputs.join(who), what))
+            }
+        }
     }
 
     /// Makes the links that are not there; what is there must lead to the same place.
@@ -200,17 +242,34 @@ fn real(path: &Path) -> Result<PathBuf> {
 /// A file as its folder, all links followed, and its own name.
 fn split(file: &Path) -> Result<(PathBuf, String)> {
     let data = fs::metadata(file).map_err(|e| Error::io(file, e))?;
-    let name = file.file_name().and_then(|name| name.to_str()).filter(|_| data.is_file());
+    if !data.is_file() {
+        let got = if data.is_dir() { "a folder" } else { "neither a file nor a folder" };
+        return Err(Error::input(file, format!("is {got}, expected a file")));
+    }
+    let name = file.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| Error::input(file, "expected a file with a name in UTF-8"))?;
     Ok((real(files::folder_of(file))?, name.to_string()))
 }
 
-/// An error if the folder was started with other settings. How many are asked at a time changes nothing in the results.
-fn compare(folder: &Path, source: &Path, config: &Config) -> Result<()> {
+/// What would stop the student's training is said before the teacher is asked anything, which takes hours.
+fn check(engine: &dyn Engine, source: &Path, config: &Config, student: &Path) -> Result<()> {
+    let (pixels, level) = (config.models.pixels_of(student)?, &config.level);
+    if level.arms.is_empty() {
+        return Ok(());
+    }
+    engine.check(student, pixels, &level.trainable()).map_err(|e| match e {
+        Error::Usage(what) => config::wrong(source, level.trained_key(), what),
+        other => other,
+    })
+}
+
+/// An error if the folder was started with other settings, but for those of stages that have not begun; whether some of these have changed. How
+/// many are asked at a time changes nothing in the results.
+fn compare(folder: &Path, source: &Path, config: &Config) -> Result<bool> {
     let same = |a: &Path| real(a).ok().zip(real(source).ok()).is_some_and(|(a, b)| a == b);
     let earlier = [STARTED, "config.toml"].map(|name| folder.join(name));
     let Some(earlier) = earlier.into_iter().find(|file| file.exists() && !same(file)) else {
-        return Ok(());
+        return Ok(false);
     };
     let parse = |text: &str, path: &Path| {
         text.parse::<Table>().map_err(|e| Error::input(path, e.message().to_string()))
@@ -224,13 +283,25 @@ fn compare(folder: &Path, source: &Path, config: &Config) -> Result<()> {
             }
         }
     }
+    let whole = (before.clone(), now.clone());
+    for (section, files) in BEGUN {
+        if !files.iter().any(|name| is_begun(&folder.join(name))) {
+            before.remove(section);
+            now.remove(section);
+        }
+    }
     match difference("", &before, &now) {
-        None => Ok(()),
+        None => Ok(whole.0 != whole.1),
         Some((key, then, now)) => {
             let what = format!("`{key}` is {now}, but {then} in {}, with which", earlier.display());
             Err(Error::input(source, format!("{what} this folder was started: take another --out")))
         }
     }
+}
+
+/// A folder is there, or a file with something in it: a stage opens its file before the model is loaded.
+fn is_begun(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|data| data.is_dir() || data.len() > 0)
 }
 
 /// The first key in which two tables differ, and both values.

@@ -9,12 +9,15 @@ use crate::data::images;
 use crate::data::records::{self, Record};
 use crate::error::Result;
 use crate::models::image::PixelBounds;
-use crate::mpa::config::Bad;
+use crate::mpa::config::{Bad, MAX_BATCH, MAX_WHOLE, short};
 use crate::mpa::engine::{Engine, Job};
 use crate::mpa::progress::Progress;
 use crate::mpa::prompts;
 use crate::random;
 use crate::train::fit::{FitReport, LoraOptions, Picture, Sample, Schedule, Tower, TrainOptions, Trainable};
+
+/// Rank of an adapter: what is larger is taken for a slip, and would take all memory.
+const MAX_RANK: u64 = 4096;
 
 /// What a student is trained on; all arms of a run take the same number of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -49,16 +52,16 @@ pub struct Settings {
     #[arg(skip = vec![Arm::Leveled])]
     pub arms: Vec<Arm>,
     /// Rehearsal samples mixed in, as a fraction of the parity set's size; 0 is the paper's method
-    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
     pub rehearsal: f64,
     /// Rank of the adapters
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub rank: usize,
     /// Scale of the adapters: alpha / rank
-    #[arg(long, value_name = "X", default_value_t = 32.0)]
+    #[arg(long, value_name = "X", default_value_t = 32.0, allow_negative_numbers = true)]
     pub alpha: f64,
     /// Dropout before the adapters
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     pub dropout: f64,
     /// Scale by alpha / sqrt(rank) instead
     #[arg(long)]
@@ -71,31 +74,31 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub full: Vec<Tower>,
     /// Learning rate
-    #[arg(long, value_name = "X", default_value_t = 2e-4)]
+    #[arg(long, value_name = "X", default_value_t = 2e-4, allow_negative_numbers = true)]
     pub lr: f64,
     /// How the learning rate falls: constant, linear or cosine
     #[arg(long, value_name = "NAME", default_value = "cosine", value_parser = schedule)]
     pub schedule: Schedule,
     /// Fraction of the steps in which the learning rate rises
-    #[arg(long, value_name = "F", default_value_t = 0.03)]
+    #[arg(long, value_name = "F", default_value_t = 0.03, allow_negative_numbers = true)]
     pub warmup: f64,
     /// AdamW's weight decay
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub weight_decay: f64,
     /// AdamW's decay of the mean gradient
-    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    #[arg(long, value_name = "X", default_value_t = 0.9, allow_negative_numbers = true)]
     pub beta1: f64,
     /// AdamW's decay of the mean squared gradient
-    #[arg(long, value_name = "X", default_value_t = 0.999)]
+    #[arg(long, value_name = "X", default_value_t = 0.999, allow_negative_numbers = true)]
     pub beta2: f64,
     /// AdamW's guard against division by zero
-    #[arg(long, value_name = "X", default_value_t = 1e-8)]
+    #[arg(long, value_name = "X", default_value_t = 1e-8, allow_negative_numbers = true)]
     pub eps: f64,
     /// Clip gradients to this norm; 0: do not
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub max_grad_norm: f64,
     /// Passes over the samples
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub epochs: f64,
     /// Optimizer steps; overrides --epochs
     #[arg(long, value_name = "N")]
@@ -157,25 +160,29 @@ impl Settings {
     /// Every number is in its range.
     pub fn check(&self) -> Result<(), Bad> {
         let counts = [
-            ("rank", self.rank),
-            ("batch", self.batch),
-            ("accumulate", self.accumulate),
-            ("checkpoint_every", self.checkpoint_every),
-            ("steps", self.steps.unwrap_or(1)),
+            ("rank", self.rank, MAX_RANK),
+            ("batch", self.batch, MAX_BATCH),
+            ("accumulate", self.accumulate, MAX_BATCH),
+            ("checkpoint_every", self.checkpoint_every, MAX_WHOLE),
+            ("steps", self.steps.unwrap_or(1), MAX_WHOLE),
         ];
-        for (key, value) in counts {
-            Bad::unless(value >= 1, key, "at least 1", value)?;
+        for (key, value, most) in counts {
+            Bad::count(key, value, most)?;
         }
         Bad::unless(self.accumulate <= self.batch, "accumulate", "at most `batch`", self.accumulate)?;
         let shares = [("dropout", self.dropout), ("beta1", self.beta1), ("beta2", self.beta2)];
         for (key, value) in shares {
-            Bad::unless((0.0..1.0).contains(&value), key, "at least 0 and below 1", value)?;
+            // The training reads most numbers as f32.
+            let good = value >= 0.0 && (value as f32) < 1.0;
+            Bad::unless(good, key, "at least 0 and, in f32, below 1", short(value))?;
         }
         Bad::unless((0.0..=1.0).contains(&self.warmup), "warmup", "between 0 and 1", self.warmup)?;
-        for (key, value) in
-            [("lr", self.lr), ("eps", self.eps), ("alpha", self.alpha), ("epochs", self.epochs)]
-        {
-            Bad::unless(value > 0.0 && value.is_finite(), key, "above 0", value)?;
+        for (key, value) in [("lr", self.lr), ("epochs", self.epochs)] {
+            Bad::unless(value > 0.0 && value.is_finite(), key, "above 0", short(value))?;
+        }
+        for (key, value) in [("eps", self.eps), ("alpha", self.alpha)] {
+            let good = value as f32 > 0.0 && (value as f32).is_finite();
+            Bad::unless(good, key, "above 0 (1e-45) and at most 3.4e38", short(value))?;
         }
         let others = [
             ("rehearsal", self.rehearsal),
@@ -183,11 +190,20 @@ impl Settings {
             ("max_grad_norm", self.max_grad_norm),
         ];
         for (key, value) in others {
-            Bad::unless(value >= 0.0 && value.is_finite(), key, "at least 0", value)?;
+            Bad::unless(value >= 0.0 && (value as f32).is_finite(), key, "0 to 3.4e38", short(value))?;
         }
         Bad::unless(!self.targets.is_empty(), "targets", "at least one name", "none")?;
+        // What is left for it to find wrong is a regex that is none.
+        if let Trainable::Lora(lora) = self.trainable() {
+            lora.check().map_err(|e| Bad { key: "targets".to_string(), what: e.to_string() })?;
+        }
         let twice = self.arms.iter().enumerate().find(|(i, arm)| self.arms[..*i].contains(arm));
         Bad::unless(twice.is_none(), "arms", "each arm once", twice.map_or("", |(_, arm)| arm.name()))
+    }
+
+    /// The key that says what is trained.
+    pub fn trained_key(&self) -> &'static str {
+        if self.full.is_empty() { "level.targets" } else { "level.full" }
     }
 
     pub fn trainable(&self) -> Trainable {

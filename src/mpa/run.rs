@@ -75,6 +75,7 @@ impl Times {
 /// A finished run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
+    #[serde(serialize_with = "files::lossy")]
     pub folder: PathBuf,
     #[serde(flatten)]
     pub summary: Summary,
@@ -84,9 +85,11 @@ pub struct Outcome {
 
 /// Runs the loop of the config file at `config`, or goes on with it. `out` as in `Folder::open`.
 pub fn run(engine: &dyn Engine, config: &Path, out: Option<&Path>, progress: &Progress) -> Result<Outcome> {
-    let folder = Folder::open(config, out)?;
+    let folder = Folder::open(engine, config, out)?;
     progress.note(&format!("run folder: {}", folder.path.display()));
-    let mut times = Times::read(&folder.path)?.unwrap_or_default();
+    // Nothing depends on them: a file that cannot be read is no reason to stop.
+    let lost = |error: Error| progress.warn(&format!("{error}; the times of earlier starts are lost"));
+    let mut times = Times::read(&folder.path).map_err(lost).ok().flatten().unwrap_or_default();
     times.device = engine.device();
     let (summary, seconds) = (Summary::default(), BTreeMap::new());
     let mut run = Run { engine, folder, progress, summary, seconds, times };

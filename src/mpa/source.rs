@@ -87,6 +87,7 @@ impl Source {
         let good = 0.0 <= from && from < to && to <= 1.0;
         let expected = "two rising numbers from 0 to 1";
         Bad::unless(good, &format!("{key}.share"), expected, format!("[{from}, {to}]"))?;
+        Bad::whole(&format!("{key}.seed"), part.seed)?;
         let two = part.questions.is_none() || part.benchmark == Benchmark::Okvqa;
         let expected = "nothing but for okvqa, whose questions lie in a file of their own";
         Bad::unless(two, &format!("{key}.questions"), expected, part.questions.as_deref().unwrap_or(""))

@@ -189,7 +189,7 @@ pub fn plant(folder: &Path, files: &BTreeMap<String, Vec<u8>>, original: &Path) 
     for (name, bytes) in files {
         let path = folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        if name.starts_with("inputs/") {
+        if bytes == b"link" {
             std::os::unix::fs::symlink(fs::read_link(original.join(name)).unwrap(), path).unwrap();
         } else {
             fs::write(path, bytes).unwrap();

@@ -249,6 +249,42 @@ fn a_changed_config_is_refused_with_the_key() {
 }
 
 #[test]
+fn settings_of_a_stage_that_has_not_begun_may_be_changed() {
+    let folder = scratch();
+    let config = input(folder.path(), 2);
+    let out = folder.path().join("small");
+    go(&Fake { die_at: Some(8), ..Fake::default() }, &config, None).unwrap_err();
+    assert!(out.join("config.started.toml").exists() && !out.join("level").exists());
+    let refused = fake::text(2).replace("samples = 4", "samples = 5");
+    fs::write(&config, refused).unwrap();
+    let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
+    assert!(text.contains("`annotate.samples` is 5, but 4"), "{text}");
+    fs::write(&config, fake::text(2).replace("rehearsal = 0.5", "rehearsal = 0.25")).unwrap();
+    go(&Fake::default(), &config, None).unwrap();
+    let other = folder.path().join("other");
+    go(&Fake::default(), &config, Some(&other)).unwrap();
+    assert_eq!(different(&tree(&out), &tree(&other)), Vec::<String>::new());
+    // Levelling has begun now.
+    fs::write(&config, fake::text(2)).unwrap();
+    let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
+    assert!(text.contains("`level.rehearsal` is 0.5, but 0.25"), "{text}");
+}
+
+#[test]
+fn a_run_does_not_go_on_with_other_weights() {
+    let folder = scratch();
+    let config = input(folder.path(), 2);
+    let weights = folder.path().join("models/student/model.safetensors");
+    fs::write(&weights, "these").unwrap();
+    go(&Fake { die_at: Some(8), ..Fake::default() }, &config, None).unwrap_err();
+    fs::write(&weights, "those").unwrap();
+    let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
+    assert!(text.contains("inputs/student: has other weights than when this folder was started"), "{text}");
+    fs::write(&weights, "these").unwrap();
+    go(&Fake::default(), &config, None).unwrap();
+}
+
+#[test]
 fn a_run_folder_may_bring_its_own_inputs_and_config() {
     let folder = scratch();
     let made = scratch();
@@ -359,7 +395,7 @@ fn an_empty_parity_set_is_said_after_everything_else_is_done() {
 fn two_runs_in_one_folder_are_refused() {
     let folder = scratch();
     let config = input(folder.path(), 2);
-    let held = mpa::mpa::folder::Folder::open(&config, None).unwrap();
+    let held = mpa::mpa::folder::Folder::open(&Fake::default(), &config, None).unwrap();
     let error = go(&Fake::default(), &config, None).unwrap_err();
     assert!(error.to_string().contains("another process"), "{error}");
     drop(held);

@@ -1,5 +1,6 @@
 //! Where models run, and how they are loaded.
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use crate::models::image::PixelBounds;
 use crate::models::int8::Parts;
@@ -10,7 +11,7 @@ use crate::tensor::Backend;
 /// Where models run.
 #[derive(Args)]
 pub struct Compute {
-    /// Where models answer; training is done on the CPU
+    /// Where models answer and are trained
     #[arg(long, global = true, value_enum, default_value_t = Backend::Auto, display_order = 97)]
     pub backend: Backend,
     /// Which GPU, from 0
@@ -22,7 +23,8 @@ pub struct Compute {
     pub dtype: Option<FloatType>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FloatType {
     Bf16,
     F32,

@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ pub fn compare(out: &Path, grid: &Grid) -> Result<()> {
             _ => hub::resolve(name)?,
         };
         let mut now = Seen::default();
-        look(&path, DEPTH, &mut now)?;
+        look(&path, &mut Vec::new(), &mut now)?;
         let then = *all.entry(name.to_string()).or_insert(now);
         if then != now {
             let what = format!(
@@ -75,12 +75,22 @@ fn names(grid: &Grid) -> Vec<&str> {
     names
 }
 
-fn look(path: &Path, depth: usize, seen: &mut Seen) -> Result<()> {
-    let data = fs::metadata(path).map_err(|e| Error::io(path, e))?;
+/// Links are followed as `images::list` does: not into a folder that is being looked into, and past those that lead nowhere.
+fn look(path: &Path, above: &mut Vec<PathBuf>, seen: &mut Seen) -> Result<()> {
+    let data = match fs::metadata(path) {
+        Err(_) if !above.is_empty() && path.is_symlink() => return Ok(()),
+        data => data.map_err(|e| Error::io(path, e))?,
+    };
     if data.is_dir() {
-        for entry in fs::read_dir(path).map_err(|e| Error::io(path, e))?.take_while(|_| depth > 0) {
-            look(&entry.map_err(|e| Error::io(path, e))?.path(), depth - 1, seen)?;
+        let real = path.canonicalize().map_err(|e| Error::io(path, e))?;
+        if above.len() == DEPTH || above.contains(&real) {
+            return Ok(());
         }
+        above.push(real);
+        for entry in fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+            look(&entry.map_err(|e| Error::io(path, e))?.path(), above, seen)?;
+        }
+        above.pop();
         return Ok(());
     }
     let modified = data.modified().map_err(|e| Error::io(path, e))?;
