@@ -69,6 +69,8 @@ impl Error {
             Error::Io { source, .. } => match source.kind() {
                 ErrorKind::NotFound | ErrorKind::AlreadyExists => 2,
                 ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::PermissionDenied => 2,
+                // A text that is not UTF-8.
+                ErrorKind::InvalidData => 2,
                 _ => 1,
             },
             Error::Op { .. } | Error::OutOfMemory { .. } | Error::Failure(_) => 1,

@@ -85,6 +85,7 @@ fn mistakes_in_arguments_end_with_2() {
     let folder = questions(1);
     let at = folder.path();
     let model = model();
+    let annotate = ["annotate", "--model", &model, "--images", ".", "--task", "text", "--out", "o"];
     for (args, want) in [
         (&[][..], "a command is needed"),
         (&["bogus"], "unrecognized subcommand 'bogus'"),
@@ -138,7 +139,7 @@ fn mistakes_in_arguments_end_with_2() {
         (&["generate", "--model", &model, "--prompt", "x", "--image", "q.jsonl"], "q.jsonl: expected PNG"),
         (
             &["level", "--model", &model, "--data", "q.jsonl", "--out", "o", "--rank", "0"],
-            "`rank`: expected at least 1, got 0",
+            "`rank`: expected 1 to 4096, got 0",
         ),
         (
             &["level", "--model", &model, "--data", "q.jsonl", "--out", "o", "--rehearsal", "0.5"],
@@ -150,6 +151,13 @@ fn mistakes_in_arguments_end_with_2() {
             "q.jsonl:1: record \"q0\": missing key `prediction`",
         ),
         (&["merge", "--model", &model, "--adapter", "none", "--out", "."], "is not empty"),
+        (&[&annotate[..], &["--samples", "18446744073709551615"]].concat(), "`samples`: expected 1 to 1000"),
+        (
+            &[&annotate[..], &["--temperature", "1e300"]].concat(),
+            "`temperature`: expected 0 to 3.4e38, got 1e300",
+        ),
+        (&[&annotate[..], &["--top-p", "1e-50"]].concat(), "`top_p`: expected above 0 (1e-45)"),
+        (&[&annotate[..], &["--batch", "65537"]].concat(), "expected 1 to 65536, got 65537"),
     ] {
         let said = fails(at, 2, args);
         assert!(said.contains(want), "{args:?}: {said}");
@@ -160,6 +168,7 @@ fn mistakes_in_arguments_end_with_2() {
 #[test]
 fn mistakes_in_a_config_are_named_with_file_line_and_key() {
     let folder = questions(1);
+    fs::create_dir(folder.path().join("few")).unwrap();
     let good = format!(
         "[models]\nteacher = {0:?}\nstudent = {0:?}\n[annotate]\nimages = \"{GOLDEN}/images\"\ntask = \"text\"\n[level]\nlr = 0.1\n",
         model()
@@ -179,11 +188,61 @@ fn mistakes_in_a_config_are_named_with_file_line_and_key() {
         (
             "task = \"text\"",
             "task = \"text\"\nsamples = 0",
-            "c.toml:7: `annotate.samples`: expected at least 1, got 0",
+            "c.toml:7: `annotate.samples`: expected 1 to 1000, got 0",
         ),
         ("teacher", "master", "c.toml:2: `master = "),
         ("[models]", "[evaluate]\nquestions = \"none.jsonl\"\n[models]", "none.jsonl: No such file"),
         ("[level]", "[levels]", "c.toml:7: `[levels]`: unknown field `levels`"),
+        (
+            "lr = 0.1",
+            "targets = [\"nothing\"]",
+            "c.toml:8: `level.targets`: LoRA targets [\"nothing\"] match no linear layer",
+        ),
+        ("lr = 0.1", "targets = [\"(\"]", "c.toml:8: `level.targets`: LoRA targets: \"(\" is no regex"),
+        (
+            "lr = 0.1",
+            "alpha = 1e300",
+            "c.toml:8: `level.alpha`: expected above 0 (1e-45) and at most 3.4e38, got 1e300",
+        ),
+        ("lr = 0.1", "eps = 1e-50", "c.toml:8: `level.eps`: expected above 0 (1e-45)"),
+        ("lr = 0.1", "rank = 4097", "c.toml:8: `level.rank`: expected 1 to 4096, got 4097"),
+        ("lr = 0.1", "batch = 65537", "c.toml:8: `level.batch`: expected 1 to 65536, got 65537"),
+        (
+            "lr = 0.1",
+            "checkpoint_every = 9223372036854775808",
+            "c.toml:8: `level.checkpoint_every`: expected 1 to 9223372036854775807, got 9223372036854775808",
+        ),
+        (
+            "[models]",
+            "seed = 9223372036854775808\n[models]",
+            "c.toml:1: `seed`: expected 0 to 9223372036854775807",
+        ),
+        (
+            "[models]\nteacher = ",
+            "[models]\nteacher = \"\"\n#",
+            "c.toml:2: `models.teacher`: expected a checkpoint folder",
+        ),
+        (
+            "task = \"text\"",
+            "prompt = \" \"",
+            "c.toml:6: `annotate.prompt`: expected a text, got an empty one",
+        ),
+        (
+            "task = \"text\"",
+            "task = \"text\"\nsamples = 1001",
+            "c.toml:7: `annotate.samples`: expected 1 to 1000, got 1001",
+        ),
+        (
+            "task = \"text\"",
+            "task = \"text\"\ntemperature = 1e300",
+            "`annotate.temperature`: expected 0 to 3.4e38, got 1e300",
+        ),
+        (
+            "task = \"text\"",
+            "task = \"text\"\ntop_p = 1e-50",
+            "`annotate.top_p`: expected above 0 (1e-45) and at most 1, got 1e-50",
+        ),
+        ("[models]", "[evaluate]\nquestions = \"few\"\n[models]", "few: is a folder, expected a file"),
     ] {
         assert!(good.contains(from));
         write(folder.path(), "c.toml", &good.replacen(from, to, 1));
@@ -191,6 +250,35 @@ fn mistakes_in_a_config_are_named_with_file_line_and_key() {
         assert!(said.contains(want), "{to}: {said}");
     }
     assert!(!folder.path().join("c").exists(), "nothing is made for a config with a mistake");
+}
+
+/// The student is loaded hours after the teacher.
+#[test]
+fn a_student_that_cannot_be_loaded_is_told_before_the_teacher_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let student = folder.path().join("student");
+    let config = format!(
+        "[models]\nteacher = {:?}\nstudent = \"student\"\n[annotate]\nimages = \"{GOLDEN}/images\"\ntask = \"text\"\n",
+        model()
+    );
+    write(folder.path(), "c.toml", &config);
+    for (missing, named) in [
+        ("config.json", "config.json"),
+        ("model.safetensors", "student: "),
+        ("tokenizer.json", "tokenizer.json"),
+        ("preprocessor_config.json", "preprocessor_config.json"),
+        ("chat_template.json", "chat_template"),
+    ] {
+        fs::create_dir(&student).unwrap();
+        for entry in fs::read_dir(model()).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
+            fs::copy(entry.path(), student.join(entry.file_name())).unwrap();
+        }
+        fs::remove_file(student.join(missing)).unwrap();
+        let said = fails(folder.path(), 2, &["run", "c.toml"]);
+        assert!(said.contains("student") && said.contains(named), "{missing}: {said}");
+        assert!(!folder.path().join("c").exists(), "{missing}: {said}");
+        fs::remove_dir_all(&student).unwrap();
+    }
 }
 
 #[test]
@@ -292,10 +380,88 @@ fn other_settings_do_not_go_on_with_an_output() {
     json(at, &[&predict[..], &["--batch", "1"]].concat());
     let said = fails(at, 2, &[&predict[..], &["--prompt", "{question}!"]].concat());
     assert!(said.contains("o.jsonl: was begun with prompt = "), "{said}");
+    let said = fails(at, 2, &[&predict[..], &["--dtype", "bf16"]].concat());
+    assert!(said.contains("o.jsonl: was begun with dtype = null, now it is \"bf16\""), "{said}");
     write(at, "mine.jsonl", "{\"id\":\"precious\"}\n");
     let said = fails(at, 2, &["predict", "--model", &model, "--questions", "q.jsonl", "--out", "mine.jsonl"]);
     assert!(said.contains("mine.jsonl: exists and was not made by this command"), "{said}");
     assert_eq!(fs::read_to_string(at.join("mine.jsonl")).unwrap(), "{\"id\":\"precious\"}\n");
+}
+
+/// A folder or file of the same name may hold something else by now.
+#[test]
+fn other_weights_and_questions_do_not_go_on_with_an_output() {
+    let folder = questions(2);
+    let at = folder.path();
+    fs::create_dir(at.join("m")).unwrap();
+    for entry in
+        fs::read_dir(model()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
+    {
+        fs::copy(&entry, at.join("m").join(entry.file_name().unwrap())).unwrap();
+    }
+    let predict =
+        ["predict", "--model", "m", "--questions", "q.jsonl", "--out", "o.jsonl", "--max-new-tokens", "2"];
+    json(at, &predict);
+    let asked = fs::read_to_string(at.join("q.jsonl")).unwrap();
+    for (from, to, key) in [
+        ("What is 1?", "Who is 1?", "question"),
+        ("\"a\"", "\"b\"", "answer"),
+        ("cat.png", "chart.png", "image"),
+    ] {
+        write(at, "q.jsonl", &asked.replace(from, to));
+        let said = fails(at, 2, &predict);
+        assert!(
+            said.contains("o.jsonl:") && said.contains(&format!("with another `{key}` than the input")),
+            "{said}"
+        );
+    }
+    write(at, "q.jsonl", &asked);
+    json(at, &predict);
+    let weights = at.join("m/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let said = fails(at, 2, &predict);
+    assert!(said.contains("o.jsonl: was begun with model_weights = "), "{said}");
+}
+
+/// On a CPU an adapter stays f32 beside weights that are rounded.
+#[test]
+fn adapters_go_with_every_type_of_weights() {
+    let folder = questions(2);
+    let (at, model) = (folder.path(), model());
+    let adapter = format!("{GOLDEN}/smolvlm/fixtures/lora/all/adapter_final");
+    let predict = ["predict", "--model", &model, "--adapter", &adapter, "--questions", "q.jsonl"];
+    for (i, how) in [&["--dtype", "bf16"][..], &["--dtype", "f32"], &["--int8", "--dtype", "bf16"]]
+        .into_iter()
+        .enumerate()
+    {
+        let out = format!("o{i}.jsonl");
+        let predicted = json(at, &[&predict[..], &["--max-new-tokens", "2", "--out", &out], how].concat());
+        assert_eq!(predicted["records"], 2, "{how:?}");
+    }
+}
+
+/// What is read twice is empty the second time.
+#[cfg(unix)]
+#[test]
+fn pipes_are_refused_where_files_are_read_twice() {
+    let folder = questions(1);
+    let (at, model) = (folder.path(), model());
+    for args in [
+        &["predict", "--model", &model, "--questions", "/dev/stdin", "--out", "o.jsonl"][..],
+        &["annotate", "--model", &model, "--images", "/dev/stdin", "--task", "text", "--out", "o.jsonl"],
+        &["select", "--teacher", "/dev/stdin", "--student", "q.jsonl", "--out", "p.jsonl"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_mpa"))
+            .current_dir(at)
+            .args(args)
+            .write_stdin("{}\n")
+            .output()
+            .unwrap();
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains("/dev/stdin: is no regular file"), "{said}");
+    }
 }
 
 #[test]

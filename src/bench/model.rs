@@ -122,6 +122,8 @@ pub fn answering(vlm: &mut Vlm, load: &Load, runs: usize) -> Result<Answering> {
     if load.batch == 0 || load.new < 2 {
         return Err(Error::Usage("bench model: expected at least one prompt and two new tokens".into()));
     }
+    // A checkpoint may end its answer at once; then nothing would be decoded.
+    vlm.config.eos_token_ids.clear();
     let prepared = |new| {
         let mut requests = requests(load, new);
         vlm.prepare(&mut requests).map(|()| requests)
@@ -138,7 +140,10 @@ pub fn answering(vlm: &mut Vlm, load: &Load, runs: usize) -> Result<Answering> {
         let (first, ..) = timed(&short)?;
         let (_, decoding, tokens) = timed(&long)?;
         if tokens != load.batch * load.new {
-            return Err(Error::Failure(format!("a random model ended its answer: {tokens} tokens")));
+            return Err(Error::Failure(format!(
+                "bench model: expected {} tokens, got {tokens}",
+                load.batch * load.new
+            )));
         }
         first_token = first_token.min(first.as_secs_f64());
         decode_step = decode_step.min(decoding.as_secs_f64() / (load.new - 1) as f64);

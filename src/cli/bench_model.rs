@@ -12,6 +12,7 @@ use crate::mpa::progress::Progress;
 use crate::tensor::Place;
 
 use super::compute::{self, Facts};
+use super::guard::NewFolder;
 use super::{Output, args, bench};
 
 pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress) -> Result<Output> {
@@ -22,6 +23,7 @@ pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress
         format!("{}, batch {}, {} tiles, {} words", subject.name(), load.batch, load.tiles, load.words);
     let temporary = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     if let (Some(folder), Subject::Shape(shape)) = (&args.write, &subject) {
+        NewFolder::check(folder)?;
         return write(shape, &load, &name, folder, temporary.path());
     }
     let engine = compute::native(compute, progress)?;
@@ -81,7 +83,7 @@ impl Subject {
     fn json(&self) -> Value {
         match self {
             Subject::Shape(shape) => json!(shape),
-            Subject::Folder(folder) => json!(folder),
+            Subject::Folder(folder) => json!(folder.display().to_string()),
         }
     }
 }
@@ -89,10 +91,12 @@ impl Subject {
 /// What a peer needs.
 fn write(shape: &ModelShape, load: &Load, name: &str, folder: &Path, temporary: &Path) -> Result<Output> {
     let trainer = model::trainer(shape, temporary, load, false)?;
+    let begun = NewFolder::begin(folder)?;
     let tokens = model::write(trainer, load, folder)?;
     let json = json!({"name": name, "load": load, "tokens": tokens, "lr": model::LR});
     let path = folder.join("bench.json");
     fs::write(&path, format!("{json:#}\n")).map_err(|e| Error::io(&path, e))?;
+    begun.done()?;
     Output::new(&json, format!("{} with its first adapter and a batch: {}", shape.name, folder.display()))
 }
 

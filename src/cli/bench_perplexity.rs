@@ -1,9 +1,12 @@
+use std::path::{Path, PathBuf};
+
 use serde_json::json;
 
 use crate::bench::perplexity::{self, Reading};
 use crate::error::{Error, Result};
-use crate::models::config::read_text;
+use crate::models::config::{Config, read_text};
 use crate::models::hub;
+use crate::models::prompt::{Placeholders, Prompter};
 use crate::models::vlm::Vlm;
 use crate::mpa::engine::{Loading, Native};
 use crate::mpa::progress::Progress;
@@ -16,9 +19,9 @@ const MAX_TEXT: u64 = 64 << 20;
 pub fn run(args: &args::Perplexity, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     let engine = compute::native(compute, progress)?;
     let vlm = load(&engine, &args.model, args.loading.get())?;
-    let mut ids = Vec::new();
-    for path in &args.text {
-        ids.extend(vlm.prompter.encode(&read_text(path, MAX_TEXT)?, true)?);
+    let mut ids = encode(&vlm.prompter, &args.text)?;
+    if let Some(reference) = &args.reference {
+        same_tokens(&hub::resolve(reference)?, &args.text, &ids, &vlm)?;
     }
     if let Some(tokens) = args.tokens {
         if ids.len() < tokens {
@@ -45,6 +48,26 @@ pub fn run(args: &args::Perplexity, compute: &args::Compute, progress: &Progress
         );
     }
     Output::new(&json, text)
+}
+
+/// The tokens of all texts, one after the other.
+fn encode(prompter: &Prompter, texts: &[PathBuf]) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    for path in texts {
+        ids.extend(prompter.encode(&read_text(path, MAX_TEXT)?, true)?);
+    }
+    Ok(ids)
+}
+
+/// An error if the reference, of which no weights are read yet, has other tokens for the texts.
+fn same_tokens(reference: &Path, texts: &[PathBuf], ids: &[u32], vlm: &Vlm) -> Result<()> {
+    let prompter = Prompter::read(reference, Placeholders::of(&Config::read(reference)?))?;
+    if encode(&prompter, texts)? == ids {
+        return Ok(());
+    }
+    let what =
+        format!("has another tokenizer than {}, expected a reference with the same", vlm.folder.display());
+    Err(Error::input(reference, what))
 }
 
 fn load(engine: &Native, model: &str, loading: Loading) -> Result<Vlm> {

@@ -11,7 +11,8 @@ pub fn run(args: &args::Demo, compute: &args::Compute, progress: &Progress) -> R
     if let (true, Some(out)) = (args.only_write, &args.out) {
         inputs::prepare(out, args.seed, Plan::default())?;
         inputs::write_labels(&out.join("inputs/labelled.jsonl"), args.seed, Plan::default())?;
-        return Output::new(&json!({"folder": out}), format!("{}", out.display()));
+        let shown = out.display().to_string();
+        return Output::new(&json!({"folder": shown}), shown);
     }
     let engine = compute::native_if_asked(compute, progress)?;
     let report = demo::run(&engine, args.out.as_deref(), args.seed, Plan::default(), progress)?;

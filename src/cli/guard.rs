@@ -79,7 +79,7 @@ impl NewFolder {
     pub fn check(out: &Path) -> Result<()> {
         let filled = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
         if filled && !out.join(UNFINISHED).is_file() {
-            return Err(Error::input(out, "is not empty: take another --out"));
+            return Err(Error::input(out, "is not empty: take another folder"));
         }
         Ok(())
     }
@@ -124,7 +124,8 @@ fn same(out: &Path, kept: &Path, filled: impl Fn() -> bool, settings: &impl Seri
     let mut file = opened.map_err(io)?;
     lock(&file, kept)?;
     let failure = |e: serde_json::Error| Error::Failure(format!("{}: {e}", kept.display()));
-    let now = serde_json::to_value(settings).map_err(failure)?;
+    let now = serde_json::to_value(settings)
+        .map_err(|e| Error::input(kept, format!("cannot hold the arguments: {e}")))?;
     // Asked again: whoever had the lock may have been at work.
     if filled() {
         let mut text = Vec::new();

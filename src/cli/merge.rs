@@ -14,5 +14,6 @@ pub fn run(args: &args::Merge) -> Result<Output> {
     let out = NewFolder::begin(&args.out)?;
     model.save(&args.out)?;
     out.done()?;
-    Output::new(&json!({"folder": args.out}), format!("{}", args.out.display()))
+    let shown = args.out.display().to_string();
+    Output::new(&json!({"folder": shown}), shown)
 }

@@ -15,5 +15,6 @@ pub fn run(args: &args::Report) -> Result<Output> {
         return Err(Error::input(&out, "exists and is no report of this program: take another --out"));
     }
     report::write_all(&args.folders, &out, args.per_hour)?;
-    Output::new(&json!({"report": out}), out.display().to_string())
+    let shown = out.display().to_string();
+    Output::new(&json!({"report": shown}), shown)
 }

@@ -7,6 +7,7 @@
 //! DIR/config.toml                written last: where it is, the rest is complete
 //! ```
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -91,17 +92,27 @@ pub fn write_models(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Prepares `folder`, or finds it prepared for the same demo.
+/// Is in a folder that is being prepared, by which the next start knows what a killed one left.
+const UNFINISHED: &str = ".unfinished-demo";
+
+/// Prepares `folder`, or finds it prepared for the same demo. In a folder with anything else nothing is written.
 pub fn prepare(folder: &Path, seed: u64, plan: Plan) -> Result<()> {
     let (path, text) = (folder.join("config.toml"), config(seed, plan).to_toml()?);
+    let marker = folder.join(UNFINISHED);
     if path.exists() {
         let there = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
         return if there == text {
-            Ok(())
+            unmark(&marker)
         } else {
             Err(Error::input(&path, "is not that of this demo (another seed?): take another --out"))
         };
     }
+    let filled = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    if filled && !marker.exists() {
+        return Err(Error::input(folder, "is not empty, and no demo is there: take another --out"));
+    }
+    make(folder)?;
+    write(&marker, b"The inputs of this demo are not all there yet.\n")?;
     let inputs = make(&folder.join("inputs"))?;
     write_models(&inputs)?;
     let images = make(&inputs.join("images"))?;
@@ -109,7 +120,15 @@ pub fn prepare(folder: &Path, seed: u64, plan: Plan) -> Result<()> {
         write_png(&images.join(picture_name(number)), &draw(&unlabelled(seed, number)))
     })?;
     held_out(&make(&inputs.join("eval"))?, seed, plan)?;
-    files::write(&path, text.as_bytes())
+    files::write(&path, text.as_bytes())?;
+    unmark(&marker)
+}
+
+fn unmark(marker: &Path) -> Result<()> {
+    match fs::remove_file(marker) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(marker, e)),
+        _ => Ok(()),
+    }
 }
 
 /// What unlabelled picture `number` shows: for the demo's own report, never for the loop.

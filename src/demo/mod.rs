@@ -49,6 +49,6 @@ pub fn run(
     let mut report = Report::new(folder, seed, &outcome)?;
     report.seconds.insert("draw".to_string(), drawing);
     report.seconds.insert("total".to_string(), begun.elapsed().as_secs_f64());
-    report.folder = out.map(Path::to_path_buf);
+    report.folder = out.map(|out| out.display().to_string());
     Ok(report)
 }

@@ -1,7 +1,7 @@
 //! What the demo has to say: the run's summary, and how good the pseudo-labels were, which only the demo can know.
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -43,7 +43,7 @@ pub struct Report {
     pub seconds: BTreeMap<String, f64>,
     /// Where everything lies; none if it was temporary.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub folder: Option<PathBuf>,
+    pub folder: Option<String>,
 }
 
 impl Report {
@@ -119,7 +119,7 @@ impl Report {
         let _ = writeln!(text, "\n{}", self.verdict());
         let total = self.seconds.get("total").copied().unwrap_or_default();
         let _ = match &self.folder {
-            Some(folder) => write!(text, "{} in {}", folder.display(), span(total)),
+            Some(folder) => write!(text, "{folder} in {}", span(total)),
             None => write!(text, "Took {}; --out DIR keeps the run and its report.", span(total)),
         };
         text

@@ -311,6 +311,11 @@ fn a_broken_file_is_named() {
     put(folder.path().join("level/leveled/loss.jsonl"), "{\"step\": 1, \"loss\": 2}\n{\"step\": 2}\n");
     let message = report::write(folder.path()).unwrap_err().to_string();
     assert!(message.contains("loss.jsonl:2") && message.contains("loss"), "{message}");
+    for name in ["level/leveled/loss.jsonl", "summary.json", "config.started.toml"] {
+        fs::write(folder.path().join(name), b"\xff\n").unwrap();
+        let error = report::write(folder.path()).unwrap_err();
+        assert!(error.exit_code() == 2 && error.to_string().contains(name), "{error}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::Loading;
+use super::{Loading, positive};
 
 /// Compare every op on a GPU with the CPU, in f32 and bf16
 ///
@@ -87,10 +87,10 @@ pub struct BenchModel {
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub new: usize,
     /// Repetitions, or steps
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive)]
     pub runs: usize,
-    /// Train adapters on the text tower instead
-    #[arg(long)]
+    /// Train adapters on the text tower instead; in int8 nothing is trained
+    #[arg(long, conflicts_with = "int8")]
     pub train: bool,
     /// With --train: run blocks again in the backward
     #[arg(long)]
@@ -98,7 +98,7 @@ pub struct BenchModel {
     /// Where the rows go as well (CSV, as those of `bench ops`)
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
-    /// Measure nothing: write the checkpoint, an adapter and a batch for a peer to do the same with
+    /// Measure nothing: write the checkpoint, an adapter and a batch, for a peer to do the same with, into this new or empty folder
     #[arg(long, value_name = "DIR")]
     pub write: Option<PathBuf>,
 }

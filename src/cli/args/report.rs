@@ -21,7 +21,7 @@ pub struct Report {
     #[arg(long, value_name = "FILE.html")]
     pub out: Option<PathBuf>,
     /// What an hour of the device costs, in any currency: the table of times gets a column of costs
-    #[arg(long, value_name = "PRICE", value_parser = price)]
+    #[arg(long, value_name = "PRICE", value_parser = price, allow_negative_numbers = true)]
     pub per_hour: Option<f64>,
 }
 
