@@ -10,6 +10,8 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use crate::error::{Error, Result};
 use crate::models::image::Rgb;
 
+mod jpeg;
+
 /// Pixels of the largest picture that is decoded: where Pillow, too, takes a picture for an attack (twice its warning's 89,478,485).
 pub const MAX_PIXELS: u64 = 2 * 89_478_485;
 
@@ -119,7 +121,11 @@ fn decode(bytes: &[u8]) -> Result<Rgb, String> {
     }
     // A picture whose EXIF data cannot be read is still a picture.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(wrong)?;
+    let known = (format == ImageFormat::Jpeg).then(|| jpeg::decode(bytes, width, height)).flatten();
+    let mut image = match known {
+        Some(decoded) => decoded.map_err(|e| format!("not a whole {format:?} picture: {e}"))?,
+        None => DynamicImage::from_decoder(decoder).map_err(wrong)?,
+    };
     image.apply_orientation(orientation);
     let (width, height) = (image.width() as usize, image.height() as usize);
     let data =

@@ -56,6 +56,30 @@ fn formats_are_known_by_content() {
     }
 }
 
+/// Against Pillow 13.0.0 with libjpeg-turbo, by a polynomial hash of all values: every subsampling, gray, RGB, progressive, with restarts, odd sizes.
+#[test]
+fn jpegs_have_pillows_values() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/images/jpeg"));
+    for (name, want) in [
+        ("422", 0x0bc1_c371_c45a_a2b3),
+        ("444", 0x7a64_98ec_9744_f019),
+        ("base", 0x639c_6057_7d06_b920),
+        ("gray", 0x7bf4_57b0_94a7_4b0f),
+        ("h1", 0xfa45_1d27_1711_5aeb),
+        ("keeprgb", 0xa8ba_fac6_71e0_791e),
+        ("oddsize", 0x65be_a858_a5e2_6bbe),
+        ("oddsize_prog", 0x444f_f046_1f1d_1f72),
+        ("prog", 0x639c_6057_7d06_b920),
+        ("rst", 0x639c_6057_7d06_b920),
+        ("tiny", 0x3c06_8f57_14c8_2035),
+        ("w1", 0xe576_8001_4120_f95a_u64),
+    ] {
+        let got = read(&folder.join(name).with_extension("jpg")).unwrap();
+        let hash = got.data.iter().fold(0u64, |h, &b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+        assert_eq!(hash, want, "{name}");
+    }
+}
+
 /// The value of every pixel of a one-colour picture after reading.
 fn read_colour(image: DynamicImage) -> [u8; 3] {
     let got = read_bytes(&encoded(&image, ImageFormat::Png)).unwrap();
