@@ -1,5 +1,6 @@
 //! JPEGs with the values of libjpeg-turbo, which Pillow reads them with: mozjpeg decodes as it does. The decoder of the crate `image` differs from it in up to
 //! a third of the values, by up to 26 levels (tests/images has pictures and what Pillow makes of them).
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::{DynamicImage, GrayImage, RgbImage};
@@ -8,24 +9,26 @@ use mozjpeg::{ColorSpace, Decompress};
 /// A gray or coloured picture; `None` for others (CMYK), and where the headers are not understood. Width and height are those that were checked.
 pub fn decode(bytes: &[u8], width: u32, height: u32) -> Option<Result<DynamicImage, String>> {
     // The C library unwinds from what it cannot go on with.
-    let decoded = catch_unwind(AssertUnwindSafe(|| {
-        let Ok(header) = Decompress::new_mem(bytes) else { return Ok(None) };
-        let picture = match header.color_space() {
-            _ if header.size() != (width as usize, height as usize) => Ok(None),
-            ColorSpace::JCS_GRAYSCALE => {
-                let data = header.grayscale()?.read_scanlines::<u8>()?;
-                Ok(GrayImage::from_raw(width, height, data).map(DynamicImage::ImageLuma8))
-            }
-            ColorSpace::JCS_YCbCr | ColorSpace::JCS_RGB => {
-                let data = header.rgb()?.read_scanlines::<u8>()?;
-                Ok(RgbImage::from_raw(width, height, data).map(DynamicImage::ImageRgb8))
-            }
-            _ => Ok(None),
-        };
-        picture
-    }));
-    match decoded {
-        Ok(picture) => picture.map_err(|e: std::io::Error| e.to_string()).transpose(),
+    match catch_unwind(AssertUnwindSafe(|| picture(bytes, width, height))) {
+        Ok(picture) => picture.map_err(|e| e.to_string()).transpose(),
         Err(said) => Some(Err(said.downcast().map_or("libjpeg cannot read it".to_string(), |said| *said))),
+    }
+}
+
+fn picture(bytes: &[u8], width: u32, height: u32) -> io::Result<Option<DynamicImage>> {
+    let Ok(header) = Decompress::new_mem(bytes) else { return Ok(None) };
+    if header.size() != (width as usize, height as usize) {
+        return Ok(None);
+    }
+    match header.color_space() {
+        ColorSpace::JCS_GRAYSCALE => {
+            let data = header.grayscale()?.read_scanlines()?;
+            Ok(GrayImage::from_raw(width, height, data).map(DynamicImage::ImageLuma8))
+        }
+        ColorSpace::JCS_YCbCr | ColorSpace::JCS_RGB => {
+            let data = header.rgb()?.read_scanlines()?;
+            Ok(RgbImage::from_raw(width, height, data).map(DynamicImage::ImageRgb8))
+        }
+        _ => Ok(None),
     }
 }
