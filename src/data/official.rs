@@ -102,8 +102,8 @@ fn levenshtein(a: &[char], b: &[char]) -> usize {
     row.last().copied().unwrap_or(0)
 }
 
-/// Masry et al. 2022 (arXiv 2203.10244), as pix2struct's and lmms-eval's evaluators have it (Qwen-VL's strips the prediction first): numbers may be off by 5 % of the answer, everything
-/// else is equal in lower case. What ends in `%` counts as hundredths; an answer of 0 is compared as text.
+/// Masry et al. 2022 (arXiv 2203.10244), as pix2struct's and lmms-eval's evaluators have it (Qwen-VL's strips the prediction first): numbers may
+/// be off by 5 % of the answer, everything else is equal in lower case. What ends in `%` counts as hundredths; an answer of 0 is compared as text.
 pub fn relaxed(prediction: &str, answer: &str) -> bool {
     match (number(prediction), number(answer)) {
         (Some(said), Some(wanted)) if wanted != 0.0 => (said - wanted).abs() / wanted.abs() <= 0.05,
