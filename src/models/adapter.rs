@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::marker::PhantomData;
 use std::path::Path;
 
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::models::config::{MAX_JSON, read_text};
 use crate::models::family::renamed;
 use crate::models::linear::{Linear, Lora};
 use crate::models::param::Param;
@@ -199,9 +199,10 @@ const CHANGING_STARTS: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
 impl ConfigFile {
     fn read(path: &Path) -> Result<ConfigFile> {
-        let text = fs::read(path).map_err(|e| Error::io(path, e))?;
+        // Not by way of a map, which would sort the patterns.
+        let text = read_text(path, MAX_JSON)?;
         let config: ConfigFile =
-            serde_json::from_slice(&text).map_err(|e| Error::input(path, e.to_string()))?;
+            serde_json::from_str(&text).map_err(|e| Error::input(path, e.to_string()))?;
         if config.peft_type != "LORA" {
             return Err(Error::input(
                 path,

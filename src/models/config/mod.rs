@@ -25,7 +25,7 @@ const MAX_SIDE: usize = 1 << 13;
 const MAX_POSITIONS: usize = 1 << 24;
 
 /// Bytes of the largest JSON configuration that is read; published ones have a few kilobytes.
-const MAX_JSON: u64 = 4 << 20;
+pub(super) const MAX_JSON: u64 = 4 << 20;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
