@@ -42,7 +42,8 @@ __device__ __forceinline__ void scores(float (&s)[N], const float* q, const floa
 template <int HS>
 __device__ __forceinline__ void attention(float* out, float* lse, const float* q, const float* k, const float* v, const int4* spans,
                                           int least, int heads, int kv_heads, int head_size, float scale, int causal) {
-  constexpr int KEYS = HS > 128 ? 16 : 32;  // more would not fit the registers
+  // mutant: condition: either is right; more would not fit the registers.
+  constexpr int KEYS = HS > 128 ? 16 : 32;
   const int head = blockIdx.x, quad = lane_id() % 4, first = tile_from_last() * QUERIES + warp_id() * WARP_QUERIES;
   const Span span(spans[blockIdx.z], causal);
   if (span.q_len < least || first >= span.q_len) return;  // another kernel's; nothing to do

@@ -196,7 +196,7 @@ fn launch(gpu: &Arc<Gpu>, out: &mut Tensor, pixels: &Pixels, projection: Project
     let rows = s.pictures * s.patches();
     // The kernel counts within a picture in 32 bits.
     int(OP, s.height * s.width * 3)?;
-    let (tile, mut at) = tiles(rows, s.cols, dtype);
+    let (tile, mut at) = tiles(gpu.card(), rows, s.cols, dtype);
     at.shared += 3 * LEVELS * dtype.size();
     let ptr = |tensor: Option<&Tensor>| tensor.map_or(Ok(Ptr::NULL), |t| t.ptr(gpu));
     let mut args: Vec<Arg> = vec![

@@ -166,9 +166,8 @@ fn apart<const STRIDE: usize>(x: &[f32; NEAR]) -> [f32; NEAR] {
     from_fn(|i| x[i ^ STRIDE] + if i & STRIDE == 0 { x[i] } else { -x[i] })
 }
 
-/// Threads of a block where there are as many rows as multiprocessors of an H100, and where there are fewer.
+/// Threads of a block where there are as many rows as multiprocessors, and where there are fewer.
 const THREADS: usize = 256;
-const FEW_ROWS: usize = 132;
 const THREADS_OF_FEW: usize = 1024;
 /// Shared memory of a block: a number a warp.
 const SHARED: usize = 32 * size_of::<u32>();
@@ -181,7 +180,7 @@ pub(super) fn launch(
     (x, dtype): (Ptr, DType),
     rotation: usize,
 ) -> Result<()> {
-    let threads = if q.rows() < FEW_ROWS { THREADS_OF_FEW } else { THREADS };
+    let threads = if q.rows() < gpu.card().multiprocessors { THREADS_OF_FEW } else { THREADS };
     let at = Launch { grid: [q.rows(), 1, 1], block: threads as u32, shared: SHARED };
     let (cols, rotation) = (int(OP, q.cols())?, int(OP, rotation)?);
     let args = [q.ptr_mut(gpu)?.into(), scale.ptr_mut(gpu)?.into(), x.into(), cols.into(), rotation.into()];

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::tensor::{DType, Device, Gpu, Tensor};
+use crate::tensor::{Card, DType, Device, Gpu, Tensor};
 use check::{Tolerance, compare};
 use on::On;
 
@@ -126,7 +126,7 @@ pub fn cases(size: Size, filter: &str) -> Vec<Case> {
 pub fn dynamic_shared() -> BTreeMap<String, usize> {
     let cases = cases(Size::Full, "");
     let mut all = BTreeMap::new();
-    for gpu in [true, false].map(Gpu::dry_with_our_kernels) {
+    for gpu in [Card::H100, Card::OTHER].map(Gpu::dry_with_our_kernels) {
         let device = Device::Cuda(gpu.clone());
         for (case, &dtype) in cases.iter().flat_map(|case| case.types.iter().map(move |dtype| (case, dtype)))
         {

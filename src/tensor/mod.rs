@@ -16,8 +16,8 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 
 pub use cuda::{
-    Arg, Buffer, Gpu, Graph, Launch, MATMUL_WORKSPACE, Mark, Matmul, MemoryUse, NO_KERNELS, Operand, Ptr,
-    TensorMap, forbids_graphs, gpu_count, kernel_count,
+    Arg, Buffer, Card, Gpu, Graph, Launch, MATMUL_WORKSPACE, Mark, Matmul, MemoryUse, NO_KERNELS, Operand,
+    Ptr, TensorMap, forbids_graphs, gpu_count, kernel_count,
 };
 pub use cuda::{GpuFacts, KernelResources, NVCC, cuda_libraries, gpus, kernel_resources, resources_table};
 pub use device::{Backend, Device, Place, main_memory};

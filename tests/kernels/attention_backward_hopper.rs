@@ -1,7 +1,7 @@
 //! The kernels that the gradient of attention takes on Hopper, against the same reference as the others (attention_backward.rs).
 
 use mpa::ops::attention::Config;
-use mpa::tensor::{DType, Device, Gpu, Tensor};
+use mpa::tensor::{Card, DType, Device, Gpu, Tensor};
 
 use crate::attention::{Batch, batch, config};
 use crate::attention_backward::{Case, NAMES, alone, bits, case, check, check_case, opposed, reference, run};
@@ -166,7 +166,7 @@ fn neighbours_may_hold_anything() {
 #[test]
 fn hopper_has_kernels_of_its_own() {
     let launched = |hopper| {
-        let gpu = Gpu::dry_with_our_kernels(hopper);
+        let gpu = Gpu::dry_with_our_kernels(Card { hopper, ..Card::H100 });
         for (heads, dtype) in [(1, BF16), (2, BF16), (1, DType::F32)] {
             let b = batch(&Device::Cuda(gpu.clone()), dtype, &[(40, 300)], config(heads, 1, 72, true), 4.0);
             run(&case(b));

@@ -1,7 +1,7 @@
 //! The kernels that attention takes on Hopper, against the same reference as the others (attention.rs).
 
 use mpa::ops::attention::Span;
-use mpa::tensor::{DType, Device, Gpu, Tensor};
+use mpa::tensor::{Card, DType, Device, Gpu, Tensor};
 
 use crate::attention::{Batch, batch, check, check_against, config, rows, run};
 use crate::device::{on_each_device, values};
@@ -127,7 +127,7 @@ fn hopper_has_kernels_of_its_own() {
         check_against("either", &b, &got, 2);
         got.1.into_iter().map(f32::to_bits).collect::<Vec<_>>()
     };
-    let (hopper, other) = (Gpu::host(1).unwrap(), Gpu::host_without_hopper(1).unwrap());
+    let (hopper, other) = (Gpu::host(1).unwrap(), Gpu::host_of(Card::OTHER, 1).unwrap());
     assert_eq!((hopper.hopper(), other.hopper()), (true, false));
     assert_ne!(attend(hopper), attend(other));
 }

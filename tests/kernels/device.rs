@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use mpa::tensor::{DType, Device, Gpu, Tensor};
+use mpa::tensor::{Card, DType, Device, Gpu, Tensor};
 
 use crate::common::{Rng, Tolerance, f32_sum};
 
@@ -12,28 +12,29 @@ pub const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
 /// Runs `test` with several orders of warps and lanes: a missing barrier shows in some of them. Odd seeds let a warp run ahead of the others,
 /// even ones step them together.
 pub fn on_each_device(test: impl Fn(&Device)) {
-    for seed in seeds() {
-        test(&Device::Cuda(Gpu::host(seed).unwrap()));
-    }
+    on_each(Card::H100, test);
 }
 
 /// The same for the kernels that any GPU runs, where there are others for Hopper.
 pub fn on_each_device_without_hopper(test: impl Fn(&Device)) {
+    on_each(Card::OTHER, test);
+}
+
+/// The same for the kernels that such a card takes.
+pub fn on_each(card: Card, test: impl Fn(&Device)) {
     for seed in seeds() {
-        let gpu = Gpu::host_without_hopper(seed).unwrap();
-        assert!(!gpu.hopper());
+        let gpu = Gpu::host_of(card, seed).unwrap();
+        assert_eq!(gpu.hopper(), card.hopper);
         test(&Device::Cuda(gpu));
     }
 }
 
-/// One device, of the first seed: for what takes long. The processes that scripts/test-kernels.sh runs side by side have different ones.
-pub fn first_device() -> Device {
-    Device::Cuda(Gpu::host(seeds()[0]).unwrap())
-}
+/// A card that small matrices fill, so that it takes the kernels for large ones.
+pub const TINY: Card = Card { multiprocessors: 1, ..Card::OTHER };
 
-/// The same without the kernels for Hopper.
-pub fn first_device_without_hopper() -> Device {
-    Device::Cuda(Gpu::host_without_hopper(seeds()[0]).unwrap())
+/// One device, of the first seed: for what takes long. The processes that scripts/test-kernels.sh runs side by side have different ones.
+pub fn first_device(card: Card) -> Device {
+    Device::Cuda(Gpu::host_of(card, seeds()[0]).unwrap())
 }
 
 /// MPA_KERNEL_SEEDS=1,2 names others: ThreadSanitizer, which takes long, sees what no barrier orders in whatever order it comes.

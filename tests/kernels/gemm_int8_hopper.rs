@@ -1,9 +1,9 @@
-use mpa::tensor::DType;
+use mpa::tensor::Card;
 
 use crate::common::Rng;
-use crate::device::{DTYPES, first_device, first_device_without_hopper, on_each_device};
+use crate::device::{DTYPES, first_device, on_each, on_each_device};
 use crate::gemm_int8::{
-    Matrix, check, check_large, check_long_sums, check_signs_of_zero, check_swiglu, swiglu,
+    MODEST, Matrix, check, check_long_sums, check_signs_of_zero, check_swiglu, check_whole, swiglu,
 };
 
 /// M, N, K of tiles of 128 x 128: edges of rows, of which the second warpgroup may have none, of either half of the columns, odd N; K of less than a
@@ -19,9 +19,11 @@ const SMALL: [(usize, usize, usize); 8] = [
     (100, 7, 64),
 ];
 
-/// 128 x 256: one wave of them, where 128 x 128 would be two, of many rows or many columns.
-const LARGE: [(usize, usize, usize, DType); 2] =
-    [(16270, 129, 48, DType::F32), (70, 32570, 144, DType::Bf16)];
+/// A card for whose two multiprocessors these are one wave of 128 x 256 and two of 128 x 128: the last has one column, or all but two; of each half of
+/// the rows and of the columns there is none, one, some or all.
+const PAIR: Card = Card { multiprocessors: 2, ..Card::H100 };
+const LARGE: [(usize, usize, usize); 6] =
+    [(70, 257, 144), (33, 510, 16), (128, 320, 768), (65, 385, 2000), (129, 400, 64), (193, 192, 896)];
 
 #[test]
 fn every_bit_is_right() {
@@ -37,24 +39,27 @@ fn every_bit_is_right() {
 
 #[test]
 fn large_tiles_are_right() {
-    let device = first_device();
-    LARGE.into_iter().for_each(|shape| check_large(&device, shape));
+    on_each(PAIR, |device| {
+        for (shape, dtype) in LARGE.into_iter().zip(DTYPES.into_iter().cycle()) {
+            check_whole(device, dtype, shape);
+        }
+    });
 }
 
 #[test]
 fn long_sums_are_exact() {
     // As large as they need be for f32 to round them.
-    check_long_sums(&first_device(), 65, 4000);
+    check_long_sums(&first_device(Card::H100), 65, 4000);
 }
 
 #[test]
 fn zeros_keep_their_sign() {
-    check_signs_of_zero(&first_device(), 65);
+    check_signs_of_zero(&first_device(Card::H100), 65);
 }
 
 #[test]
 fn swiglu_matches_f64() {
-    on_each_device(|device| {
+    on_each(Card { hopper: true, ..MODEST }, |device| {
         let mut rng = Rng(13);
         for shape in SMALL {
             check_swiglu(&mut rng, device, shape);
@@ -64,7 +69,12 @@ fn swiglu_matches_f64() {
 
 #[test]
 fn swiglu_in_large_tiles_matches_f64() {
-    check_swiglu(&mut Rng(14), &first_device(), (130, 8150, 32));
+    on_each(PAIR, |device| {
+        let mut rng = Rng(14);
+        for shape in [(70, 129, 144), (128, 255, 32), (130, 200, 272), (200, 96, 16)] {
+            check_swiglu(&mut rng, device, shape);
+        }
+    });
 }
 
 #[test]
@@ -73,6 +83,6 @@ fn other_cards_give_the_same_bits() {
     let (x, gate) = (Matrix::random(&mut rng, 70, 208), Matrix::random(&mut rng, 77, 208));
     let up = Matrix::random(&mut rng, 77, 208);
     let [hopper, other] =
-        [first_device(), first_device_without_hopper()].map(|device| swiglu(&device, &x, [&gate, &up], 1));
+        [Card::H100, Card::OTHER].map(first_device).map(|device| swiglu(&device, &x, [&gate, &up], 1));
     assert_eq!(hopper, other);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::{OP, Quantized};
 use crate::error::Result;
 use crate::ops::{int, kernel_dtype};
-use crate::tensor::{Arg, Buffer, DType, Gpu, Launch, Ptr, Tensor, TensorMap};
+use crate::tensor::{Arg, Buffer, Card, DType, Gpu, Launch, Ptr, Tensor, TensorMap};
 
 /// A kernel: how its name goes on behind gemm_int8 (and _hopper) and behind the type, and how it is launched.
 struct Choice {
@@ -16,13 +16,13 @@ struct Choice {
 }
 
 /// `rows`: of W, or of both matrices that share a block's columns.
-fn choose(gpu: &Gpu, [m, rows, k]: [usize; 3]) -> Choice {
+fn choose(card: Card, [m, rows, k]: [usize; 3]) -> Choice {
     if m <= MOST_SKINNY * SKINNY {
         skinny(m, rows)
-    } else if gpu.hopper() && rows > 0 && k > 0 && k.is_multiple_of(16) {
-        hopper(m, rows)
+    } else if card.hopper && rows > 0 && k > 0 && k.is_multiple_of(16) {
+        hopper(card, m, rows)
     } else {
-        tile(m, rows)
+        tile(card, m, rows)
     }
 }
 
@@ -39,9 +39,7 @@ fn skinny(m: usize, rows: usize) -> Choice {
     Choice { infix: "_skinny", suffix: if tiles == 1 { "" } else { "_m32" }, at, boxes: None }
 }
 
-fn tile(m: usize, rows: usize) -> Choice {
-    /// Blocks that keep a GPU busy: large tiles are taken where there are as many.
-    const MANY: usize = 128;
+fn tile(card: Card, m: usize, rows: usize) -> Choice {
     /// Stages of the pipeline, and bytes of a row in one.
     const STAGES: usize = 4;
     const ROW: usize = 64;
@@ -50,18 +48,17 @@ fn tile(m: usize, rows: usize) -> Choice {
         Launch { grid, block: 128, shared: STAGES * 2 * side * ROW }
     };
     let large = launch(128);
-    if large.grid.iter().product::<usize>() >= MANY {
+    if card.is_filled_by(large.grid.iter().product()) {
         Choice { infix: "", suffix: "", at: large, boxes: None }
     } else {
         Choice { infix: "", suffix: "_t64", at: launch(64), boxes: None }
     }
 }
 
-fn hopper(m: usize, rows: usize) -> Choice {
+fn hopper(card: Card, m: usize, rows: usize) -> Choice {
     const ROWS: usize = 128;
-    /// Multiprocessors of an H100, each with one block.
-    const WAVE: usize = 132;
-    let waves = |at: &Launch| at.grid.iter().product::<usize>().div_ceil(WAVE);
+    // A multiprocessor has one block at a time.
+    let waves = |at: &Launch| at.grid.iter().product::<usize>().div_ceil(card.multiprocessors);
     let launch = |cols: usize, stages: usize| {
         let grid = [m.div_ceil(ROWS), rows.div_ceil(cols), 1];
         // And two mbarriers a stage.
@@ -117,7 +114,7 @@ pub(super) fn forward(
     size: [usize; 3],
 ) -> Result<()> {
     let dtype = kernel_dtype(OP, &[&[&*out], bias.as_slice(), residual.as_slice()].concat())?;
-    let choice = choose(gpu, size);
+    let choice = choose(gpu.card(), size);
     let optional = |t: Option<&Tensor>| t.map_or(Ok(Ptr::NULL), |t| t.ptr(gpu));
     let mut args = vec![out.ptr_mut(gpu)?.into()];
     args.extend(matrix(gpu, x, choice.boxes.map(|b| b[0]))?);
@@ -137,7 +134,7 @@ pub(super) fn forward_swiglu(
 ) -> Result<Buffer> {
     let [m, n, k] = size;
     let act = gpu.alloc(m * n * 2)?;
-    let choice = choose(gpu, [m, 2 * n, k]);
+    let choice = choose(gpu.card(), [m, 2 * n, k]);
     let mut args = vec![act.ptr().into()];
     args.extend(matrix(gpu, x, choice.boxes.map(|b| b[0]))?);
     for of in [gate, up] {

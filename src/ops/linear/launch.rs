@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::ops::{expect_f32, int, kernel_dtype};
-use crate::tensor::{DType, Gpu, Launch, Matmul, Ptr, Tensor};
+use crate::tensor::{Card, DType, Gpu, Launch, Matmul, Ptr, Tensor};
 
 /// Rows of x up to which kernels/linear.cu reads W for all of them at once, rows of W in a block of that kernel; and the block's warps.
 pub(in crate::ops) const SKINNY: usize = 16;
@@ -54,7 +54,7 @@ pub(in crate::ops) fn launch(
         if gpu.matmul(&job)? {
             return Ok(());
         }
-        let (tile, at) = tiles(m, n, dtype);
+        let (tile, at) = tiles(gpu.card(), m, n, dtype);
         (format!("linear_forward_{dtype}{tile}"), at)
     };
     let args = [
@@ -73,9 +73,7 @@ pub(in crate::ops) fn launch(
 
 /// Which tile of kernels/gemm.cuh makes an m x n matrix (how the kernel's name goes on), and how such a kernel is launched. All tiles of a
 /// type give the same bits.
-pub(in crate::ops) fn tiles(m: usize, n: usize, dtype: DType) -> (&'static str, Launch) {
-    /// Blocks of 128 x 128 that keep a GPU busy.
-    const MANY: usize = 128;
+pub(in crate::ops) fn tiles(card: Card, m: usize, n: usize, dtype: DType) -> (&'static str, Launch) {
     /// Stages of the pipeline, and bytes of a row in one.
     const STAGES: usize = 3;
     const ROW: usize = 32 * 2;
@@ -86,7 +84,7 @@ pub(in crate::ops) fn tiles(m: usize, n: usize, dtype: DType) -> (&'static str, 
     let large = launch(128, 256, STAGES * 2 * 128 * ROW);
     if dtype == DType::F32 {
         ("", launch(32, 64, 2 * 32 * 33 * size_of::<f32>()))
-    } else if large.grid.iter().product::<usize>() >= MANY {
+    } else if card.is_filled_by(large.grid.iter().product()) {
         ("", large)
     } else {
         ("_t64", launch(64, 128, STAGES * 2 * 64 * ROW))
@@ -123,7 +121,7 @@ pub(super) fn backward_input(
     if gpu.matmul(&job)? {
         return Ok(());
     }
-    let (tile, at) = tiles(m, n, dtype);
+    let (tile, at) = tiles(gpu.card(), m, n, dtype);
     let output = if dx.dtype() == dtype { "" } else { "_to_f32" };
     let args = [
         job.y.into(),
@@ -159,7 +157,7 @@ pub(super) fn backward_weight(gpu: &Arc<Gpu>, dweight: &mut Tensor, dy: &Tensor,
     if gpu.matmul(&job)? {
         return Ok(());
     }
-    let (tile, at) = tiles(m, n, dtype);
+    let (tile, at) = tiles(gpu.card(), m, n, dtype);
     let args = [
         job.y.into(),
         job.a.at.into(),

@@ -6,13 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::args::MapBytes;
-use super::{Arg, Driver, Launch, Mark, Matmul, Replay, TensorMap};
+use super::{Arg, Card, Driver, Launch, Mark, Matmul, Replay, TensorMap};
 use crate::error::Result;
 
 /// Addresses are given out once and never looked at.
 pub(super) struct Dry {
     next: AtomicU64,
-    hopper: bool,
+    card: Card,
     /// Whether matrix products are the vendor's.
     vendor: bool,
     /// Of each kernel, the most dynamic shared memory that a launch asked for.
@@ -20,8 +20,8 @@ pub(super) struct Dry {
 }
 
 impl Dry {
-    pub(super) fn new(hopper: bool, vendor: bool) -> Self {
-        Dry { next: AtomicU64::new(1 << 40), hopper, vendor, launched: Mutex::default() }
+    pub(super) fn new(card: Card, vendor: bool) -> Self {
+        Dry { next: AtomicU64::new(1 << 40), card, vendor, launched: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
@@ -83,8 +83,8 @@ impl Driver for Dry {
         self.lock().clone()
     }
 
-    fn hopper(&self) -> bool {
-        self.hopper
+    fn card(&self) -> Card {
+        self.card
     }
 
     fn vendor(&self) -> bool {

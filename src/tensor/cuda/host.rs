@@ -10,7 +10,7 @@ use std::time::Instant;
 use libloading::{Library, Symbol};
 
 use super::args::MapBytes;
-use super::{Arg, Driver, Launch, Mark, Replay, TensorMap, forbids_hopper};
+use super::{Arg, Card, Driver, Launch, Mark, Replay, TensorMap, forbids_hopper};
 use crate::error::{Error, Result};
 
 /// Memory that the host driver claims to have.
@@ -24,7 +24,7 @@ pub(super) struct Host {
     captured: Mutex<Option<Vec<Work>>>,
     /// Sizes of the blocks that are lent out, by address.
     blocks: Mutex<HashMap<u64, usize>>,
-    hopper: bool,
+    card: Card,
 }
 
 /// kernels/host/launch.h, mpa_host_launch.
@@ -50,7 +50,7 @@ fn lock() -> MutexGuard<'static, ()> {
 }
 
 impl Host {
-    pub(super) fn open(seed: u64) -> Result<Self> {
+    pub(super) fn open(card: Card, seed: u64) -> Result<Self> {
         let path = std::env::var_os("MPA_HOST_KERNELS").map_or_else(
             || PathBuf::from(concat!(env!("OUT_DIR"), "/libmpa_host_kernels.so")),
             PathBuf::from,
@@ -59,12 +59,8 @@ impl Host {
         let library = unsafe { Library::new(&path) }
             .map_err(|e| Error::input(&path, format!("expected the library of host kernels: {e}")))?;
         let machine = Arc::new(Machine { library, seed });
-        let hopper = !forbids_hopper();
-        Ok(Host { machine, captured: Mutex::default(), blocks: Mutex::default(), hopper })
-    }
-
-    pub(super) fn without_hopper(self) -> Self {
-        Host { hopper: false, ..self }
+        let card = Card { hopper: card.hopper && !forbids_hopper(), ..card };
+        Ok(Host { machine, captured: Mutex::default(), blocks: Mutex::default(), card })
     }
 
     fn blocks(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
@@ -257,8 +253,8 @@ impl Driver for Host {
         Ok(())
     }
 
-    fn hopper(&self) -> bool {
-        self.hopper
+    fn card(&self) -> Card {
+        self.card
     }
 
     /// kernels/host/hopper.h, TileMap.

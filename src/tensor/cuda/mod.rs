@@ -60,8 +60,7 @@ trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     fn launched(&self) -> BTreeMap<String, usize> {
         BTreeMap::new()
     }
-    /// Whether it runs wgmma and the like: compute capability 9.0, and MPA_NO_HOPPER=1 does not forbid it.
-    fn hopper(&self) -> bool;
+    fn card(&self) -> Card;
     /// Whether it has matrix products of the vendor's.
     fn vendor(&self) -> bool {
         false
@@ -109,6 +108,27 @@ pub enum Mark {
 pub struct Gpu {
     driver: Box<dyn Driver>,
     arena: Mutex<Arena>,
+}
+
+/// What decides which kernels are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Card {
+    /// It runs wgmma and the like: compute capability 9.0, and MPA_NO_HOPPER=1 does not forbid it.
+    pub hopper: bool,
+    pub multiprocessors: usize,
+}
+
+impl Card {
+    /// An H100 SXM or H200.
+    pub const H100: Card = Card { hopper: true, multiprocessors: 132 };
+
+    /// As many multiprocessors, and no Hopper.
+    pub const OTHER: Card = Card { hopper: false, ..Card::H100 };
+
+    /// A grid of so many blocks leaves next to none of them idle.
+    pub fn is_filled_by(self, blocks: usize) -> bool {
+        32 * blocks >= 31 * self.multiprocessors
+    }
 }
 
 /// How many blocks of how many threads, and bytes of dynamic shared memory a block.
@@ -160,31 +180,31 @@ impl Gpu {
         Ok(Gpu::with(Box::new(nvidia::Nvidia::open(ordinal)?)))
     }
 
-    /// The CPU in the place of a GPU; `seed` decides in which order it runs warps and lanes.
+    /// The CPU in the place of an H100; `seed` decides in which order it runs warps and lanes.
     #[cfg(feature = "host-kernels")]
     pub fn host(seed: u64) -> Result<Arc<Gpu>> {
-        Ok(Gpu::with(Box::new(host::Host::open(seed)?)))
+        Gpu::host_of(Card::H100, seed)
+    }
+
+    /// The CPU in the place of such a card. One with few multiprocessors takes the kernels for large matrices for small ones.
+    #[cfg(feature = "host-kernels")]
+    pub fn host_of(card: Card, seed: u64) -> Result<Arc<Gpu>> {
+        Ok(Gpu::with(Box::new(host::Host::open(card, seed)?)))
     }
 
     /// None at all: launches and copies do nothing, and only memory is counted.
     pub fn dry() -> Arc<Gpu> {
-        Gpu::with(Box::new(dry::Dry::new(true, true)))
+        Gpu::with(Box::new(dry::Dry::new(Card::H100, true)))
     }
 
     /// As `dry`, with the kernels that run here: what they take there is what they take here.
     pub fn to_dry(&self) -> Arc<Gpu> {
-        Gpu::with(Box::new(dry::Dry::new(self.driver.hopper(), self.driver.vendor())))
+        Gpu::with(Box::new(dry::Dry::new(self.driver.card(), self.driver.vendor())))
     }
 
-    /// As `dry`, with no kernels but ours, those for Hopper or those for any GPU: `launched` names them.
-    pub fn dry_with_our_kernels(hopper: bool) -> Arc<Gpu> {
-        Gpu::with(Box::new(dry::Dry::new(hopper, false)))
-    }
-
-    /// As `host`, for kernels that any GPU runs, without Hopper's instructions.
-    #[cfg(feature = "host-kernels")]
-    pub fn host_without_hopper(seed: u64) -> Result<Arc<Gpu>> {
-        Ok(Gpu::with(Box::new(host::Host::open(seed)?.without_hopper())))
+    /// As `dry`, with no kernels but ours, those for this card: `launched` names them.
+    pub fn dry_with_our_kernels(card: Card) -> Arc<Gpu> {
+        Gpu::with(Box::new(dry::Dry::new(card, false)))
     }
 
     fn with(driver: Box<dyn Driver>) -> Arc<Gpu> {
@@ -202,7 +222,11 @@ impl Gpu {
 
     /// Whether kernels for Hopper (kernels/hopper.cuh) run here: an H100 or H200, unless MPA_NO_HOPPER=1.
     pub fn hopper(&self) -> bool {
-        self.driver.hopper()
+        self.driver.card().hopper
+    }
+
+    pub fn card(&self) -> Card {
+        self.driver.card()
     }
 
     /// Whether matrix products are cuBLASLt's: it is there, and MPA_CUBLASLT=0 does not forbid it.

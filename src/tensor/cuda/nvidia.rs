@@ -12,7 +12,7 @@ use super::args::MapBytes;
 use super::blas::Blas;
 use super::kernels::{MODULES, NO_KERNELS, NVCC};
 use super::ring::Rings;
-use super::{Arg, DType, Driver, Launch, Mark, Matmul, Replay, TensorMap, forbids_hopper};
+use super::{Arg, Card, DType, Driver, Launch, Mark, Matmul, Replay, TensorMap, forbids_hopper};
 use crate::error::{Error, Result};
 
 /// The oldest GPUs that the kernels run on (mma.sync with bf16, cp.async).
@@ -32,7 +32,7 @@ pub(super) struct Nvidia {
     functions: HashMap<&'static str, sys::CUfunction>,
     /// Dynamic shared memory that a function has been allowed, where it is more than the default.
     allowed: Mutex<HashMap<&'static str, usize>>,
-    hopper: bool,
+    card: Card,
 }
 
 // SAFETY: function handles are addresses that the driver may be given from any thread; they live as long as the context.
@@ -144,8 +144,12 @@ impl Nvidia {
         let rings = Mutex::new(Rings::new(&context).map_err(|e| fail("page-locked memory", e))?);
         let functions = functions()?;
         let blas = Blas::open()?;
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(|e| fail("multiprocessors", e))?;
         let hopper = capability == HOPPER && !forbids_hopper();
-        Ok(Nvidia { name, context, stream, rings, blas, functions, allowed: Mutex::default(), hopper })
+        let card = Card { hopper, multiprocessors: usize::try_from(multiprocessors).unwrap_or(1).max(1) };
+        Ok(Nvidia { name, context, stream, rings, blas, functions, allowed: Mutex::default(), card })
     }
 
     fn bind(&self) -> Result<()> {
@@ -351,8 +355,8 @@ impl Driver for Nvidia {
         .map_err(|e| fail(&format!("{name} with {launch:?}"), e))
     }
 
-    fn hopper(&self) -> bool {
-        self.hopper
+    fn card(&self) -> Card {
+        self.card
     }
 
     fn vendor(&self) -> bool {
