@@ -34,7 +34,7 @@ impl VisionSide {
     pub fn take(weights: &mut Weights, folder: &Path, config: &Config) -> Result<Option<VisionSide>> {
         let Some(vision) = &config.vision else { return Ok(None) };
         Ok(Some(VisionSide {
-            images: ImageProcessor::read(folder)?,
+            images: ImageProcessor::read_for(folder, vision)?,
             tower: Vision::take(weights, vision, config.family),
             connector: Connector::take(weights, vision, config.text.hidden_size, config.family),
         }))

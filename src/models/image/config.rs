@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{Bounds, Cut, Filter, ImageProcessor, Layout, Target};
 use crate::error::{Error, Result};
-use crate::models::config::read_json;
+use crate::models::config::{VisionConfig, read_json};
 
 /// Types that cut pictures into tiles alike, and those that leave them whole. Newer and faster variants add a suffix.
 const CUTTING: [&str; 2] = ["Idefics3ImageProcessor", "SmolVLMImageProcessor"];
@@ -24,16 +24,15 @@ const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 impl ImageProcessor {
     /// Reads the picture settings of a checkpoint folder. A missing key has the default of its processor.
     pub fn read(folder: &Path) -> Result<ImageProcessor> {
-        let processor = folder.join("processor_config.json");
-        if processor.exists() {
-            let mut nested = read_json(&processor)?;
-            if let Some(Value::Object(map)) = nested.remove("image_processor") {
-                return Keys { path: processor, map }.processor();
-            }
-        }
-        let path = folder.join("preprocessor_config.json");
-        let map = read_json(&path)?;
-        Keys { path, map }.processor()
+        Keys::read(folder)?.processor()
+    }
+
+    /// The same, of a model that sees so: what it makes of pictures must be what the model takes.
+    pub fn read_for(folder: &Path, vision: &VisionConfig) -> Result<ImageProcessor> {
+        let keys = Keys::read(folder)?;
+        let processor = keys.processor()?;
+        keys.fits(&processor.layout, vision)?;
+        Ok(processor)
     }
 }
 
@@ -43,6 +42,43 @@ struct Keys {
 }
 
 impl Keys {
+    fn read(folder: &Path) -> Result<Keys> {
+        let path = folder.join("processor_config.json");
+        if path.exists()
+            && let Some(Value::Object(map)) = read_json(&path)?.remove("image_processor")
+        {
+            return Ok(Keys { path, map });
+        }
+        let path = folder.join("preprocessor_config.json");
+        let map = read_json(&path)?;
+        Ok(Keys { path, map })
+    }
+
+    /// The sizes are those of config.json.
+    fn fits(&self, layout: &Layout, vision: &VisionConfig) -> Result<()> {
+        let what = match (layout, vision.tile) {
+            (Layout::Tiles(cut), Some(tile)) if cut.tile != tile => {
+                format!("max_image_size: expected {tile}, the model's image_size, got {}", cut.tile)
+            }
+            (Layout::Whole(bounds), None) if bounds.unit != vision.patch_size * vision.merge => {
+                let (patch, merge) = (vision.patch_size, vision.merge);
+                format!(
+                    "patch_size * merge_size: expected the model's {patch} * {merge}, got {}",
+                    bounds.unit
+                )
+            }
+            (Layout::Whole(_), Some(_)) => {
+                "image_processor_type: expected one that cuts tiles, as this model takes them".into()
+            }
+            (Layout::Tiles(_), None) => {
+                "image_processor_type: expected one that leaves pictures whole, as this model takes them"
+                    .into()
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::input(&self.path, what))
+    }
+
     fn processor(&self) -> Result<ImageProcessor> {
         let (layout, filter, mean, std) = if self.cuts()? {
             (Layout::Tiles(self.cut()?), Filter::Lanczos, [0.5; 3], [0.5; 3])

@@ -26,7 +26,7 @@ const ROPE_THETA: f32 = 10_000.0;
 #[derive(Clone)]
 pub struct Vision {
     names: &'static Names,
-    patch_weight: Param,             // [C, 3, S, S] or [C, 3, frames, S, S]
+    patch_weight: Param,             // [C, 3, S, S]; without tiles [C, 3, frames, S, S]
     learned: Option<(Param, Param)>, // the patch embedding's bias [C], positions [P, C] of a tile
     blocks: Vec<Block>,
     post_norm: Option<LayerNorm>,
@@ -89,7 +89,7 @@ impl Vision {
         let (width, side) = (c.hidden_size, c.patch_size);
         let patch = format!("{}.{}", names.root, names.patch);
         let mut shape = vec![width, 3, side, side];
-        if c.frames > 1 {
+        if c.tile.is_none() {
             shape.insert(2, c.frames);
         }
         let patch_weight = Param::take(weights, &format!("{patch}.weight"), &shape);
