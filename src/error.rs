@@ -57,6 +57,14 @@ impl Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }
 
+    /// What an op says, with the model whose weights or settings it did not like.
+    pub fn of(self, model: &Path) -> Self {
+        match self {
+            Error::Op { .. } => Error::Failure(format!("{}: {self}", model.display())),
+            other => other,
+        }
+    }
+
     /// Exit code of the process: 2 for a user's mistake, 1 for a failure.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -69,6 +77,7 @@ impl Error {
             Error::Io { source, .. } => match source.kind() {
                 ErrorKind::NotFound | ErrorKind::AlreadyExists => 2,
                 ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::PermissionDenied => 2,
+                ErrorKind::InvalidInput | ErrorKind::InvalidFilename => 2,
                 // A text that is not UTF-8.
                 ErrorKind::InvalidData => 2,
                 _ => 1,

@@ -22,7 +22,8 @@ pub fn run(args: &args::Generate, compute: &args::Compute, progress: &Progress) 
     let images = args.images.iter().map(|path: &std::path::PathBuf| read(Path::new(path)));
     let images = images.collect::<Result<Vec<_>>>()?;
     let engine = compute::native(compute, progress)?;
-    let model = engine.vlm(&hub::resolve(&args.model)?, args.adapter.as_deref(), args.loading.get())?;
+    let folder = hub::resolve(&args.model)?;
+    let model = engine.vlm(&folder, args.adapter.as_deref(), args.loading.get())?;
     let request = Request {
         messages: answer::turn(images.len(), &args.prompt),
         images,
@@ -33,7 +34,7 @@ pub fn run(args: &args::Generate, compute: &args::Compute, progress: &Progress) 
         seed: args.seed,
         draft: None,
     };
-    let completion = model.generate(&[request])?.into_iter().flatten().next();
+    let completion = model.generate(&[request]).map_err(|e| e.of(&folder))?.into_iter().flatten().next();
     let completion = completion.ok_or_else(|| Error::op("generate", "1 completion", "none"))?;
     let json = json!({"text": completion.text, "tokens": completion.ids.len(), "ended": completion.ended});
     Output::new(&json, completion.text)

@@ -373,17 +373,17 @@ pub fn detach(vlm: &mut Vlm) {
 /// Adds scale * B A to every adapted weight (rounded to the weight's own dtype) and drops the adapters.
 pub fn merge(vlm: &mut Vlm) -> Result<()> {
     let mut failure = Ok(());
-    vlm.visit_linears(&mut |_, linear| {
+    vlm.visit_linears(&mut |name, linear| {
         if let Some(lora) = linear.lora.take()
             && failure.is_ok()
         {
-            failure = merge_one(linear, &lora);
+            failure = merge_one(name, linear, &lora);
         }
     });
     failure
 }
 
-fn merge_one(linear: &mut Linear, lora: &Lora) -> Result<()> {
+fn merge_one(name: &str, linear: &mut Linear, lora: &Lora) -> Result<()> {
     let (n, k, r) = (linear.outputs(), linear.inputs(), lora.a.value.rows());
     let Weight::Dense(weight) = &mut linear.weight else {
         let expected = "an adapter is added to weights in floating point, and this model's are int8";
@@ -393,6 +393,13 @@ fn merge_one(linear: &mut Linear, lora: &Lora) -> Result<()> {
     let a = View { data: lora.a.value.f32s()?, rs: k, cs: 1 };
     let b = View { data: lora.b.value.f32s()?, rs: r, cs: 1 };
     matmul(n, k, r, merged.f32s_mut()?, k, lora.scale, b, a, true);
+    if let Some(i) = merged.f32s()?.iter().position(|v| !v.is_finite()) {
+        let (row, col, got) = (i / k, i % k, merged.f32s()?[i]);
+        let what = format!(
+            "{name}: expected finite weights with the adapter in them, got {got} in row {row}, column {col}"
+        );
+        return Err(Error::Usage(what));
+    }
     weight.value = merged.to_dtype(weight.value.dtype())?;
     Ok(())
 }

@@ -171,6 +171,7 @@ impl Engine for Native {
 
     fn level(&self, job: Job<'_>, on_step: OnStep<'_>) -> Result<FitReport> {
         fit::level(job.model, job.samples, job.trainable, job.options, &self.0, job.out, on_step)
+            .map_err(|e| e.of(job.model))
     }
 
     /// Weights are mapped, not read: this takes as long as the tokenizer does.
@@ -249,7 +250,7 @@ impl Lazy<'_> {
         if self.loaded.get().is_none() {
             self.progress.note(&format!("loading {}", self.model.display()));
             let adapter = self.adapter.as_deref();
-            let model = self.engine.load(&self.model, adapter, self.how)?;
+            let model = self.engine.load(&self.model, adapter, self.how).map_err(|e| e.of(&self.model))?;
             // Empty, as just seen under the lock, so that nothing is lost.
             let _ = self.loaded.set(model);
         }
@@ -266,11 +267,11 @@ impl Answerer for Lazy<'_> {
     }
 
     fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
-        self.model()?.generate(requests)
+        self.model()?.generate(requests).map_err(|e| e.of(&self.model))
     }
 
     fn answer(&self, most: usize, exchange: &mut dyn Exchange) -> Result<Spent> {
-        let spent = self.model()?.answer(most, exchange)?;
+        let spent = self.model()?.answer(most, exchange).map_err(|e| e.of(&self.model))?;
         *self.spent.lock().unwrap_or_else(PoisonError::into_inner) += spent;
         Ok(spent)
     }

@@ -1,5 +1,5 @@
 //! A matrix to int8, some rows at a time.
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::quantize;
 use crate::quant::Fold;
 use crate::tensor::{Device, Tensor};
@@ -42,6 +42,10 @@ fn pieces(
         elements.widen(first * cols, &mut wide);
         if let Some(fold) = fold {
             fold.multiply(&mut wide, first, cols);
+        }
+        if let Some(i) = wide.iter().position(|v| !v.is_finite()) {
+            let got = format!("{} in row {}, column {}", wide[i], first + i / cols, i % cols);
+            return Err(Error::op("quantize", "finite weights", got));
         }
         let x = Tensor::from_vec(&[count, cols], wide)?;
         let mut q = x.like_i8(&[count, cols])?;

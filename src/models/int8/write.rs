@@ -134,7 +134,10 @@ impl Plan<'_> {
         }
         let sizes = announced.iter().map(|t| (t.name.clone(), t.bytes())).collect();
         weights::stream(target, announced, |name| match origins.get(name) {
-            Some((from, origin)) => origin.make(&file.view(from)?),
+            Some((from, origin)) => origin.make(&file.view(from)?).map_err(|error| match error {
+                Error::Op { .. } => Error::input(source, format!("{from}: {error}")),
+                other => other,
+            }),
             None => Err(Error::Failure(format!("no tensor {name}"))),
         })?;
         Ok(sizes)
