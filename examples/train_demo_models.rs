@@ -145,6 +145,7 @@ fn samples(lesson: &Lesson, index: u64) -> Vec<Sample> {
         let (scene, exercises) = lesson.draw(&mut rng);
         let picture = Arc::new(draw(&scene));
         all.extend(exercises.into_iter().map(|exercise| Sample {
+            id: exercise.prompt.clone(),
             images: vec![Picture::Pixels(Arc::clone(&picture))],
             prompt: exercise.prompt,
             answer: exercise.answer,

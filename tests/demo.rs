@@ -232,7 +232,8 @@ fn loss(folder: &Path) -> f64 {
         .filter_map(|scene| {
             let question = random_question(scene, Skill::of(scene.kind()), &mut rng)?;
             let images = vec![Picture::Pixels(Arc::new(draw(scene)))];
-            Some(Sample { images, prompt: question.text, answer: question.answer })
+            let id = question.text.clone();
+            Some(Sample { id, images, prompt: question.text, answer: question.answer })
         })
         .collect();
     let vlm = Vlm::load(folder.to_str().expect("UTF-8"), None).expect("load");

@@ -41,7 +41,10 @@ fn a_picture_that_the_model_refuses_is_skipped() {
     let model = format!("{GOLDEN}/qwen2vl");
     let args = ["annotate", "--model", &model, "--images", ".", "--task", "text", "--max-new-tokens", "2"];
     let said = ends(at, 0, &[&args[..], &["--out", "out.jsonl"]].concat());
-    assert!(said.contains("skipped \"b.png\": a picture of 5000x24, expected sides in a ratio"), "{said}");
+    assert!(
+        said.contains("skipped \"b.png\": ./b.png: a picture of 5000x24, expected sides in a ratio"),
+        "{said}"
+    );
     let rejected: Vec<Value> = records(&at.join("out.jsonl")).iter().map(|r| r["rejected"].clone()).collect();
     assert_eq!(rejected, ["unparsed", "unreadable", "unparsed"]);
     // One that is asked for alone is the user's mistake.
@@ -81,9 +84,9 @@ fn a_calibration_skips_what_cannot_be_read() {
     assert!(quantize("mixed", 2).contains("nothing to read"));
 }
 
-/// What the training cannot take is said before its first step, and the folder can be used afterwards.
+/// What the model cannot take is named and left out, as if it had not been there; where nothing is left, the folder can be used afterwards.
 #[test]
-fn a_training_that_cannot_begin_leaves_nothing_in_the_way() {
+fn samples_that_do_not_fit_are_left_out_of_a_training() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     png(&at.join("good.png"), 60, 40);
@@ -93,25 +96,109 @@ fn a_training_that_cannot_begin_leaves_nothing_in_the_way() {
         format!("{sample}\n")
     };
     let good = sample("good.png", "what?");
-    fs::write(at.join("good.jsonl"), good.repeat(4)).unwrap();
-    // The fourth would be met in the fourth step.
-    fs::write(at.join("thin.jsonl"), good.repeat(3) + &sample("thin.png", "what?")).unwrap();
-    fs::write(at.join("long.jsonl"), good.repeat(3) + &sample("good.png", &"word ".repeat(5000))).unwrap();
+    let (thin, long) = (sample("thin.png", "what?"), sample("good.png", &"word ".repeat(5000)));
+    fs::write(at.join("good.jsonl"), good.repeat(3)).unwrap();
+    fs::write(at.join("mixed.jsonl"), format!("{good}{thin}{good}{long}{good}")).unwrap();
+    fs::write(at.join("bad.jsonl"), format!("{thin}{long}")).unwrap();
     let model = format!("{GOLDEN}/qwen2vl");
-    let level = |model: &str, data: &str, code: i32| {
-        ends(at, code, &["level", "--model", model, "--data", data, "--batch", "1", "--out", "out"])
+    let level = |model: &str, data: &str, out: &str, code: i32| {
+        ends(at, code, &["level", "--model", model, "--data", data, "--batch", "1", "--out", out])
     };
     fs::create_dir(at.join("empty")).unwrap();
-    level("empty", "good.jsonl", 2);
-    assert!(level(&model, "thin.jsonl", 2).contains("thin.png: a picture of 5000x1, expected sides"));
-    let said = level(&model, "long.jsonl", 2);
-    assert!(said.contains("a training sample has ") && said.len() < 1000, "{said}");
+    level("empty", "good.jsonl", "out", 2);
+    let said = level(&model, "bad.jsonl", "out", 2);
+    assert!(
+        said.contains("none of 2 training samples fits: \"")
+            && said.contains("thin.png: a picture of 5000x1")
+    );
     let left: Vec<_> =
         fs::read_dir(at.join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["settings.json"]);
-    level(&model, "good.jsonl", 0);
-    assert_eq!(records(&at.join("out/loss.jsonl")).len(), 4);
-    assert!(level(&model, "thin.jsonl", 2).contains("was begun with data"));
+    level(&model, "good.jsonl", "out", 0);
+    assert_eq!(records(&at.join("out/loss.jsonl")).len(), 3);
+    assert!(level(&model, "mixed.jsonl", "out", 2).contains("was begun with data"));
+
+    let told = |said: &str| {
+        assert!(said.contains("thin.png: a picture of 5000x1, expected sides"), "{said}");
+        assert!(said.contains(" tokens, expected at most ") && said.len() < 1000, "{said}");
+        assert_eq!(said.matches("mpa: skipped ").count(), 2, "{said}");
+    };
+    told(&level(&model, "mixed.jsonl", "mixed", 0));
+    // Finished long ago, it still knows.
+    told(&level(&model, "mixed.jsonl", "mixed", 0));
+    let adapter = |out: &str| fs::read(at.join(out).join("adapter_model.safetensors")).unwrap();
+    assert!(adapter("mixed") == adapter("out"));
+}
+
+/// A copy of a golden model in `to`, with other settings in one of its files.
+fn altered(model: &str, to: &Path, file: &str, key: &str, value: Value) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(format!("{GOLDEN}/{model}")).unwrap().map(Result::unwrap) {
+        if entry.path().is_file() {
+            fs::write(to.join(entry.file_name()), fs::read(entry.path()).unwrap()).unwrap();
+        }
+    }
+    let path = to.join(file);
+    let mut settings: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    settings[key] = value;
+    fs::write(path, settings.to_string()).unwrap();
+}
+
+/// Settings of pictures that are not those of config.json are told by their file and key, not by an op.
+#[test]
+fn a_processor_makes_of_pictures_what_the_model_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    png(&at.join("a.png"), 60, 40);
+    let cases = [
+        ("smolvlm", "max_image_size", json!({"longest_edge": 56}), "max_image_size: expected "),
+        ("qwen2vl", "patch_size", json!(7), "patch_size * merge_size: expected the model's "),
+        ("qwen2vl", "merge_size", json!(1), "patch_size * merge_size: expected the model's "),
+        (
+            "qwen2vl",
+            "image_processor_type",
+            json!("Idefics3ImageProcessor"),
+            "image_processor_type: expected one that leaves",
+        ),
+    ];
+    for (i, (model, key, value, want)) in cases.into_iter().enumerate() {
+        let name = format!("m{i}");
+        altered(model, &at.join(&name), "preprocessor_config.json", key, value);
+        let said = ends(at, 2, &["generate", "--model", &name, "--image", "a.png", "--prompt", "what?"]);
+        assert!(said.contains("preprocessor_config.json: ") && said.contains(want), "{model} {key}: {said}");
+    }
+}
+
+/// Weights that are no numbers are told by the file, or the layer, and never written into another folder.
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    altered("smolvlm", &at.join("nan"), "preprocessor_config.json", "do_resize", json!(true));
+    let path = at.join("nan/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let name = "model.text_model.layers.0.mlp.up_proj.weight";
+    let begin = 8 + header + tensors[name]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[begin..begin + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+
+    let said = ends(at, 2, &["quantize", "--model", "nan", "--out", "q"]);
+    assert!(
+        said.contains(&format!("model.safetensors: {name}: ")) && said.contains("NaN in row 0, column 0"),
+        "{said}"
+    );
+    let said = ends(at, 1, &["generate", "--model", "nan", "--prompt", "what?"]);
+    assert!(said.contains("nan: ") && said.contains("expected finite logits"), "{said}");
+
+    fs::write(at.join("data.jsonl"), "{\"question\": \"what?\", \"answer\": \"a\"}\n").unwrap();
+    let whole = format!("{GOLDEN}/smolvlm");
+    let level =
+        ["level", "--model", &whole, "--data", "data.jsonl", "--targets", "up_proj", "--out", "adapter"];
+    ends(at, 0, &level);
+    let said = ends(at, 2, &["merge", "--model", "nan", "--adapter", "adapter", "--out", "merged"]);
+    assert!(said.contains("layers.0.mlp.up_proj: expected finite weights"), "{said}");
 }
 
 /// Two that train into one folder would write one log.

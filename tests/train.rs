@@ -31,6 +31,7 @@ fn picture(seed: u64) -> Picture {
 fn samples(n: usize) -> Vec<Sample> {
     let pictures = [picture(1), picture(2)];
     let sample = |i: usize| Sample {
+        id: i.to_string(),
         images: if i % 3 == 2 { vec![] } else { vec![pictures[i % 2].clone()] },
         prompt: format!("What is number {i}?"),
         answer: format!("It is {}.", i * 7),

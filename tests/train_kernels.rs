@@ -30,6 +30,7 @@ fn samples() -> Vec<Sample> {
         let data = (0..3 * 40 * 48).map(|_| rng.next() as u8).collect();
         let picture = Picture::Pixels(Arc::new(Rgb { width: 48, height: 40, data }));
         Sample {
+            id: i.to_string(),
             images: if i == 2 { vec![] } else { vec![picture] },
             prompt: format!("What is number {i}?"),
             answer: format!("It is {}.", i * 7),

@@ -175,7 +175,8 @@ fn step_bytes(vlm: &mut Vlm, batch: usize, tokens: usize) -> usize {
 }
 
 fn samples(load: &Load) -> Vec<Sample> {
-    let one = |i| Sample {
+    let one = |i: usize| Sample {
+        id: i.to_string(),
         images: picture(i, load).map(Picture::Pixels).into_iter().collect(),
         prompt: words(i, load.words),
         answer: words(load.batch + i, load.new),

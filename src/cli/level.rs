@@ -32,7 +32,7 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
     ask.check().map_err(|bad| bad.usage())?;
     let all = level::examples(&args.data)?;
     let count = all.len();
-    let parity = level::readable(all, progress);
+    let parity = level::readable(all, progress)?;
     let unreadable = count - parity.len();
     if parity.is_empty() {
         return Err(Error::input(&args.data, "has no samples to level on"));
@@ -40,7 +40,7 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
     let beside = || args.rehearsal_data.clone().unwrap_or_else(|| level::rehearsal_beside(&args.data));
     let rehearsal = (args.settings.rehearsal > 0.0).then(beside);
     let others = rehearsal.as_deref().map(level::examples).transpose()?.unwrap_or_default();
-    let samples = level::mix(parity, &level::readable(others, progress), args.settings.rehearsal, args.seed);
+    let samples = level::mix(parity, &level::readable(others, progress)?, args.settings.rehearsal, args.seed);
     let model = hub::resolve(&args.model)?;
     let settings = Settings {
         model: &args.model,
@@ -63,15 +63,15 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
         Job { model: &model, samples: &samples, trainable: &trainable, options: &options, out: &args.out };
     let report = level::run("level", &engine, job, progress)?;
     let (first, last) = (report.first_loss, report.last_loss);
-    let mut json = json!({"samples": samples.len(), "unreadable": unreadable, "steps": report.steps,
+    let (trained, skipped) = (samples.len() - report.skipped.len(), report.skipped.len());
+    let mut json = json!({"samples": trained, "unreadable": unreadable, "skipped": skipped, "steps": report.steps,
                           "first_loss": first, "last_loss": last, "tokens": report.tokens});
     if let Device::Cuda(gpu) = &engine.0.device {
         json["gpu_memory_bytes"] = json!(gpu.memory_use().most_reserved + MATMUL_WORKSPACE);
     }
     let text = format!(
-        "{} steps on {} samples ({unreadable} unreadable), loss {first:.4} to {last:.4}: {}",
+        "{} steps on {trained} samples ({unreadable} unreadable, {skipped} skipped), loss {first:.4} to {last:.4}: {}",
         report.steps,
-        samples.len(),
         args.out.display()
     );
     Output::new(&json, text)

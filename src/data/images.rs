@@ -52,13 +52,16 @@ pub fn size(path: &Path) -> Result<(usize, usize)> {
     Ok(if turned { (height as usize, width as usize) } else { (width as usize, height as usize) })
 }
 
-/// What `read` gives, but what is wrong is said without the path: for files that must not depend on where they lie.
-pub fn try_read(path: &Path) -> Result<Rgb, String> {
-    read(path).map_err(|error| match error {
-        Error::Input { what, .. } => what,
-        Error::Io { source, .. } => source.to_string(),
-        other => other.to_string(),
-    })
+/// What `read` gives. What is wrong with the picture is said without the path: for files that must not depend on where they lie. An error is
+/// what may be no fault of the picture, such as a disk that does not answer.
+pub fn try_read(path: &Path) -> Result<Result<Rgb, String>> {
+    match read(path) {
+        Ok(picture) => Ok(Ok(picture)),
+        Err(error) if error.exit_code() != 2 => Err(error),
+        Err(Error::Input { what, .. }) => Ok(Err(what)),
+        Err(Error::Io { source, .. }) => Ok(Err(source.to_string())),
+        Err(other) => Ok(Err(other.to_string())),
+    }
 }
 
 /// The pictures of a folder and of the folders in it, by extension, sorted by the bytes of their paths. Hidden files and folders are

@@ -60,12 +60,13 @@ pub(super) fn open<'a>(
         let pictures = list(source)?;
         let rebase = Rebase::folders(source, files::folder_of(out))?;
         let total = pictures.len();
-        let stage = Annotate { options, folder: source.to_path_buf(), rebase, parser };
+        let stage = Annotate { options, folder: source.to_path_buf(), listed: true, rebase, parser };
         return Ok((stage, Box::new(pictures.into_iter().map(|name| Ok(named(name)))), total));
     }
     let total = records::check(source, &["image"])?;
     let rebase = Rebase::new(source, out)?;
-    let stage = Annotate { options, folder: files::folder_of(source).to_path_buf(), rebase, parser };
+    let folder = files::folder_of(source).to_path_buf();
+    let stage = Annotate { options, folder, listed: false, rebase, parser };
     let records = Reader::open(source)?.filter(|r| r.as_ref().map_or(true, |r| r.rejected.is_none()));
     Ok((stage, Box::new(records), total))
 }
@@ -88,6 +89,8 @@ fn list(folder: &Path) -> Result<Vec<String>> {
 pub(super) struct Annotate<'a> {
     options: &'a Options,
     folder: PathBuf,
+    /// The pictures are all that the folder has.
+    listed: bool,
     rebase: Rebase,
     parser: Parser,
 }
@@ -106,6 +109,10 @@ impl Stage for Annotate<'_> {
 
     fn picture(&self, record: &Record) -> Option<PathBuf> {
         Some(self.folder.join(record.image.as_ref()?))
+    }
+
+    fn found(&self) -> bool {
+        self.listed
     }
 
     fn request(&self, record: &Record, images: Vec<Arc<Rgb>>) -> Result<Request> {

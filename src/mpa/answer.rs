@@ -32,6 +32,11 @@ pub trait Stage: Sync {
     /// Where the picture is; `None` for a question without one.
     fn picture(&self, record: &Record) -> Option<PathBuf>;
 
+    /// Whether the pictures were found in a folder: one that is not there any more is no fault of its record.
+    fn found(&self) -> bool {
+        false
+    }
+
     fn request(&self, record: &Record, images: Vec<Arc<Rgb>>) -> Result<Request>;
 
     /// The record as the output file has it, still without what the model says.
@@ -211,12 +216,15 @@ impl Ahead<'_> {
         let read = |path: &PathBuf| {
             let picture = match kept(path) {
                 Some((_, picture, _)) => Ok(Arc::clone(picture)),
-                None => images::try_read(path).map(Arc::new),
+                None => images::try_read(path)?.map(Arc::new),
             };
-            (path.clone(), picture)
+            if picture.is_err() && self.stage.found() && !path.exists() {
+                return Err(Error::input(path, "is gone, and was there when the folder was listed"));
+            }
+            Ok((path.clone(), picture))
         };
-        let pictures: HashMap<PathBuf, _> =
-            different.into_iter().collect::<Vec<_>>().into_par_iter().map(read).collect();
+        let different: Vec<&PathBuf> = different.into_iter().collect();
+        let pictures: HashMap<PathBuf, _> = different.into_par_iter().map(read).collect::<Result<_>>()?;
         let (mut requests, mut asked) = (Vec::new(), Vec::new());
         for (job, path) in jobs.iter().zip(&paths) {
             let picture = path.as_ref().and_then(|path| pictures.get(path)).cloned();

@@ -264,18 +264,21 @@ pub fn examples(data: &Path) -> Result<Vec<Example>> {
 }
 
 /// Leaves out the examples whose picture cannot be read, and names them; for data that no stage of this program has been through.
-pub fn readable(mut examples: Vec<Example>, progress: &Progress) -> Vec<Example> {
+pub fn readable(mut examples: Vec<Example>, progress: &Progress) -> Result<Vec<Example>> {
     let pictures: BTreeSet<&Path> = examples.iter().filter_map(|example| example.image.as_deref()).collect();
-    let failure = |path: &&Path| Some((path.to_path_buf(), images::try_read(path).err()?));
-    let bad: HashMap<PathBuf, String> = pictures.par_iter().filter_map(failure).collect();
+    let failure = |path: &&Path| {
+        let wrong = images::try_read(path).map(|read| Some((path.to_path_buf(), read.err()?)));
+        wrong.transpose()
+    };
+    let bad: HashMap<PathBuf, String> = pictures.par_iter().filter_map(failure).collect::<Result<_>>()?;
     examples.retain(|example| {
         let reason = example.image.as_ref().and_then(|path| bad.get(path));
         if let Some(reason) = reason {
-            progress.warn(&format!("skipped {:?}: {reason}", example.id));
+            progress.skipped(&example.id, example.image.as_deref(), reason);
         }
         reason.is_none()
     });
-    examples
+    Ok(examples)
 }
 
 /// Where the rehearsal samples of a parity set lie, unless said otherwise: parity.jsonl, parity.rehearsal.jsonl.
@@ -304,6 +307,7 @@ pub fn mix(mut parity: Vec<Example>, rehearsal: &[Example], fraction: f64, seed:
 /// `examples` as the trainer takes them, asked by `prompt`.
 pub fn samples(examples: &[Example], prompt: &str) -> Vec<Sample> {
     let sample = |example: &Example| Sample {
+        id: example.id.clone(),
         images: example.image.clone().map(Picture::File).into_iter().collect(),
         prompt: prompts::fill(prompt, &example.question),
         answer: example.answer.clone(),
@@ -321,6 +325,9 @@ pub fn run(name: &str, engine: &dyn Engine, job: Job<'_>, progress: &Progress) -
     })?;
     if let Some(meter) = meter {
         meter.finish();
+    }
+    for (id, reason) in &report.skipped {
+        progress.skipped(id, None, reason);
     }
     Ok(report)
 }

@@ -1,5 +1,6 @@
 //! What people see while a stage works, on stderr: a bar on a terminal, a line every few seconds elsewhere, nothing when quiet.
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -56,6 +57,12 @@ impl Progress {
             Mode::Plain => say(text),
             Mode::Bars(all) => all.suspend(|| say(text)),
         }
+    }
+
+    /// A warning that a record is passed over, and which picture is why, if one is.
+    pub fn skipped(&self, id: &str, picture: Option<&Path>, reason: &str) {
+        let at = picture.map(|path| format!("{}: ", path.display())).unwrap_or_default();
+        self.warn(&format!("skipped {id:?}: {at}{reason}"));
     }
 
     /// A line that is shown even when quiet.

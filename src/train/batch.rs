@@ -28,6 +28,8 @@ pub enum Picture {
 /// One supervised turn: the loss is on the answer and the end of the turn.
 #[derive(Clone, Debug)]
 pub struct Sample {
+    /// What messages call it.
+    pub id: String,
     pub images: Vec<Picture>,
     pub prompt: String,
     pub answer: String,
@@ -81,17 +83,20 @@ impl Picture {
         }
     }
 
-    /// Rows and columns of its tiles.
-    fn grid(&self, vlm: &Vlm) -> Result<(usize, usize)> {
+    /// Rows and columns of its tiles, or why the model does not take it.
+    fn grid(&self, vlm: &Vlm) -> Result<Result<(usize, usize), String>> {
         let (width, height) = match self {
             Picture::File(path) => images::size(path)?,
             Picture::Pixels(rgb) => (rgb.width, rgb.height),
         };
-        let plan = vlm.vision()?.images.plan(width, height).map_err(|error| match self {
-            Picture::File(path) => Error::input(path, error.to_string()),
-            Picture::Pixels(_) => error,
-        })?;
-        Ok((plan.rows, plan.cols))
+        match (vlm.vision()?.images.plan(width, height), self) {
+            (Ok(plan), _) => Ok(Ok((plan.rows, plan.cols))),
+            (Err(error @ Error::Picture { .. }), Picture::File(path)) => {
+                Ok(Err(format!("{}: {error}", path.display())))
+            }
+            (Err(error @ Error::Picture { .. }), Picture::Pixels(_)) => Ok(Err(error.to_string())),
+            (Err(error), _) => Err(error),
+        }
     }
 
     fn tiles(&self, vlm: &Vlm) -> Result<Tiles> {
@@ -143,7 +148,11 @@ pub fn prepare(vlm: &Vlm, samples: &[&Sample], mut kept: Option<&mut Kept>) -> R
         let of_sample = sample.images.iter().filter_map(|p| places.get(&p.key()));
         let pictures: Vec<Arc<Seen>> = of_sample.map(Arc::clone).collect();
         let grids: Vec<_> = pictures.iter().map(|p| p.grid()).collect();
-        Ok(Prepared { pictures, ..encode(vlm, sample, &grids)? })
+        let prepared = Prepared { pictures, ..encode(vlm, sample, &grids)? };
+        match too_long(vlm, &prepared) {
+            Some(what) => Err(Error::Usage(format!("the training sample {:?}: {what}", sample.id))),
+            None => Ok(prepared),
+        }
     };
     samples.par_iter().map(one).collect()
 }
@@ -159,10 +168,54 @@ fn look(vlm: &Vlm, tiles: Vec<Tiles>, frozen: bool) -> Result<Vec<Arc<Seen>>> {
     tiles.into_iter().zip(rows).map(features).collect()
 }
 
-/// Tokens of a sample; its pictures are only opened.
-pub fn length(vlm: &Vlm, sample: &Sample) -> Result<usize> {
-    let grids: Vec<_> = sample.images.iter().map(|p| p.grid(vlm)).collect::<Result<_>>()?;
-    Ok(encode(vlm, sample, &grids)?.ids.len())
+/// Samples of a training set that the model takes.
+pub struct Fitting<'a> {
+    pub samples: Vec<&'a Sample>,
+    /// Of each of them.
+    pub tokens: Vec<usize>,
+    /// Id of each of the others, and why it is none.
+    pub skipped: Vec<(String, String)>,
+}
+
+/// Which samples the model takes; their pictures are only opened. An error if there are none.
+pub fn fitting<'a>(vlm: &Vlm, samples: &'a [Sample]) -> Result<Fitting<'a>> {
+    let lengths: Vec<_> = samples.par_iter().map(|sample| length(vlm, sample)).collect::<Result<_>>()?;
+    let mut fitting = Fitting { samples: Vec::new(), tokens: Vec::new(), skipped: Vec::new() };
+    for (sample, length) in samples.iter().zip(lengths) {
+        match length {
+            Ok(tokens) => {
+                fitting.samples.push(sample);
+                fitting.tokens.push(tokens);
+            }
+            Err(reason) => fitting.skipped.push((sample.id.clone(), reason)),
+        }
+    }
+    match (fitting.samples.first(), fitting.skipped.first()) {
+        (Some(_), _) => Ok(fitting),
+        (None, Some((id, reason))) => {
+            Err(Error::Usage(format!("none of {} training samples fits: {id:?}: {reason}", samples.len())))
+        }
+        (None, None) => Err(Error::Usage("no training samples".into())),
+    }
+}
+
+/// Tokens of a sample, or why the model does not take it.
+fn length(vlm: &Vlm, sample: &Sample) -> Result<Result<usize, String>> {
+    let mut grids = Vec::with_capacity(sample.images.len());
+    for picture in &sample.images {
+        match picture.grid(vlm)? {
+            Ok(grid) => grids.push(grid),
+            Err(reason) => return Ok(Err(reason)),
+        }
+    }
+    let prepared = encode(vlm, sample, &grids)?;
+    Ok(too_long(vlm, &prepared).map_or(Ok(prepared.ids.len()), Err))
+}
+
+fn too_long(vlm: &Vlm, prepared: &Prepared) -> Option<String> {
+    let (tokens, most) = (prepared.ids.len(), vlm.config.text.max_positions);
+    let what = || format!("{tokens} tokens, expected at most {most} (max_position_embeddings)");
+    (tokens > most).then(what)
 }
 
 /// A sample but for its pictures, of which only the grids matter.
@@ -170,14 +223,6 @@ fn encode(vlm: &Vlm, sample: &Sample, grids: &[(usize, usize)]) -> Result<Prepar
     let mut content: Vec<Content> = grids.iter().map(|_| Content::Image).collect();
     content.push(Content::Text(sample.prompt.clone()));
     let (ids, start) = vlm.encode_answered(&[Message::new("user", content)], grids, &sample.answer)?;
-    if ids.len() > vlm.config.text.max_positions {
-        return Err(Error::Usage(format!(
-            "a training sample has {} tokens, expected at most {} (max_position_embeddings): {:?}...",
-            ids.len(),
-            vlm.config.text.max_positions,
-            sample.prompt.chars().take(80).collect::<String>()
-        )));
-    }
     let targets = (start.max(1)..ids.len()).map(|i| (i as u32 - 1, ids[i])).collect();
     let (positions, _) = vlm.positions(&ids, grids)?;
     Ok(Prepared { ids, positions, targets, pictures: Vec::new() })

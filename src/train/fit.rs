@@ -5,7 +5,6 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{append, files};
@@ -15,7 +14,7 @@ use crate::models::image::PixelBounds;
 use crate::models::vlm::Vlm;
 use crate::random;
 use crate::tensor::{Device, Place};
-use crate::train::batch::{self, Kept};
+use crate::train::batch::{self, Fitting, Kept};
 pub use crate::train::batch::{Picture, Sample};
 use crate::train::checkpoint;
 pub use crate::train::optim::Schedule;
@@ -109,6 +108,8 @@ pub struct FitReport {
     pub last_loss: f64,
     /// Of all steps: prompts, pictures and answers.
     pub tokens: usize,
+    /// Ids of samples that the model does not take, and why.
+    pub skipped: Vec<(String, String)>,
 }
 
 /// Called after each optimizer step: (step from 1, steps, loss, lr).
@@ -140,8 +141,8 @@ struct Settings {
 }
 
 /// Trains the model at `model` on `samples` and writes `out/`: the adapter in PEFT's format (or, for `Trainable::Full`, a whole checkpoint),
-/// loss.jsonl ({"step", "loss", "lr", "grad_norm", "tokens"} a line), training.json, and, while running, checkpoint/. Started again on the same `out` it
-/// goes on from the checkpoint and ends with the same bytes; finished already, it returns at once.
+/// loss.jsonl ({"step", "loss", "lr", "grad_norm", "tokens"} a line), training.json, skipped.json (of samples that the model does not take, if there
+/// are any: [[id, reason], ...]), and, while running, checkpoint/. Started again on the same `out` it goes on from the checkpoint and ends with the same bytes; finished already, it returns at once.
 pub fn level(
     model: &Path,
     samples: &[Sample],
@@ -151,16 +152,12 @@ pub fn level(
     out: &Path,
     on_step: OnStep<'_>,
 ) -> Result<FitReport> {
-    options.check()?;
-    if samples.is_empty() {
-        return Err(Error::Usage("no training samples".into()));
-    }
-    let (log, state) = (out.join("loss.jsonl"), out.join("checkpoint"));
+    let (log, state, skipped) = (out.join("loss.jsonl"), out.join("checkpoint"), out.join("skipped.json"));
     let finished = match trainable {
         Trainable::Lora(_) => out.join("adapter_model.safetensors"),
         Trainable::Full(_) => out.join("model.safetensors"),
     };
-    let trainer = match finished.exists() {
+    let begun = match finished.exists() {
         true => None,
         // A mistake in what is asked leaves nothing behind, and shows before the first step.
         false => Some(begin(model, samples, trainable, options)?),
@@ -168,10 +165,14 @@ pub fn level(
     start(samples, trainable, options, place, out)?;
     // Held to the end: two that write here would each lose what the other does.
     let mut log_file = open_log(&log)?;
-    let Some(mut trainer) = trainer.filter(|_| !finished.exists()) else {
+    let Some((mut trainer, fitting)) = begun.filter(|_| !finished.exists()) else {
         remove_folder(&state)?;
-        return report(&log);
+        return report(&log, &skipped);
     };
+    if !fitting.skipped.is_empty() {
+        files::write_json(&skipped, &fitting.skipped)?;
+    }
+    let samples = fitting.samples;
     checkpoint::load(&mut trainer, &state)?;
     let mut trainer = trainer.to_device(&place.device, place.dtype)?;
     cut_log(&log, &log_file, trainer.steps as usize)?;
@@ -181,7 +182,7 @@ pub fn level(
     while (trainer.steps as usize) < steps {
         let step = trainer.steps as usize + 1;
         let indices = batch_indices(samples.len(), options, step);
-        let batch: Vec<&Sample> = indices.iter().map(|&i| &samples[i]).collect();
+        let batch: Vec<&Sample> = indices.iter().map(|&i| samples[i]).collect();
         let batch: Vec<Arc<_>> = trainer.prepare(&batch, &mut kept)?.into_iter().map(Arc::new).collect();
         let plan = trainer.plan(steps);
         let lr = plan.lr(step as u64);
@@ -197,15 +198,21 @@ pub fn level(
     }
     trainer.save(out)?;
     remove_folder(&state)?;
-    report(&log)
+    report(&log, &skipped)
 }
 
-/// The trainer before its first step, for a model that takes all the samples.
-fn begin(model: &Path, samples: &[Sample], trainable: &Trainable, options: &TrainOptions) -> Result<Trainer> {
+/// The trainer before its first step, and what it is to be trained on.
+pub(super) fn begin<'a>(
+    model: &Path,
+    samples: &'a [Sample],
+    trainable: &Trainable,
+    options: &TrainOptions,
+) -> Result<(Trainer, Fitting<'a>)> {
+    options.check()?;
     let vlm = Vlm::load(&model.to_string_lossy(), None)?.with_pixels(options.pixels)?;
     let trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
-    samples.par_iter().try_for_each(|sample| batch::length(trainer.model(), sample).map(drop))?;
-    Ok(trainer)
+    let fitting = batch::fitting(trainer.model(), samples)?;
+    Ok((trainer, fitting))
 }
 
 /// Samples of step `step` (from 1): the epochs' shuffled orders one after the other, cut into batches.
@@ -285,8 +292,13 @@ fn write_line(path: &Path, file: &mut File, line: &LossLine) -> Result<()> {
     file.write_all(text.as_bytes()).map_err(|e| Error::io(path, e))
 }
 
-fn report(log: &Path) -> Result<FitReport> {
+fn report(log: &Path, skipped: &Path) -> Result<FitReport> {
     let text = read_log(log)?;
+    let skipped = match fs::read(skipped) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| Error::input(skipped, e.to_string()))?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(Error::io(skipped, e)),
+    };
     let lines: Vec<LossLine> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let loss = |line: Option<&LossLine>| line.map_or(0.0, |line| line.loss);
     Ok(FitReport {
@@ -294,6 +306,7 @@ fn report(log: &Path) -> Result<FitReport> {
         first_loss: loss(lines.first()),
         last_loss: loss(lines.last()),
         tokens: lines.iter().map(|line| line.tokens).sum(),
+        skipped,
     })
 }
 

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::error::{Error, Result};
-use crate::models::vlm::Vlm;
+use crate::error::Result;
 use crate::tensor::{DType, Device, Gpu, MATMUL_WORKSPACE};
-use crate::train::batch::{self, Kept};
-use crate::train::fit::{Sample, TrainOptions, Trainable, Trainer, batch_indices};
+use crate::train::batch::{Fitting, Kept};
+use crate::train::fit::{self, Sample, TrainOptions, Trainable, batch_indices};
 
 /// Bytes are of GPU memory.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     pub samples: usize,
+    /// Others, that the model does not take.
+    pub skipped: usize,
     pub steps: usize,
     /// Of all samples once.
     pub tokens: usize,
@@ -41,14 +42,8 @@ pub fn plan(
     options: &TrainOptions,
     dtype: DType,
 ) -> Result<Plan> {
-    options.check()?;
-    if samples.is_empty() {
-        return Err(Error::Usage("no training samples".into()));
-    }
-    let vlm = Vlm::load(&model.to_string_lossy(), None)?.with_pixels(options.pixels)?;
-    let trainer = Trainer::new(vlm, trainable.clone(), options.clone())?;
-    let length = |sample: &Sample| batch::length(trainer.model(), sample);
-    let lengths: Vec<usize> = samples.par_iter().map(length).collect::<Result<_>>()?;
+    let (trainer, Fitting { samples, tokens: lengths, skipped }) =
+        fit::begin(model, samples, trainable, options)?;
     let steps = options.step_count(samples.len());
     let (most_tokens, largest_step) = largest(&lengths, options, steps);
 
@@ -56,13 +51,14 @@ pub fn plan(
     let mut trainer = trainer.to_device(&Device::Cuda(Arc::clone(&gpu)), dtype)?;
     let resident = gpu.memory_use().in_use;
     let batch: Vec<&Sample> =
-        batch_indices(samples.len(), options, largest_step).iter().map(|&i| &samples[i]).collect();
+        batch_indices(samples.len(), options, largest_step).iter().map(|&i| samples[i]).collect();
     let batch: Vec<Arc<_>> =
         trainer.prepare(&batch, &mut Kept::default())?.into_iter().map(Arc::new).collect();
     trainer.step_prepared(&batch, options.lr)?;
     let usage = gpu.memory_use();
     Ok(Plan {
         samples: samples.len(),
+        skipped: skipped.len(),
         steps,
         tokens: lengths.iter().sum(),
         most_tokens,
@@ -94,6 +90,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
         writeln!(f, "{} samples of {} tokens, {} steps", self.samples, self.tokens, self.steps)?;
+        if self.skipped > 0 {
+            writeln!(f, "others            {} that the model does not take", self.skipped)?;
+        }
         writeln!(f, "trained weights   {}", self.trained_weights)?;
         writeln!(f, "largest part      {} tokens, in step {}", self.most_tokens, self.largest_step)?;
         writeln!(f, "between steps     {:.2} GiB", gib(self.resident_bytes))?;

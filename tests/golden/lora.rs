@@ -135,6 +135,7 @@ fn samples(golden: &Golden, report: &Value) -> Vec<Sample> {
             Content::Image => None,
         });
         Sample {
+            id: i.to_string(),
             images: batch[i].images.iter().cloned().map(Picture::Pixels).collect(),
             prompt: question.unwrap(),
             answer: answer[..end].trim().to_string(),

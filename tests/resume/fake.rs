@@ -67,7 +67,7 @@ impl Engine for Fake {
         for step in 1..=steps {
             on_step(step, steps, 1.0, 0.1);
         }
-        Ok(FitReport { steps, first_loss: 1.0, last_loss: 0.5, tokens: 7 })
+        Ok(FitReport { steps, first_loss: 1.0, last_loss: 0.5, tokens: 7, skipped: Vec::new() })
     }
 }
 

@@ -3,17 +3,20 @@ mod fake;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use fake::{Fake, input, plant, tree};
 use mpa::data::records;
-use mpa::error::Error;
+use mpa::error::{Error, Result};
+use mpa::models::generate::{Completion, Request};
+use mpa::mpa::annotate;
+use mpa::mpa::engine::Answerer;
 use mpa::mpa::progress::Progress;
 use mpa::mpa::run::{Outcome, run};
 
-fn go(engine: &Fake, config: &Path, out: Option<&Path>) -> mpa::error::Result<Outcome> {
+fn go(engine: &Fake, config: &Path, out: Option<&Path>) -> Result<Outcome> {
     run(engine, config, out, &Progress::silent())
 }
 
@@ -375,6 +378,58 @@ fn annotations_and_the_teachers_answers_catch_up_with_each_other() {
             fs::remove_dir_all(&again).unwrap();
         }
     }
+}
+
+/// Answers anything; takes the pictures away when it is first asked.
+struct Unplugs {
+    pictures: PathBuf,
+    to: Option<PathBuf>,
+}
+
+impl Answerer for Unplugs {
+    fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
+        if let Some(to) = self.to.as_ref().filter(|_| self.pictures.exists()) {
+            fs::rename(&self.pictures, to).unwrap();
+        }
+        let text = "Question: what?\nAnswer: this".to_string();
+        let completion = Completion { ids: vec![0], text, ended: true, draft_logprob: None };
+        Ok(requests.iter().map(|_| vec![completion.clone()]).collect())
+    }
+}
+
+/// As a disk that is unplugged: no fault of the pictures on it.
+#[test]
+fn pictures_that_vanish_are_annotated_when_they_are_there_again() {
+    let folder = scratch();
+    let pictures = folder.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    for i in 0..8_u8 {
+        let at = pictures.join(format!("{i}.png"));
+        image::save_buffer(at, &[i; 3 * 4 * 4], 4, 4, image::ColorType::Rgb8).unwrap();
+    }
+    fs::write(pictures.join("broken.png"), b"not a picture").unwrap();
+    let options = annotate::Options {
+        prompt: "Ask.".to_string(),
+        samples: 1,
+        temperature: 0.0,
+        top_p: 1.0,
+        max_new_tokens: 9,
+        seed: 0,
+    };
+    let go = |to: Option<PathBuf>, out: &str| {
+        let answerer = Unplugs { pictures: pictures.clone(), to };
+        let (out, silent) = (folder.path().join(out), Progress::silent());
+        annotate::run(&pictures, &options, &answerer, &out, 1, &silent)
+    };
+    let want = go(None, "want.jsonl").unwrap();
+    assert_eq!((want.good(), want.rejected["unreadable"]), (8, 1));
+    let away = folder.path().join("away");
+    let error = go(Some(away.clone()), "out.jsonl").unwrap_err().to_string();
+    assert!(error.contains(".png: is gone, and was there when the folder was listed"), "{error}");
+    fs::rename(&away, &pictures).unwrap();
+    assert_eq!(go(None, "out.jsonl").unwrap(), want);
+    let text = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!(text("out.jsonl"), text("want.jsonl"));
 }
 
 #[test]

@@ -253,7 +253,7 @@ impl Context<'_> {
         let Some((pseudo, parity)) = sets else {
             let data = self.supervised.as_deref().unwrap_or_default();
             let examples = level::examples(&self.inputs.join(data))?;
-            return Ok((level::readable(examples, self.progress), trained));
+            return Ok((level::readable(examples, self.progress)?, trained));
         };
         let folder = self.stages.folder(parity);
         let kept = level::examples(&folder.join("parity.jsonl"))?;

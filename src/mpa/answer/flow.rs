@@ -172,7 +172,8 @@ impl<'a> Flow<'a> {
                     }
                 }
                 Err((kind, reason)) => {
-                    self.progress.warn(&format!("skipped {:?}: {reason}", job.record.id));
+                    let picture = self.stage.picture(&job.record);
+                    self.progress.skipped(&job.record.id, picture.as_deref(), &reason);
                     self.out.append(&rejected(self.stage.base(&job.record), kind, reason))?;
                 }
             }

@@ -31,7 +31,9 @@ pub struct Embedded {
 
 /// The picture at `path`, made smaller if need be; an error says what is wrong without the path, which depends on where the run lies.
 pub fn embed(path: &Path) -> Result<Embedded, String> {
-    fit(images::try_read(path)?).map_err(|e| e.to_string())
+    images::try_read(path)
+        .map_err(|e| e.to_string())?
+        .and_then(|picture| fit(picture).map_err(|e| e.to_string()))
 }
 
 fn fit(picture: Rgb) -> Result<Embedded> {
