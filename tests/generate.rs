@@ -1,5 +1,6 @@
 //! Decoding beyond the golden runs: sampling streams, shared prompts and pictures, limits.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,8 @@ use mpa::models::image::Rgb;
 use mpa::models::prompt::{Content, Message};
 use mpa::models::vlm::Vlm;
 use mpa::ops::sample::Sampling;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 
 fn vlm() -> Vlm {
     Vlm::load(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smolvlm").to_str().unwrap(), None)
@@ -237,4 +240,47 @@ fn prompts_that_begin_alike_are_as_alone() {
             }
         }
     }
+}
+
+/// A still picture stands in each frame of a patch: one frame whose weights are the sum of theirs sees the same.
+#[test]
+fn patches_of_one_frame_are_those_of_two_with_their_sum() {
+    const PATCH: &str = "visual.patch_embed.proj.weight";
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen2vl");
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for entry in fs::read_dir(&golden).unwrap().map(|entry| entry.unwrap().path()).filter(|p| p.is_file()) {
+        fs::copy(&entry, at.join(entry.file_name().unwrap())).unwrap();
+    }
+    let config = fs::read_to_string(golden.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["vision_config"]["temporal_patch_size"] = 1.into();
+    fs::write(at.join("config.json"), config.to_string()).unwrap();
+
+    let bytes = fs::read(golden.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let two = file.tensor(PATCH).unwrap();
+    let &[c, 3, 2, side, across] = two.shape() else { panic!("{:?}", two.shape()) };
+    let number = |i: usize| f32::from_le_bytes(two.data()[4 * i..][..4].try_into().unwrap());
+    let of_frame = side * across;
+    let sum = |i: usize| {
+        number(i / of_frame * 2 * of_frame + i % of_frame)
+            + number((i / of_frame * 2 + 1) * of_frame + i % of_frame)
+    };
+    let one: Vec<u8> = (0..c * 3 * of_frame).flat_map(|i| sum(i).to_le_bytes()).collect();
+    let one = TensorView::new(Dtype::F32, vec![c, 3, 1, side, across], &one).unwrap();
+    let others = file.tensors().into_iter().filter(|(name, _)| name != PATCH);
+    let tensors = others.chain([(PATCH.to_string(), one)]);
+    fs::write(at.join("model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+
+    let features = |folder: &Path| {
+        let vlm = Vlm::load(folder.to_str().unwrap(), None).unwrap();
+        let tiles = vlm.vision().unwrap().images.process(&picture()).unwrap();
+        vlm.features(&[&tiles]).unwrap()[0].f32s().unwrap().to_vec()
+    };
+    let (one, two) = (features(at), features(&golden));
+    assert!(two.iter().any(|x| x.abs() > 0.1) && one.len() == two.len());
+    // Two sums of 588 terms in other orders, through two blocks.
+    let apart = one.iter().zip(&two).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(apart < 1e-4, "{apart}");
 }

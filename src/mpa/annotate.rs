@@ -111,7 +111,7 @@ impl Stage for Annotate<'_> {
         Some(self.folder.join(record.image.as_ref()?))
     }
 
-    fn found(&self) -> bool {
+    fn seen(&self, _: &Record) -> bool {
         self.listed
     }
 

@@ -32,8 +32,8 @@ pub trait Stage: Sync {
     /// Where the picture is; `None` for a question without one.
     fn picture(&self, record: &Record) -> Option<PathBuf>;
 
-    /// Whether the pictures were found in a folder: one that is not there any more is no fault of its record.
-    fn found(&self) -> bool {
+    /// Whether this program has seen the record's picture before: if it is not there any more, that is no fault of the record.
+    fn seen(&self, _record: &Record) -> bool {
         false
     }
 
@@ -218,8 +218,12 @@ impl Ahead<'_> {
                 Some((_, picture, _)) => Ok(Arc::clone(picture)),
                 None => images::try_read(path)?.map(Arc::new),
             };
-            if picture.is_err() && self.stage.found() && !path.exists() {
-                return Err(Error::input(path, "is gone, and was there when the folder was listed"));
+            let seen = || {
+                let mut of = jobs.iter().zip(&paths).filter(|(_, its)| its.as_ref() == Some(path));
+                of.any(|(job, _)| self.stage.seen(&job.record))
+            };
+            if picture.is_err() && !path.exists() && seen() {
+                return Err(Error::input(path, "is gone, and has been there before"));
             }
             Ok((path.clone(), picture))
         };

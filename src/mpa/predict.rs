@@ -83,6 +83,10 @@ impl Stage for Predict<'_> {
         record.image_path(&self.questions)
     }
 
+    fn seen(&self, record: &Record) -> bool {
+        record.annotation.is_some()
+    }
+
     fn request(&self, record: &Record, images: Vec<Arc<Rgb>>) -> Result<Request> {
         let question = record.need(&self.questions, "question")?;
         Ok(Request {

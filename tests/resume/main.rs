@@ -13,6 +13,7 @@ use mpa::error::{Error, Result};
 use mpa::models::generate::{Completion, Request};
 use mpa::mpa::annotate;
 use mpa::mpa::engine::Answerer;
+use mpa::mpa::predict;
 use mpa::mpa::progress::Progress;
 use mpa::mpa::run::{Outcome, run};
 
@@ -399,7 +400,7 @@ impl Answerer for Unplugs {
 
 /// As a disk that is unplugged: no fault of the pictures on it.
 #[test]
-fn pictures_that_vanish_are_annotated_when_they_are_there_again() {
+fn pictures_that_vanish_are_asked_about_when_they_are_there_again() {
     let folder = scratch();
     let pictures = folder.path().join("pictures");
     fs::create_dir(&pictures).unwrap();
@@ -425,11 +426,23 @@ fn pictures_that_vanish_are_annotated_when_they_are_there_again() {
     assert_eq!((want.good(), want.rejected["unreadable"]), (8, 1));
     let away = folder.path().join("away");
     let error = go(Some(away.clone()), "out.jsonl").unwrap_err().to_string();
-    assert!(error.contains(".png: is gone, and was there when the folder was listed"), "{error}");
+    assert!(error.contains(".png: is gone, and has been there before"), "{error}");
     fs::rename(&away, &pictures).unwrap();
     assert_eq!(go(None, "out.jsonl").unwrap(), want);
     let text = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
     assert_eq!(text("out.jsonl"), text("want.jsonl"));
+
+    // A question about a picture was asked where the picture was.
+    let options = predict::Options { prompt: "{question}".to_string(), max_new_tokens: 9, drafts: false };
+    let go = |to: Option<PathBuf>| {
+        let answerer = Unplugs { pictures: pictures.clone(), to };
+        let [asked, out] = ["out.jsonl", "answers.jsonl"].map(|name| folder.path().join(name));
+        predict::run("predict", &asked, &options, &answerer, &out, 1, &Progress::silent())
+    };
+    let error = go(Some(away.clone())).unwrap_err().to_string();
+    assert!(error.contains(".png: is gone, and has been there before"), "{error}");
+    fs::rename(&away, &pictures).unwrap();
+    assert_eq!(go(None).unwrap().good(), 8);
 }
 
 #[test]
