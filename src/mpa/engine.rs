@@ -14,7 +14,7 @@ use crate::models::{adapter, contents};
 use crate::mpa::progress::Progress;
 use crate::ops::kv_cache::PageType;
 use crate::quant::Folds;
-use crate::tensor::{Device, Place};
+use crate::tensor::{DType, Device, Place};
 use crate::train::fit::{self, FitReport, LoraOptions, OnStep, Sample, Tower, TrainOptions, Trainable};
 
 /// Whatever completes prompts. What a request yields must not depend on the others of its batch.
@@ -76,6 +76,11 @@ pub trait Engine: Sync {
     /// What it computes on, for people.
     fn device(&self) -> String {
         "unknown".to_string()
+    }
+
+    /// The type of weights and activations that was asked for, if one was.
+    fn dtype(&self) -> Option<DType> {
+        None
     }
 
     /// See `train::fit::level`.
@@ -163,6 +168,10 @@ impl Engine for Native {
             Device::Cpu => format!("CPU, {} threads", rayon::current_num_threads()),
             gpu => gpu.to_string(),
         }
+    }
+
+    fn dtype(&self) -> Option<DType> {
+        (!self.0.keep).then_some(self.0.dtype)
     }
 
     fn load(&self, model: &Path, adapter: Option<&Path>, loading: Loading) -> Result<Box<dyn Answerer>> {

@@ -5,7 +5,7 @@
 //!                          OTHER it repeats the run
 //! config.started.toml      resolved, as the run was started: what a changed config is noticed by
 //! inputs/                  links: teacher, student, images, eval (the folder of the questions); of a benchmark images and eval are its
-//!                          pictures, images-annotations, ... the folders of its files; weights.json: which weights the models have
+//!                          pictures, images-annotations, ... the folders of its files; weights.json: which weights the models have, and --dtype
 //! pictures.jsonl, evaluate/questions.jsonl   of a benchmark: the part of it that the config names
 //! annotate.jsonl teacher.jsonl student.jsonl parity.jsonl rehearsal.jsonl rejected.jsonl select.json
 //! level/ARM/               adapter and loss.jsonl
@@ -28,6 +28,7 @@ use crate::models::{self, hub};
 use crate::mpa::config::{self, Config};
 use crate::mpa::engine::Engine;
 use crate::mpa::source::Source;
+use crate::tensor::DType;
 
 /// What a run was started with, resolved; config.toml may be the user's own text.
 pub const STARTED: &str = "config.started.toml";
@@ -91,7 +92,7 @@ impl Folder {
         let changed = compare(&path, source, &resolved)?;
         unmarked(&path, STARTED, &STAGES)?;
         targets.link(&path)?;
-        targets.same_weights(&path)?;
+        targets.same_weights(&path, engine.dtype())?;
         let text = resolved.to_toml()?;
         let before = fs::read(path.join(STARTED)).ok().filter(|_| changed);
         for name in ["config.toml", STARTED] {
@@ -174,22 +175,28 @@ impl Targets {
         self.links.iter().find(|(name, _)| name == link).map_or(Path::new(""), |(_, target)| target)
     }
 
-    /// The models have the weights with which the folder was started: what was made with others must not be mixed with what these make.
-    fn same_weights(&self, folder: &Path) -> Result<()> {
+    /// The models have the weights, and the type, with which the folder was started: what was made with others must not be mixed with what these make.
+    fn same_weights(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let inputs = folder.join("inputs");
         let file = inputs.join("weights.json");
         let mut now = BTreeMap::new();
         for who in ["teacher", "student"] {
             now.insert(who.to_string(), models::contents::of(self.of(who))?);
         }
+        now.insert("dtype".to_string(), dtype.map_or("default".to_string(), |dtype| dtype.to_string()));
         if !file.exists() {
             return files::write_json(&file, &now);
         }
         let text = fs::read(&file).map_err(|e| Error::io(&file, e))?;
         let before: BTreeMap<String, String> =
             serde_json::from_slice(&text).map_err(|e| Error::input(&file, e.to_string()))?;
-        match now.iter().find(|(who, weights)| before.get(*who) != Some(*weights)) {
+        match now.iter().find(|(key, now)| before.get(*key).is_some_and(|before| before != *now)) {
             None => Ok(()),
+            Some((key, now)) if key == "dtype" => {
+                let what =
+                    format!("was started with --dtype {}, now it is {now}: take another --out", before[key]);
+                Err(Error::input(folder, what))
+            }
             Some((who, _)) => {
                 let what = "has other weights than when this folder was started: take another --out";
                 Err(Error::input(inputs.join(who), what))

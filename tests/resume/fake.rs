@@ -11,6 +11,7 @@ use mpa::models::image::Rgb;
 use mpa::models::prompt::Content;
 use mpa::mpa::engine::{Answerer, Engine, Job, Loading};
 use mpa::random::{hash, mix};
+use mpa::tensor::DType;
 use mpa::train::fit::{FitReport, OnStep};
 
 /// What an answerer says depends on its name, its adapter and the request alone.
@@ -25,6 +26,8 @@ pub struct Fake {
     pub room: Option<usize>,
     /// A request whose text ends in this never fits.
     pub too_large: Option<&'static str>,
+    /// Whether --dtype is bf16.
+    pub bf16: bool,
     /// The text and the picture of each request answered.
     pub seen: Seen,
 }
@@ -41,6 +44,10 @@ struct Model {
 }
 
 impl Engine for Fake {
+    fn dtype(&self) -> Option<DType> {
+        self.bf16.then_some(DType::Bf16)
+    }
+
     fn load(&self, model: &Path, adapter: Option<&Path>, _: Loading) -> Result<Box<dyn Answerer>> {
         self.loads.fetch_add(1, SeqCst);
         let teacher = model.ends_with("teacher");

@@ -275,7 +275,7 @@ fn settings_of_a_stage_that_has_not_begun_may_be_changed() {
 }
 
 #[test]
-fn a_run_does_not_go_on_with_other_weights() {
+fn a_run_does_not_go_on_with_other_weights_or_types() {
     let folder = scratch();
     let config = input(folder.path(), 2);
     let weights = folder.path().join("models/student/model.safetensors");
@@ -285,6 +285,8 @@ fn a_run_does_not_go_on_with_other_weights() {
     let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
     assert!(text.contains("inputs/student: has other weights than when this folder was started"), "{text}");
     fs::write(&weights, "these").unwrap();
+    let text = go(&Fake { bf16: true, ..Fake::default() }, &config, None).unwrap_err().to_string();
+    assert!(text.contains("was started with --dtype default, now it is bf16"), "{text}");
     go(&Fake::default(), &config, None).unwrap();
 }
 
