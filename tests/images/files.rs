@@ -56,7 +56,7 @@ fn formats_are_known_by_content() {
     }
 }
 
-/// Against Pillow 13.0.0 with libjpeg-turbo, by a polynomial hash of all values: every subsampling, gray, RGB, progressive, with restarts, odd sizes.
+/// Against Pillow 13.0.0 with libjpeg-turbo, by a polynomial hash of all values: every subsampling, gray, RGB, CMYK, progressive, with restarts, odd sizes.
 #[test]
 fn jpegs_have_pillows_values() {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/images/jpeg"));
@@ -64,6 +64,8 @@ fn jpegs_have_pillows_values() {
         ("422", 0x0bc1_c371_c45a_a2b3),
         ("444", 0x7a64_98ec_9744_f019),
         ("base", 0x639c_6057_7d06_b920),
+        ("cmyk", 0x8a47_4c5d_c631_efdf),
+        ("cmyk_unmarked", 0x8a47_4c5d_c631_efdf),
         ("gray", 0x7bf4_57b0_94a7_4b0f),
         ("h1", 0xfa45_1d27_1711_5aeb),
         ("keeprgb", 0xa8ba_fac6_71e0_791e),
@@ -73,6 +75,7 @@ fn jpegs_have_pillows_values() {
         ("rst", 0x639c_6057_7d06_b920),
         ("tiny", 0x3c06_8f57_14c8_2035),
         ("w1", 0xe576_8001_4120_f95a_u64),
+        ("ycck", 0xc612_ceac_7d69_e9a7),
     ] {
         let got = read(&folder.join(name).with_extension("jpg")).unwrap();
         let hash = got.data.iter().fold(0u64, |h, &b| h.wrapping_mul(31).wrapping_add(u64::from(b)));

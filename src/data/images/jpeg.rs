@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use image::{DynamicImage, GrayImage, RgbImage};
 use mozjpeg::{ColorSpace, Decompress};
 
-/// A gray or coloured picture; `None` for others (CMYK), and where the headers are not understood. Width and height are those that were checked.
+/// The picture, in gray or RGB; `None` where the headers are not understood. Width and height are those that were checked.
 pub fn decode(bytes: &[u8], width: u32, height: u32) -> Option<Result<DynamicImage, String>> {
     // The C library unwinds from what it cannot go on with.
     match catch_unwind(AssertUnwindSafe(|| picture(bytes, width, height))) {
@@ -29,6 +29,19 @@ fn picture(bytes: &[u8], width: u32, height: u32) -> io::Result<Option<DynamicIm
             let data = header.rgb()?.read_scanlines()?;
             Ok(RgbImage::from_raw(width, height, data).map(DynamicImage::ImageRgb8))
         }
+        ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK => {
+            let inks: Vec<[u8; 4]> = header.to_colorspace(ColorSpace::JCS_CMYK)?.read_scanlines()?;
+            let data = inks.into_iter().flat_map(rgb).collect();
+            Ok(RgbImage::from_raw(width, height, data).map(DynamicImage::ImageRgb8))
+        }
         _ => Ok(None),
     }
+}
+
+/// Pillow takes 255 for no ink, as Adobe does, and black off what each other ink leaves (Convert.c, cmyk2rgb; a product over 255 is rounded by shifts).
+fn rgb([c, m, y, k]: [u8; 4]) -> [u8; 3] {
+    [c, m, y].map(|left| {
+        let product = u32::from(255 - left) * u32::from(k) + 128;
+        k.saturating_sub((((product >> 8) + product) >> 8) as u8)
+    })
 }
