@@ -157,6 +157,24 @@ fn memory_does_not_grow_with_the_shards() {
     assert!(held < most && most < bytes / 5, "{held} bytes were held, of a shard of {bytes}");
 }
 
+/// Settings that tie a head which the checkpoint has apart: what is there counts, as it is and in int8.
+#[test]
+fn a_head_that_is_not_the_embedding_is_not_tied() {
+    let said = tempfile::tempdir().unwrap();
+    copy(&golden("smolvlm"), said.path());
+    let mut settings = config(said.path());
+    settings["tie_word_embeddings"] = json!(true);
+    fs::write(said.path().join("config.json"), settings.to_string()).unwrap();
+    let (tied, apart) = (load(said.path()), load(&golden("smolvlm")));
+    assert!(!tied.text.is_tied());
+    assert_eq!(logits(&tied).f32s().unwrap(), logits(&apart).f32s().unwrap());
+    for parts in PARTS {
+        let [tied, apart] = [said.path(), &golden("smolvlm")].map(|from| write(from, parts));
+        let [tied, apart] = [tied, apart].map(|folder| logits(&load(folder.path())));
+        assert_eq!(tied.f32s().unwrap(), apart.f32s().unwrap(), "{parts:?}");
+    }
+}
+
 #[test]
 fn a_tied_head_becomes_a_layer_of_its_own() {
     let plain = tempfile::tempdir().unwrap();

@@ -37,7 +37,7 @@ enum Origin {
 
 /// Writes `vlm`, as its folder has it, into `out` with the layers of `parts` in int8, as `Vlm::quantize` makes them.
 pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, rotation: usize, out: &Path) -> Result<Written> {
-    let tied = vlm.text.is_tied();
+    let (tied, says_tied) = (vlm.text.is_tied(), vlm.config.text.tie_word_embeddings);
     let layers = vlm.int8_layers(parts)?;
     let mut dense = Vec::new();
     vlm.visit_linears(&mut |name, _| {
@@ -88,7 +88,7 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, rotation: usize, out: &
         if *name == "config.json" {
             save_json(
                 &out.join(name),
-                &config(&path, scheme::section(&dense, rotation), tied && parts != Parts::Text)?,
+                &config(&path, scheme::section(&dense, rotation), says_tied && parts != Parts::Text)?,
             )?;
         } else {
             std::fs::copy(&path, out.join(name)).map_err(|e| Error::io(&path, e))?;

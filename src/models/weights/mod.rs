@@ -188,6 +188,14 @@ impl Weights {
         self.entries.contains_key(&renamed(name, self.renames))
     }
 
+    /// Whether both are there, and are not the same bytes.
+    pub(super) fn differ(&self, a: &str, b: &str) -> bool {
+        match [a, b].map(|name| self.entries.get(&self.stored(name))) {
+            [Some(a), Some(b)] => a.bytes() != b.bytes(),
+            _ => false,
+        }
+    }
+
     /// What the files call the weight `name`.
     pub(super) fn stored(&self, name: &str) -> String {
         renamed(name, self.renames)
@@ -330,6 +338,12 @@ impl Entry {
             other => return Err(Error::op("weights", "f32, bf16 or f16", other.to_string())),
         };
         Tensor::from_mapped(&self.shape, dtype, &self.map, self.start)
+    }
+
+    /// `None`: of a type that is not read.
+    fn bytes(&self) -> Option<&[u8]> {
+        let tensor = self.tensor().ok()?;
+        self.map.get(self.start..self.start + tensor.len() * tensor.dtype().size())
     }
 }
 
