@@ -1,9 +1,10 @@
-use mpa::tensor::Card;
+use mpa::ops::gemm_int8::forward;
+use mpa::tensor::{Card, Device, Gpu};
 
 use crate::common::Rng;
-use crate::device::{DTYPES, first_device, on_each, on_each_device};
+use crate::device::{DTYPES, TINY, first_device, on_each, on_each_device};
 use crate::gemm_int8::{
-    MODEST, Matrix, check, check_long_sums, check_signs_of_zero, check_swiglu, check_whole, swiglu,
+    MODEST, Matrix, check, check_long_sums, check_signs_of_zero, check_swiglu, check_whole, swiglu, view,
 };
 
 /// M, N, K of tiles of 128 x 128: edges of rows, of which the second warpgroup may have none, of either half of the columns, odd N; K of less than a
@@ -35,6 +36,32 @@ fn every_bit_is_right() {
             }
         }
     });
+}
+
+/// The kernels that a card takes for the product, without running one.
+fn kernels(card: Card, (m, n, k): (usize, usize, usize)) -> Vec<String> {
+    let (gpu, mut rng) = (Gpu::dry_with_our_kernels(card), Rng(16));
+    let device = Device::Cuda(gpu.clone());
+    let [x, w] = [m, n].map(|rows| Matrix::random(&mut rng, rows, k).on(&device));
+    let mut out = x.0.like_f32(&[m, n]).unwrap();
+    forward(&mut out, view(&x), view(&w), None, None).unwrap();
+    gpu.launched().into_keys().collect()
+}
+
+#[test]
+fn tiles_go_by_the_sizes_and_the_card() {
+    for shape in SMALL {
+        assert_eq!(kernels(Card::H100, shape), ["gemm_int8_hopper_forward_f32_n128"]);
+        assert_eq!(kernels(Card::OTHER, shape), ["gemm_int8_forward_f32_t64"]);
+        assert_eq!(kernels(TINY, shape), ["gemm_int8_forward_f32"]);
+    }
+    for shape in LARGE {
+        assert_eq!(kernels(PAIR, shape), ["gemm_int8_hopper_forward_f32"], "{shape:?}");
+    }
+    // A wave of an H100, and a row of tiles less, which leaves five of its 132 multiprocessors idle.
+    for (m, other) in [(128 * 128, "gemm_int8_forward_f32"), (128 * 127, "gemm_int8_forward_f32_t64")] {
+        assert_eq!(kernels(Card::OTHER, (m, 128, 16)), [other]);
+    }
 }
 
 #[test]
