@@ -222,7 +222,8 @@ impl Ahead<'_> {
                 let mut of = jobs.iter().zip(&paths).filter(|(_, its)| its.as_ref() == Some(path));
                 of.any(|(job, _)| self.stage.seen(&job.record))
             };
-            if picture.is_err() && !path.exists() && seen() {
+            // A link that leads nowhere is there all the same.
+            if picture.is_err() && path.symlink_metadata().is_err() && seen() {
                 return Err(Error::input(path, "is gone, and has been there before"));
             }
             Ok((path.clone(), picture))
