@@ -193,9 +193,8 @@ struct Consumer {
       issue_sums<T>(sums.out, p, shared.v + last.stage * T::BYTES);
       wgmma_wait<0>(sums.out, p);  // no one fills its place again: the block has at most one more tile
     }
-    // mutant: loop: no one waits for the last.
 #pragma unroll 1
-    for (int tile = seen; tile < tiles && lane_id() == 0; tile++) {
+    for (int tile = seen; tile < tiles && lane_id() == 0; tile++) {  // mutant: loop: no one waits for the last
       const Place<T::STAGES> now(tile);
       mbarrier_wait(shared.k_full + now.stage, now.parity);  // not before its phase has begun
       mbarrier_arrive(shared.k_empty + now.stage);
@@ -222,7 +221,7 @@ __device__ __forceinline__ void store(const Sums<HS>& sums, bf16* out, float* ls
     const float scale = inverse(total);
     const int64_t row = static_cast<int64_t>(span.q_start + query) * heads + head;
 #pragma unroll
-    for (int d = 0; d < HS / 8; d++) {
+    for (int d = 0; d < HS / 8; d++) {  // mutant: flip: the break comes first, a head has HS columns at the most
       if (8 * d >= head_size) break;
       Pack<bf16, 2> pair;
       for (int e = 0; e < 2; e++) pair[e] = from_f32<bf16>(sums.out[4 * d + 2 * half + e] * scale);
