@@ -1,5 +1,8 @@
 //! Decoding beyond the golden runs: sampling streams, shared prompts and pictures, limits.
 
+#[path = "common/models.rs"]
+mod models;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -249,9 +252,7 @@ fn patches_of_one_frame_are_those_of_two_with_their_sum() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen2vl");
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    for entry in fs::read_dir(&golden).unwrap().map(|entry| entry.unwrap().path()).filter(|p| p.is_file()) {
-        fs::copy(&entry, at.join(entry.file_name().unwrap())).unwrap();
-    }
+    models::copy(&golden, at);
     let config = fs::read_to_string(golden.join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
     config["vision_config"]["temporal_patch_size"] = 1.into();

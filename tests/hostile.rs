@@ -1,4 +1,7 @@
 //! The commands on what nobody gives them on purpose: pictures, files and places that are not as they should be.
+#[path = "common/models.rs"]
+mod models;
+
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -132,12 +135,7 @@ fn samples_that_do_not_fit_are_left_out_of_a_training() {
 
 /// A copy of a golden model in `to`, with other settings in one of its files.
 fn altered(model: &str, to: &Path, file: &str, key: &str, value: Value) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(format!("{GOLDEN}/{model}")).unwrap().map(Result::unwrap) {
-        if entry.path().is_file() {
-            fs::write(to.join(entry.file_name()), fs::read(entry.path()).unwrap()).unwrap();
-        }
-    }
+    models::copy(Path::new(&format!("{GOLDEN}/{model}")), to);
     let path = to.join(file);
     let mut settings: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     settings[key] = value;

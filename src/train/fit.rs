@@ -142,7 +142,8 @@ struct Settings {
 
 /// Trains the model at `model` on `samples` and writes `out/`: the adapter in PEFT's format (or, for `Trainable::Full`, a whole checkpoint),
 /// loss.jsonl ({"step", "loss", "lr", "grad_norm", "tokens"} a line), training.json, skipped.json (of samples that the model does not take, if there
-/// are any: [[id, reason], ...]), and, while running, checkpoint/. Started again on the same `out` it goes on from the checkpoint and ends with the same bytes; finished already, it returns at once.
+/// are any: [[id, reason], ...]), and, while running, checkpoint/. Started again on the same `out` it goes on from the checkpoint and ends with the
+/// same bytes; finished already, it returns at once.
 pub fn level(
     model: &Path,
     samples: &[Sample],

@@ -1,11 +1,12 @@
 //! Outputs that are gone on with, and those that are not: after SIGKILL, with other settings, weights or questions.
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use assert_cmd::Command;
 
-use super::{fails, json, model, mpa, questions, text, write};
+use super::{fails, json, model, models, mpa, questions, text, write};
 
 #[test]
 fn other_settings_do_not_go_on_with_an_output() {
@@ -31,12 +32,7 @@ fn other_settings_do_not_go_on_with_an_output() {
 fn other_weights_and_questions_do_not_go_on_with_an_output() {
     let folder = questions(2);
     let at = folder.path();
-    fs::create_dir(at.join("m")).unwrap();
-    for entry in
-        fs::read_dir(model()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
-    {
-        fs::copy(&entry, at.join("m").join(entry.file_name().unwrap())).unwrap();
-    }
+    models::copy(Path::new(&model()), &at.join("m"));
     let predict =
         ["predict", "--model", "m", "--questions", "q.jsonl", "--out", "o.jsonl", "--max-new-tokens", "2"];
     json(at, &predict);

@@ -1,5 +1,7 @@
 //! The commands as people call them, with the tiny golden checkpoint: exit codes, streams, files, mistakes.
 mod going_on;
+#[path = "../common/models.rs"]
+mod models;
 
 use std::fs;
 use std::io::Read;
@@ -270,10 +272,7 @@ fn a_student_that_cannot_be_loaded_is_told_before_the_teacher_is_asked() {
         ("preprocessor_config.json", "preprocessor_config.json"),
         ("chat_template.json", "chat_template"),
     ] {
-        fs::create_dir(&student).unwrap();
-        for entry in fs::read_dir(model()).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
-            fs::copy(entry.path(), student.join(entry.file_name())).unwrap();
-        }
+        models::copy(Path::new(&model()), &student);
         fs::remove_file(student.join(missing)).unwrap();
         let said = fails(folder.path(), 2, &["run", "c.toml"]);
         assert!(said.contains("student") && said.contains(named), "{missing}: {said}");

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::memory::peak;
-use super::{FAMILIES, PARTS, complaint, copy, golden, load, logits, quantized};
+use super::models::copy;
+use super::{FAMILIES, PARTS, complaint, golden, load, logits, quantized};
 
 fn write(from: &Path, parts: Parts) -> TempDir {
     write_rotated(from, parts, ROTATION)

@@ -4,9 +4,10 @@ mod common;
 mod folders;
 #[path = "../common/memory.rs"]
 mod memory;
+#[path = "../common/models.rs"]
+mod models;
 mod smoothing;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -244,13 +245,5 @@ fn training_takes_no_int8_model() {
         let vlm = quantized(&golden("smolvlm"), Parts::Text, &Folds::new());
         let said = complaint(Trainer::new(vlm, trainable, TrainOptions::default()));
         assert!(said.contains("int8") && said.contains("floating point"), "{said}");
-    }
-}
-
-/// Copies a folder's plain files.
-pub fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
 }
