@@ -57,9 +57,13 @@ pub struct HeadSaved {
 impl Text {
     pub fn take(weights: &mut Weights, c: &TextConfig, name: &'static str) -> Self {
         let (shape, head_name) = ([c.vocab_size, c.hidden_size], format!("{HEAD}.weight"));
-        // As transformers 5: a head that is there all the same, and is another matrix, is not tied.
-        let tied = c.tie_word_embeddings && !weights.differ(&head_name, &embed_name(name));
-        let embed = Param::take(weights, &embed_name(name), &shape);
+        let embed_name = embed_name(name);
+        // As transformers 5: of two that are tied either may be missing, and a head that is another matrix is not tied.
+        if c.tie_word_embeddings && !weights.contains(&embed_name) {
+            weights.call(&head_name, &embed_name);
+        }
+        let tied = c.tie_word_embeddings && !weights.differ(&head_name, &embed_name);
+        let embed = Param::take(weights, &embed_name, &shape);
         let blocks = (0..c.layers).map(|i| Block::take(weights, &block_name(name, i), c)).collect();
         let norm = RmsNorm::take(weights, &format!("{name}.norm"), c.hidden_size, c.rms_norm_eps);
         let head = if tied {

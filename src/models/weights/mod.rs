@@ -196,6 +196,13 @@ impl Weights {
         }
     }
 
+    /// From now on the weight `name`, if it is there, is called `other`.
+    pub(super) fn call(&mut self, name: &str, other: &str) {
+        if let Some(entry) = self.entries.remove(&self.stored(name)) {
+            self.entries.insert(self.stored(other), entry);
+        }
+    }
+
     /// What the files call the weight `name`.
     pub(super) fn stored(&self, name: &str) -> String {
         renamed(name, self.renames)
