@@ -266,7 +266,7 @@ fn write_table(
         let Source { stem, symbols, .. } = source;
         let _ = writeln!(
             text,
-            "    Module {{ stem: {stem:?}, fatbin: include_bytes!({fatbin:?}), symbols: &{symbols:?}, report: {report:?} }},"
+            "    Module {{ stem: {stem:?}, fatbin: &Aligned(*include_bytes!({fatbin:?})).0, symbols: &{symbols:?}, report: {report:?} }},"
         );
     }
     let _ = writeln!(text, "];");

@@ -215,6 +215,22 @@ fn targets_are_a_name_a_list_or_a_regex() {
 }
 
 #[test]
+fn stages_of_one_type_are_not_those_of_another() {
+    let grid = "base = \"demo/config.toml\"\n[grid]\nrule = \"exact\"\n";
+    let home = home(grid);
+    assert!(ablate(home.path(), "both", &[]).status.success());
+    let stored = kinds(&home.path().join("both"));
+    assert!(ablate(home.path(), "both", &["--dtype", "bf16"]).status.success());
+    let both = kinds(&home.path().join("both"));
+    assert_eq!(both, stored.into_iter().map(|(kind, n)| (kind, 2 * n)).collect());
+
+    assert!(ablate(home.path(), "bf16", &["--dtype", "bf16"]).status.success());
+    let [results, alone] =
+        ["both", "bf16"].map(|out| files(&home.path().join(out)).remove(Path::new("results.csv")));
+    assert_eq!(results, alone);
+}
+
+#[test]
 fn an_input_that_changed_is_noticed() {
     let home = home(GRID);
     assert!(ablate(home.path(), "out", &[]).status.success());
@@ -299,7 +315,7 @@ fn bad_grids_are_refused_before_anything_runs() {
         ("[grid]\nrules = [\"exact\"]\n", "`grid.rules`: unknown axis"),
         ("[grid]\nlr = []\n", "`grid.lr`: expected at least one value"),
         ("[grid]\nlr = [1e-3, 1e-3]\n", "`grid.lr`: 0.001 is there twice"),
-        ("[grid]\nlr = [1e-3, -1.0]\n", "`level.lr`: expected above 0, got -1"),
+        ("[grid]\nlr = [1e-3, -1.0]\n", "`level.lr`: expected above 0 (1e-45) and at most 3.4e38, got -1"),
         ("[grid]\nrule = [\"best\"]\n", "`rule`: expected contains"),
         ("[grid]\nrule = [\"supervised\"]\n", "[supervised]"),
         ("[grid]\npictures = 0\n", "`pictures`: expected a number of at least 1"),
@@ -307,7 +323,7 @@ fn bad_grids_are_refused_before_anything_runs() {
         ("[grid]\n\"level.bach\" = [1]\n", "bach"),
         (
             "[grid]\ntargets = [\"q_proj\", \"nothing\"]\n",
-            "cell 002: `level.targets`: LoRA targets [\"nothing\"] match no",
+            "cell 002: `level.targets`: LoRA target \"nothing\" matches no",
         ),
         ("[grid]\ntargets = [\"(\"]\n", "`level.targets`: LoRA targets: \"(\" is no regex"),
         ("gird = 1\n", "unknown key `gird`"),

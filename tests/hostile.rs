@@ -343,7 +343,7 @@ fn broken_json_is_told_by_the_line_of_the_file() {
     assert_eq!(said, "mpa: p.jsonl:1: expected a JSON object a line, got a list over several lines\n");
     fs::write(at.join("wide.json"), [0xff, 0xfe, b'{', 0]).unwrap();
     let said = score("wide.json", "");
-    assert!(said.contains("or an object with one, got \"ÿ\""), "{said}");
+    assert_eq!(said, "mpa: wide.json: is UTF-16, expected UTF-8\n");
 }
 
 /// Predictions took hours: no other spelling of their name makes them an output.
@@ -365,13 +365,17 @@ fn an_output_is_never_an_input() {
         [&select[..], &["sub/../student.jsonl"]].concat(),
         [&select[..], &["parity.jsonl", "--rehearsal", "./parity.jsonl"]].concat(),
         [&select[..], &["parity.jsonl", "--rejected", "sub/../teacher.jsonl"]].concat(),
+        // Folders that would be made.
+        [&select[..], &["new/parity.jsonl", "--rejected", "./new/parity.jsonl"]].concat(),
+        [&select[..], &["new/../teacher.jsonl"]].concat(),
         [&score[..], &["--per-question", "./teacher.jsonl"]].concat(),
         [&score[..], &["--per-question", "sub/../a.json"]].concat(),
+        [&score[..], &["--per-question", "new/deep/../../a.json"]].concat(),
     ] {
         assert!(ends(at, 2, &args).contains("is named twice"), "{args:?}");
     }
     assert_eq!(fs::read_to_string(at.join("teacher.jsonl")).unwrap(), line);
-    assert!(!at.join("parity.jsonl").exists());
+    assert!(!at.join("parity.jsonl").exists() && !at.join("new").exists());
     ends(at, 0, &[&select[..], &["parity.jsonl"]].concat());
     ends(at, 0, &[&score[..], &["--per-question", "scores.jsonl"]].concat());
 }

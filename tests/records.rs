@@ -10,6 +10,7 @@ use mpa::data::released;
 use mpa::error::Error;
 use mpa::mpa::annotate::Parser;
 use mpa::mpa::config::Config;
+use mpa::mpa::level;
 use proptest::prelude::*;
 
 fn file(folder: &Path, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
@@ -41,6 +42,15 @@ fn ids_default_to_the_number_of_the_record() {
     let records = records::read(&path).unwrap();
     let got: Vec<(&str, usize)> = records.iter().map(|r| (r.id.as_str(), r.line)).collect();
     assert_eq!(got, [("0", 1), ("x", 4), ("2", 5)]);
+}
+
+/// `answer` is what the teacher wrote and the models were judged by; of labels any may be learned.
+#[test]
+fn what_is_learned_is_the_answer_before_the_first_of_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "{\"question\":\"q\",\"answers\":[\"a\",\"b\"],\"answer\":\"b\"}\n{\"question\":\"q\",\"answers\":[\"a\",\"b\"]}\n";
+    let learned = level::examples(&file(folder.path(), "r.jsonl", text)).unwrap();
+    assert_eq!(learned.iter().map(|example| example.answer.as_str()).collect::<Vec<_>>(), ["b", "a"]);
 }
 
 #[test]

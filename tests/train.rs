@@ -1,7 +1,10 @@
 //! Training beyond the golden runs: whole towers against finite differences, resume, dropout, accumulation, adapters on disk.
 
 mod common;
+#[path = "common/models.rs"]
+mod models;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +14,9 @@ use mpa::models::vlm::Vlm;
 use mpa::models::weights::Weights;
 use mpa::tensor::{Place, Tensor};
 use mpa::train::batch::Kept;
-use mpa::train::fit::{LoraOptions, Picture, Sample, Tower, TrainOptions, Trainable, Trainer, level};
+use mpa::train::fit::{
+    FitReport, LoraOptions, Picture, Sample, Tower, TrainOptions, Trainable, Trainer, level,
+};
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smolvlm")
@@ -192,10 +197,10 @@ fn train(out: &Path, trainable: &Trainable, stop_after: usize) -> bool {
 }
 
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut all: Vec<_> = std::fs::read_dir(folder)
+    let mut all: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|e| e.unwrap().path())
-        .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&p).unwrap()))
+        .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&p).unwrap()))
         .collect();
     all.sort();
     all
@@ -243,6 +248,45 @@ fn a_folder_of_another_run_is_refused() {
             .unwrap_err();
     assert!(e.to_string().contains("training.json"), "{e}");
     assert_eq!(e.exit_code(), 2);
+}
+
+/// Going on with another model of the same name, or with other pictures for the same questions, would train on both.
+#[test]
+fn other_models_and_pictures_are_refused_but_not_other_ways_to_the_same_bits() {
+    let (folder, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    models::copy(&model(), folder.path());
+    for name in ["a.png", "b.png"] {
+        fs::copy(model().join("../images/cat.png"), folder.path().join(name)).unwrap();
+    }
+    let fit = |picture: &str, options: &TrainOptions| {
+        let mut samples = samples(4);
+        samples[2].images = vec![Picture::File(folder.path().join(picture))];
+        level(folder.path(), &samples, &lora(0.0), options, &Place::cpu(), out.path(), &mut |_, _, _, _| {})
+    };
+    let plain = options();
+    let first = fit("a.png", &plain).unwrap();
+    let free = TrainOptions { recompute: true, checkpoint_every: 1, ..options() };
+    assert_eq!(fit("a.png", &free).unwrap(), first);
+    let refused = |result: Result<FitReport, mpa::error::Error>| {
+        let said = result.unwrap_err().to_string();
+        assert!(said.contains("training.json: this folder holds a run with another model"), "{said}");
+    };
+    refused(fit("b.png", &plain));
+    let weights = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    refused(fit("a.png", &plain));
+}
+
+#[test]
+fn a_training_that_diverged_is_not_saved() {
+    let out = tempfile::tempdir().unwrap();
+    let mut trainer = Trainer::new(vlm(), lora(0.0), options()).unwrap();
+    trainer.step(&samples(3), 1e39).unwrap();
+    let said = trainer.save(out.path()).unwrap_err().to_string();
+    assert!(said.contains("a smaller learning rate may help"), "{said}");
+    assert!(!out.path().join("adapter_model.safetensors").exists());
 }
 
 #[test]
@@ -315,13 +359,13 @@ fn adapters_written_by_others_are_read() {
     tuned.step(&samples(3), 1e-1).unwrap();
     tuned.save(out.path()).unwrap();
     let config = out.path().join("adapter_config.json");
-    let text = std::fs::read_to_string(&config).unwrap();
+    let text = fs::read_to_string(&config).unwrap();
 
     // One module may have a scale of its own; a pattern that names the rank in the file changes nothing.
     let patched =
         text.replace("\"rank_pattern\": {}", "\"rank_pattern\": {\"layers.0.self_attn.q_proj\": 4}");
     assert_ne!(patched, text);
-    std::fs::write(&config, &patched).unwrap();
+    fs::write(&config, &patched).unwrap();
     adapter::load(&mut vlm(), out.path()).unwrap();
 
     // A plain state dict has the adapter's name in its keys.
@@ -350,11 +394,25 @@ fn adapters_written_by_others_are_read() {
         ("\"r\": 4", "\"r\": 5", "lora_A"),
         ("\"r\": 4", "\"r\": 0", "key r"),
     ] {
-        std::fs::write(&config, text.replace(from, to)).unwrap();
+        fs::write(&config, text.replace(from, to)).unwrap();
         let e = adapter::load(&mut vlm(), out.path()).unwrap_err();
         assert!(e.to_string().contains(key), "{key}: {e}");
         assert_eq!(e.exit_code(), 2, "{e}");
     }
+}
+
+/// Python's regexes are others, and peft would match a whole attention too, of which it makes no adapter.
+#[test]
+fn what_a_pattern_matched_is_saved_by_name() {
+    let out = tempfile::tempdir().unwrap();
+    let targets = vec![r".*text_model\.layers\.[[:digit:]]\.self_attn.*".to_string()];
+    let lora = Trainable::Lora(LoraOptions { targets, ..LoraOptions::default() });
+    Trainer::new(vlm(), lora, options()).unwrap().save(out.path()).unwrap();
+    let text = fs::read_to_string(out.path().join("adapter_config.json")).unwrap();
+    let saved = serde_json::from_str::<serde_json::Value>(&text).unwrap()["target_modules"].take();
+    let saved: Vec<String> = serde_json::from_value(saved).unwrap();
+    assert_eq!((saved.len(), saved[0].as_str()), (12, "model.text_model.layers.0.self_attn.k_proj"));
+    assert!(saved.is_sorted());
 }
 
 #[test]
@@ -375,6 +433,8 @@ fn lora_targets_are_matched_as_peft_does() {
     assert_eq!(count(&["layers.1.self_attn.q_proj"]).unwrap(), 2);
     assert_eq!(count(&[r".*text_model.*\.(q|k)_proj"]).unwrap(), 6);
     assert!(count(&["_proj"]).is_err(), "a suffix counts only after a dot");
+    let said = count(&["q_proj", "v_porj"]).unwrap_err().to_string();
+    assert!(said.contains("LoRA target \"v_porj\" matches no linear layer"), "{said}");
     assert!(count(&["q_proj("]).is_err());
 }
 

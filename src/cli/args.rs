@@ -99,8 +99,8 @@ pub struct Demo {
 /// config.toml, else the folder beside it that has its name without the ending.
 #[derive(Args)]
 #[command(after_help = "\
-Example of a config (see the run folder's config.toml for all keys):
-  [models]
+Example of a config (the run folder's config.toml has the defaults of the rest; [level] takes the options of `mpa level`):
+  [models]                  # also: teacher_int8, teacher_kv_cache = \"int8\", min_pixels, max_pixels
   teacher = \"HuggingFaceTB/SmolVLM-Instruct\"
   student = \"checkpoints/SmolVLM-256M-Instruct\"
   [annotate]

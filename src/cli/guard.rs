@@ -2,7 +2,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -22,11 +22,17 @@ pub fn apart(outputs: &[&Path], inputs: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// Where a file is or will be: links followed as far as there is something.
+/// Where a file is, or will be when its folders have been made: links followed as far as there is something.
 fn resolved(path: &Path) -> PathBuf {
-    let there = |path: &Path| fs::canonicalize(path).ok();
-    let in_its_folder = || Some(there(files::folder_of(path))?.join(path.file_name()?));
-    there(path).or_else(in_its_folder).unwrap_or_else(|| path.to_path_buf())
+    let mut real = PathBuf::new();
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).components() {
+        match part {
+            Component::ParentDir => drop(real.pop()),
+            other => real.push(other),
+        }
+        real = fs::canonicalize(&real).unwrap_or(real);
+    }
+    real
 }
 
 const SETTINGS: &str = "settings.json";
@@ -39,8 +45,7 @@ pub struct Held {
 
 /// For an output file; the settings are kept beside it, in FILE.settings.json.
 pub fn file(out: &Path, input: &Path, settings: &impl Serialize) -> Result<Held> {
-    let real = |path: &Path| fs::canonicalize(path).ok();
-    if real(out).is_some_and(|out| real(input) == Some(out)) {
+    if resolved(out) == resolved(input) {
         return Err(Error::Usage(format!("--out is the input file {}", input.display())));
     }
     if out.metadata().is_ok_and(|there| !there.is_file()) {
@@ -77,7 +82,10 @@ const UNFINISHED: &str = ".unfinished";
 impl NewFolder {
     /// There is nothing at `out` that this command has not made.
     pub fn check(out: &Path) -> Result<()> {
-        let filled = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+        let filled = match fs::read_dir(out) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+            entries => entries.map_err(|e| Error::io(out, e))?.next().is_some(),
+        };
         if filled && !out.join(UNFINISHED).is_file() {
             return Err(Error::input(out, "is not empty: take another folder"));
         }

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::models::hub;
@@ -23,13 +23,18 @@ struct Settings<'a> {
     prompt: &'a str,
     seed: u64,
     #[serde(flatten)]
-    settings: &'a level::Settings,
+    settings: Value,
 }
 
 pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> Result<Output> {
     args.settings.check().map_err(|bad| bad.usage())?;
     let ask = predict::Options { prompt: args.prompt.clone(), max_new_tokens: 1, drafts: false };
     ask.check().map_err(|bad| bad.usage())?;
+    if args.rehearsal_data.is_some() && args.settings.rehearsal == 0.0 {
+        let what =
+            "--rehearsal-data: nothing is taken from it without --rehearsal F, its share of the parity set";
+        return Err(Error::Usage(what.to_string()));
+    }
     let all = level::examples(&args.data)?;
     let count = all.len();
     let parity = level::readable(all, progress)?;
@@ -40,7 +45,8 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
     let beside = || args.rehearsal_data.clone().unwrap_or_else(|| level::rehearsal_beside(&args.data));
     let rehearsal = (args.settings.rehearsal > 0.0).then(beside);
     let others = rehearsal.as_deref().map(level::examples).transpose()?.unwrap_or_default();
-    let samples = level::mix(parity, &level::readable(others, progress)?, args.settings.rehearsal, args.seed);
+    let others = level::readable(others, progress)?;
+    let samples = level::mix(parity, &others, args.settings.rehearsal, args.seed, progress);
     let model = hub::resolve(&args.model)?;
     let settings = Settings {
         model: &args.model,
@@ -48,7 +54,7 @@ pub fn run(args: &args::Level, compute: &args::Compute, progress: &Progress) -> 
         rehearsal_data: rehearsal.as_deref(),
         prompt: &args.prompt,
         seed: args.seed,
-        settings: &args.settings,
+        settings: args.settings.decisive(),
     };
     let samples = level::samples(&samples, &args.prompt);
     let trainable = args.settings.trainable();

@@ -65,7 +65,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     log(cli.verbose, cli.quiet);
     let progress = Progress::new(cli.quiet);
-    match dispatch(cli.command, &cli.compute, &progress) {
+    match threads().and_then(|()| dispatch(cli.command, &cli.compute, &progress)) {
         Ok(output) => {
             let text = if cli.json { output.json.to_string() } else { output.text };
             let code = print(&text);
@@ -82,6 +82,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             error.exit_code()
         }
     }
+}
+
+/// Starts rayon's threads: it would panic at its first use if not all could be started.
+fn threads() -> Result<()> {
+    let wrong =
+        |e| Error::Failure(format!("the threads cannot be started (RAYON_NUM_THREADS sets how many): {e}"));
+    rayon::ThreadPoolBuilder::new().build_global().map_err(wrong)
 }
 
 fn dispatch(command: Command, compute: &Compute, progress: &Progress) -> Result<Output> {

@@ -40,6 +40,15 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write(path, &text)
 }
 
+/// A text file's first bytes without the mark that UTF-8 may begin with; what is wrong if it is the mark of UTF-16, as PowerShell's `>` writes.
+pub fn after_mark(text: &[u8]) -> Result<&[u8], &'static str> {
+    match text {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err("is UTF-16, expected UTF-8"),
+        [0xef, 0xbb, 0xbf, rest @ ..] => Ok(rest),
+        _ => Ok(text),
+    }
+}
+
 /// For serde, a path as people are shown it: serde's own way fails on one that is not UTF-8.
 pub fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())

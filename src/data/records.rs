@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::data::files;
 use crate::error::{Error, Result};
 use crate::random;
 
@@ -238,7 +239,8 @@ impl Reader {
                     format!("the line is longer than {MAX_LINE} bytes"),
                 ));
             }
-            let bytes = text.strip_prefix(b"\xef\xbb\xbf").filter(|_| self.line == 1).unwrap_or(&text);
+            let bytes = if self.line == 1 { files::after_mark(&text) } else { Ok(&text[..]) };
+            let bytes = bytes.map_err(|what| Error::input(&self.path, what))?;
             if bytes.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }

@@ -1,18 +1,15 @@
-//! LoRA adapters: where they go, PEFT's two files (adapter_config.json, adapter_model.safetensors), merging.
+//! LoRA adapters: where they go, PEFT's two files (adapter_config.json, which config.rs reads, and adapter_model.safetensors), merging.
 //! Facts from peft: tuners/lora/config.py, tuners/tuners_utils.py (check_target_module_exists), utils/save_and_load.py.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
+mod config;
+
 use std::path::Path;
 
 use regex::Regex;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::models::config::{MAX_JSON, read_text};
 use crate::models::family::renamed;
 use crate::models::linear::{Linear, Lora};
 use crate::models::param::Param;
@@ -22,8 +19,9 @@ use crate::models::weights::{self, Weights};
 use crate::ops::matmul::{View, matmul};
 use crate::random;
 use crate::tensor::{Device, Tensor};
+use config::ConfigFile;
 
-const CONFIG: &str = "adapter_config.json";
+pub(super) const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What peft puts before the module names of transformers; those of older versions (before 4.52) are the published checkpoints'.
 const PREFIX: &str = "base_model.model.";
@@ -99,25 +97,27 @@ impl Targets {
     fn matches(&self, module: &str) -> bool {
         match self {
             Targets::Pattern(regex) => regex.is_match(module),
-            Targets::Names(names) => names.iter().any(|name| {
-                module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-            }),
+            Targets::Names(names) => names.iter().any(|name| is_called(module, name)),
         }
     }
+}
+
+fn is_called(module: &str, name: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// Attaches fresh adapters: A uniform in +-1/sqrt(K) (peft's kaiming_uniform(a=sqrt(5))), B zero, so the model is unchanged at first.
 pub fn attach(vlm: &mut Vlm, options: &LoraOptions, seed: u64) -> Result<()> {
     options.check()?;
     let targets = Targets::new(&options.targets)?;
-    let (mut found, mut one) = (0, String::new());
+    let (mut found, mut one) = (Vec::new(), String::new());
     let mut failure = Ok(());
     vlm.visit_linears(&mut |name, linear| {
         one = name.to_string();
         if !targets.matches(name) || failure.is_err() {
             return;
         }
-        found += 1;
+        found.push(name.to_string());
         let (k, n, r) = (linear.inputs(), linear.outputs(), options.rank);
         let key = random::hash(name);
         let mut rng = random::stream(seed, &[key]);
@@ -132,140 +132,22 @@ pub fn attach(vlm: &mut Vlm, options: &LoraOptions, seed: u64) -> Result<()> {
         }
     });
     failure?;
-    if found == 0 {
-        return Err(Error::Usage(format!(
-            "LoRA targets {:?} match no linear layer of the model, expected names such as q_proj or a regex over names such as {}",
-            options.targets, one
-        )));
+    let idle = match &targets {
+        Targets::Names(names) => {
+            names.iter().find(|name| !found.iter().any(|module| is_called(module, name)))
+        }
+        Targets::Pattern(_) => options.targets.first().filter(|_| found.is_empty()),
+    };
+    match idle {
+        None => Ok(()),
+        Some(target) => Err(Error::Usage(format!(
+            "LoRA target {target:?} matches no linear layer of the model, expected names such as q_proj or one regex over names such as {one}"
+        ))),
     }
-    Ok(())
 }
 
 fn new_lora(module: &str, a: Tensor, b: Tensor, scale: f32, dropout: f32) -> Lora {
     Lora { a: Param::new(a), b: Param::new(b), scale, dropout, key: random::hash(module) }
-}
-
-/// The keys of adapter_config.json that change what an adapter computes.
-#[derive(Deserialize)]
-struct ConfigFile {
-    peft_type: String,
-    r: usize,
-    lora_alpha: f32,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    lora_dropout: f32,
-    #[serde(default)]
-    rank_pattern: Patterns<usize>,
-    #[serde(default)]
-    alpha_pattern: Patterns<f32>,
-    #[serde(flatten)]
-    others: BTreeMap<String, Value>,
-}
-
-/// In the order of the file: the first that fits counts.
-struct Patterns<T>(Vec<(String, T)>);
-
-impl<T> Default for Patterns<T> {
-    fn default() -> Self {
-        Patterns(Vec::new())
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
-            type Value = Patterns<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of patterns")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Patterns<T>, M::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Patterns(entries))
-            }
-        }
-        deserializer.deserialize_map(Entries(PhantomData))
-    }
-}
-
-/// Ways to begin training that take something off the model's own weights, so that the adapter is right on top of what is left alone.
-const CHANGING_STARTS: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
-
-impl ConfigFile {
-    fn read(path: &Path) -> Result<ConfigFile> {
-        // Not by way of a map, which would sort the patterns.
-        let text = read_text(path, MAX_JSON)?;
-        let config: ConfigFile =
-            serde_json::from_str(&text).map_err(|e| Error::input(path, e.to_string()))?;
-        if config.peft_type != "LORA" {
-            return Err(Error::input(
-                path,
-                format!("key peft_type: expected \"LORA\", got {:?}", config.peft_type),
-            ));
-        }
-        for key in [
-            "use_dora",
-            "use_qalora",
-            "use_bdlora",
-            "fan_in_fan_out",
-            "lora_bias",
-            "modules_to_save",
-            "target_parameters",
-            "layer_replication",
-            "trainable_token_indices",
-            "alora_invocation_tokens",
-        ] {
-            let value = config.others.get(key).unwrap_or(&Value::Null);
-            let off = matches!(value, Value::Null | Value::Bool(false))
-                || value.as_array().is_some_and(Vec::is_empty);
-            if !off {
-                return Err(Error::input(
-                    path,
-                    format!("key {key}: not supported, expected null or false, got {value}"),
-                ));
-            }
-        }
-        if let Some(start) = config.others.get("init_lora_weights").and_then(Value::as_str)
-            && CHANGING_STARTS.iter().any(|changing| start.starts_with(changing))
-        {
-            let what = format!(
-                "key init_lora_weights: {start:?} changes the model's own weights, which is not supported: save the adapter with peft's \
-                 path_initial_model_for_weight_conversion"
-            );
-            return Err(Error::input(path, what));
-        }
-        match config.others.get("bias").and_then(Value::as_str) {
-            None | Some("none") => Ok(config),
-            Some(other) => Err(Error::input(path, format!("key bias: expected \"none\", got {other:?}"))),
-        }
-    }
-
-    /// Scale and rank of one module; patterns are regexes matched at the end of the name, after a dot.
-    fn of(&self, path: &Path, module: &str) -> Result<(f32, usize)> {
-        let rank = pattern(path, &self.rank_pattern, module)?.unwrap_or(self.r);
-        let alpha = pattern(path, &self.alpha_pattern, module)?.unwrap_or(self.lora_alpha);
-        if rank == 0 {
-            return Err(Error::input(path, "key r: expected 1 or more, got 0"));
-        }
-        Ok((scale(alpha, rank, self.use_rslora), rank))
-    }
-}
-
-fn pattern<T: Copy>(path: &Path, patterns: &Patterns<T>, module: &str) -> Result<Option<T>> {
-    for (pattern, value) in &patterns.0 {
-        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-            .map_err(|e| Error::input(path, format!("pattern {pattern:?}: {e}")))?;
-        if regex.is_match(module) {
-            return Ok(Some(*value));
-        }
-    }
-    Ok(None)
 }
 
 /// Attaches the adapter in `folder`. Every tensor of its file must belong to a linear layer and have the right shape.
@@ -321,10 +203,11 @@ fn read_module(
 /// Writes the model's adapters in PEFT's format.
 pub fn save(vlm: &mut Vlm, options: &LoraOptions, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let mut tensors = Vec::new();
+    let (mut tensors, mut modules) = (Vec::new(), Vec::new());
     let mut outcome = Ok(());
     vlm.visit_linears(&mut |name, linear| {
         let Some(lora) = &linear.lora else { return };
+        modules.push(name.to_string());
         for (half, param) in [("lora_A", &lora.a), ("lora_B", &lora.b)] {
             match param.value.to_device(&Device::Cpu) {
                 Ok(value) => tensors.push((format!("{PREFIX}{name}.{half}.weight"), value)),
@@ -333,13 +216,13 @@ pub fn save(vlm: &mut Vlm, options: &LoraOptions, folder: &Path) -> Result<()> {
         }
     });
     outcome?;
-    let target_modules = match Targets::new(&options.targets)? {
-        Targets::Pattern(_) => json!(options.targets[0]),
-        Targets::Names(mut names) => {
-            names.sort();
-            json!(names)
-        }
+    finite(&tensors)?;
+    // What a pattern matched, by name: Python's regexes are others, and peft would match modules that are not linear layers too.
+    let mut target_modules = match Targets::new(&options.targets)? {
+        Targets::Pattern(_) => modules,
+        Targets::Names(names) => names,
     };
+    target_modules.sort();
     let config = json!({
         "alpha_pattern": {},
         "base_model_name_or_path": null,
@@ -363,6 +246,17 @@ pub fn save(vlm: &mut Vlm, options: &LoraOptions, folder: &Path) -> Result<()> {
     std::fs::write(&config_path, text).map_err(|e| Error::io(&config_path, e))?;
     let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
     weights::save(&folder.join(WEIGHTS), &borrowed)
+}
+
+/// An error if a training has left weights that are no numbers.
+fn finite(tensors: &[(String, Tensor)]) -> Result<()> {
+    for (name, tensor) in tensors {
+        if let Some(bad) = tensor.to_f32()?.f32s()?.iter().find(|v| !v.is_finite()) {
+            let what = format!("{name}: the training came to {bad}: a smaller learning rate may help");
+            return Err(Error::Failure(what));
+        }
+    }
+    Ok(())
 }
 
 /// Drops all adapters.
@@ -393,13 +287,15 @@ fn merge_one(name: &str, linear: &mut Linear, lora: &Lora) -> Result<()> {
     let a = View { data: lora.a.value.f32s()?, rs: k, cs: 1 };
     let b = View { data: lora.b.value.f32s()?, rs: r, cs: 1 };
     matmul(n, k, r, merged.f32s_mut()?, k, lora.scale, b, a, true);
-    if let Some(i) = merged.f32s()?.iter().position(|v| !v.is_finite()) {
-        let (row, col, got) = (i / k, i % k, merged.f32s()?[i]);
+    let rounded = merged.to_dtype(weight.value.dtype())?;
+    let stored = rounded.to_f32()?;
+    if let Some(i) = stored.f32s()?.iter().position(|v| !v.is_finite()) {
+        let (row, col, got) = (i / k, i % k, stored.f32s()?[i]);
         let what = format!(
             "{name}: expected finite weights with the adapter in them, got {got} in row {row}, column {col}"
         );
         return Err(Error::Usage(what));
     }
-    weight.value = merged.to_dtype(weight.value.dtype())?;
+    weight.value = rounded;
     Ok(())
 }

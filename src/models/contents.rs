@@ -1,9 +1,10 @@
-//! What tells the weights of a folder, a model's or an adapter's, from others: what was begun with some must not go on with others.
+//! What tells a model, or an adapter, from others: what was begun with one must not go on with another.
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::models::{adapter, hub};
 use crate::random;
 
 /// Samples of a file, the first at its beginning, and the bytes of each: enough to notice training, which changes weights everywhere, and quick to
@@ -11,7 +12,7 @@ use crate::random;
 const SAMPLES: u64 = 64;
 const SAMPLE: u64 = 4096;
 
-/// Of the names, sizes and samples of the folder's safetensors files; 16 hexadecimal digits.
+/// Of the settings in the folder, and of the names, sizes and samples of its safetensors files; 16 hexadecimal digits.
 pub fn of(folder: &Path) -> Result<String> {
     let io = |e| Error::io(folder, e);
     let entries: Vec<_> = fs::read_dir(folder).map_err(io)?.collect::<std::io::Result<_>>().map_err(io)?;
@@ -19,6 +20,13 @@ pub fn of(folder: &Path) -> Result<String> {
     files.retain(|file| file.extension().is_some_and(|ending| ending == "safetensors"));
     files.sort();
     let mut state = 0;
+    for name in hub::SETTINGS.into_iter().chain([adapter::CONFIG]) {
+        match fs::read(folder.join(name)) {
+            Ok(bytes) => state = random::mix(state, &[random::hash(name), random::hash_bytes(&bytes)]),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(folder.join(name), e)),
+        }
+    }
     for file in files {
         let name = random::hash(&file.file_name().unwrap_or_default().to_string_lossy());
         let (size, sampled) = sample(&file).map_err(|e| Error::io(&file, e))?;
@@ -43,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_names_and_sizes_tell() {
+    fn weights_names_sizes_and_settings_tell() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let mut bytes = vec![7; 1 << 20];
@@ -64,7 +72,13 @@ mod tests {
         differs();
         fs::rename(at("model.safetensors"), at("adapter_model.safetensors")).unwrap();
         differs();
-        fs::write(at("config.json"), "{}").unwrap();
+        for name in ["config.json", "chat_template.jinja", "adapter_config.json"] {
+            for text in ["{}", "{ }"] {
+                fs::write(at(name), text).unwrap();
+                differs();
+            }
+        }
+        fs::write(at("training.json"), "{}").unwrap();
         assert_eq!(&of(folder.path()).unwrap(), seen.last().unwrap());
     }
 }

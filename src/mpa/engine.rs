@@ -110,12 +110,12 @@ pub struct Loading {
     pub kv_cache: PageType,
 }
 
-/// Which weights a model and its adapter have (`models::contents`): folders keep their names when they are made anew.
+/// What a model and its adapter are (`models::contents`): folders keep their names when they are made anew.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Contents {
-    pub model_weights: String,
+    pub model_contents: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub adapter_weights: Option<String>,
+    pub adapter_contents: Option<String>,
 }
 
 /// What a model is trained on, how, and where the adapter goes.
@@ -241,10 +241,10 @@ impl<'a> Lazy<'a> {
         Lazy { how, ..self }
     }
 
-    /// What tells its weights from others.
+    /// What tells it from others.
     pub fn contents(&self) -> Result<Contents> {
         let adapter = self.adapter.as_deref().map(contents::of).transpose()?;
-        Ok(Contents { model_weights: contents::of(&self.model)?, adapter_weights: adapter })
+        Ok(Contents { model_contents: contents::of(&self.model)?, adapter_contents: adapter })
     }
 
     /// What its answers took since this was last asked.

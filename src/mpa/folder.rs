@@ -5,7 +5,7 @@
 //!                          OTHER it repeats the run
 //! config.started.toml      resolved, as the run was started: what a changed config is noticed by
 //! inputs/                  links: teacher, student, images, eval (the folder of the questions); of a benchmark images and eval are its
-//!                          pictures, images-annotations, ... the folders of its files; weights.json: which weights the models have, and --dtype
+//!                          pictures, images-annotations, ... the folders of its files; contents.json: what tells the models from others, and --dtype
 //! pictures.jsonl, evaluate/questions.jsonl   of a benchmark: the part of it that the config names
 //! annotate.jsonl teacher.jsonl student.jsonl parity.jsonl rehearsal.jsonl rejected.jsonl select.json
 //! level/ARM/               adapter and loss.jsonl
@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::models::{self, hub};
 use crate::mpa::config::{self, Config};
 use crate::mpa::engine::Engine;
+use crate::mpa::level;
 use crate::mpa::source::Source;
 use crate::tensor::DType;
 
@@ -53,6 +54,10 @@ const BEGUN: [(&str, &[&str]); 5] = [
     ("level", &["level"]),
     ("evaluate", &["evaluate"]),
 ];
+
+/// Keys that change nothing in the results.
+const FREE: [(&str, &[&str]); 4] =
+    [("annotate", &["batch"]), ("predict", &["batch"]), ("evaluate", &["batch"]), ("level", &level::FREE)];
 
 /// What the stages took: the one file that is not the same when a run is repeated.
 pub const TIMES: &str = "times.json";
@@ -92,7 +97,7 @@ impl Folder {
         let changed = compare(&path, source, &resolved)?;
         unmarked(&path, STARTED, &STAGES)?;
         targets.link(&path)?;
-        targets.same_weights(&path, engine.dtype())?;
+        targets.same_models(&path, engine.dtype())?;
         let text = resolved.to_toml()?;
         let before = fs::read(path.join(STARTED)).ok().filter(|_| changed);
         for name in ["config.toml", STARTED] {
@@ -175,10 +180,10 @@ impl Targets {
         self.links.iter().find(|(name, _)| name == link).map_or(Path::new(""), |(_, target)| target)
     }
 
-    /// The models have the weights, and the type, with which the folder was started: what was made with others must not be mixed with what these make.
-    fn same_weights(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
+    /// The models, and their type, are those with which the folder was started: what was made with others must not be mixed with what these make.
+    fn same_models(&self, folder: &Path, dtype: Option<DType>) -> Result<()> {
         let inputs = folder.join("inputs");
-        let file = inputs.join("weights.json");
+        let file = inputs.join("contents.json");
         let mut now = BTreeMap::new();
         for who in ["teacher", "student"] {
             now.insert(who.to_string(), models::contents::of(self.of(who))?);
@@ -198,7 +203,7 @@ impl Targets {
                 Err(Error::input(folder, what))
             }
             Some((who, _)) => {
-                let what = "has other weights than when this folder was started: take another --out";
+                let what = "is another model than when this folder was started: take another --out";
                 Err(Error::input(inputs.join(who), what))
             }
         }
@@ -270,8 +275,7 @@ fn check(engine: &dyn Engine, source: &Path, config: &Config, student: &Path) ->
     })
 }
 
-/// An error if the folder was started with other settings, but for those of stages that have not begun; whether some of these have changed. How
-/// many are asked at a time changes nothing in the results.
+/// An error if the folder was started with other settings, but for those of stages that have not begun; whether some of these have changed.
 fn compare(folder: &Path, source: &Path, config: &Config) -> Result<bool> {
     let same = |a: &Path| real(a).ok().zip(real(source).ok()).is_some_and(|(a, b)| a == b);
     let earlier = [STARTED, "config.toml"].map(|name| folder.join(name));
@@ -283,10 +287,10 @@ fn compare(folder: &Path, source: &Path, config: &Config) -> Result<bool> {
     };
     let before = fs::read_to_string(&earlier).map_err(|e| Error::io(&earlier, e))?;
     let (mut before, mut now) = (parse(&before, &earlier)?, parse(&config.to_toml()?, source)?);
-    for section in ["annotate", "predict", "evaluate"] {
+    for (section, free) in FREE {
         for table in [&mut before, &mut now] {
             if let Some(Value::Table(section)) = table.get_mut(section) {
-                section.remove("batch");
+                section.retain(|key, _| !free.contains(&key));
             }
         }
     }

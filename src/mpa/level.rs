@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::data::images;
 use crate::data::records::{self, Record};
@@ -18,6 +19,9 @@ use crate::train::fit::{FitReport, LoraOptions, Picture, Sample, Schedule, Tower
 
 /// Rank of an adapter: what is larger is taken for a slip, and would take all memory.
 const MAX_RANK: u64 = 4096;
+
+/// Keys of `[level]` that change no bit of the result, and so may change from start to start.
+pub const FREE: [&str; 2] = ["recompute", "checkpoint_every"];
 
 /// What a student is trained on; all arms of a run take the same number of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -177,10 +181,9 @@ impl Settings {
             Bad::unless(good, key, "at least 0 and, in f32, below 1", short(value))?;
         }
         Bad::unless((0.0..=1.0).contains(&self.warmup), "warmup", "between 0 and 1", self.warmup)?;
-        for (key, value) in [("lr", self.lr), ("epochs", self.epochs)] {
-            Bad::unless(value > 0.0 && value.is_finite(), key, "above 0", short(value))?;
-        }
-        for (key, value) in [("eps", self.eps), ("alpha", self.alpha)] {
+        let epochs = self.epochs;
+        Bad::unless(epochs > 0.0 && epochs.is_finite(), "epochs", "above 0", short(epochs))?;
+        for (key, value) in [("lr", self.lr), ("eps", self.eps), ("alpha", self.alpha)] {
             let good = value as f32 > 0.0 && (value as f32).is_finite();
             Bad::unless(good, key, "above 0 (1e-45) and at most 3.4e38", short(value))?;
         }
@@ -192,13 +195,28 @@ impl Settings {
         for (key, value) in others {
             Bad::unless(value >= 0.0 && (value as f32).is_finite(), key, "0 to 3.4e38", short(value))?;
         }
+        let clip = self.max_grad_norm;
+        let clips = clip == 0.0 || clip as f32 > 0.0;
+        Bad::unless(clips, "max_grad_norm", "0, or 1e-45 and more", short(clip))?;
         Bad::unless(!self.targets.is_empty(), "targets", "at least one name", "none")?;
         // What is left for it to find wrong is a regex that is none.
         if let Trainable::Lora(lora) = self.trainable() {
             lora.check().map_err(|e| Bad { key: "targets".to_string(), what: e.to_string() })?;
         }
+        let twice = self.full.iter().enumerate().find(|(i, tower)| self.full[..*i].contains(tower));
+        let named = twice.map_or(String::new(), |(_, tower)| format!("{tower:?}").to_lowercase());
+        Bad::unless(twice.is_none(), "full", "each tower once", named)?;
         let twice = self.arms.iter().enumerate().find(|(i, arm)| self.arms[..*i].contains(arm));
         Bad::unless(twice.is_none(), "arms", "each arm once", twice.map_or("", |(_, arm)| arm.name()))
+    }
+
+    /// As JSON, all that the result depends on.
+    pub fn decisive(&self) -> Value {
+        let mut all = json!(self);
+        if let Value::Object(keys) = &mut all {
+            keys.retain(|key, _| !FREE.contains(&key.as_str()));
+        }
+        all
     }
 
     /// The key that says what is trained.
@@ -250,13 +268,17 @@ pub struct Example {
     pub answer: String,
 }
 
-/// The samples of a JSONL file that are not rejected; `answer` is what is learned (the first of `answers` where there are several).
+/// The samples of a JSONL file that are not rejected; what is learned is `answer`, which models were judged by, or else the first of `answers`.
 pub fn examples(data: &Path) -> Result<Vec<Example>> {
     let example = |record: Record| {
+        let answer = match &record.answer {
+            Some(answer) => answer,
+            None => record.need_answers(data)?[0],
+        };
         Ok(Example {
             image: record.image_path(data),
             question: record.need(data, "question")?.to_string(),
-            answer: record.need_answers(data)?[0].to_string(),
+            answer: answer.to_string(),
             id: record.id,
         })
     };
@@ -297,9 +319,18 @@ pub fn random_subset(examples: &[Example], size: usize, seed: u64, salt: &str) -
     order.into_iter().map(|i| examples[i].clone()).collect()
 }
 
-/// The parity set, then `fraction` times as many rehearsal samples (all, if there are fewer).
-pub fn mix(mut parity: Vec<Example>, rehearsal: &[Example], fraction: f64, seed: u64) -> Vec<Example> {
-    let size = (fraction * parity.len() as f64).round() as usize;
+/// The parity set, then `fraction` times as many rehearsal samples (all, with a warning, if there are fewer).
+pub fn mix(
+    mut parity: Vec<Example>,
+    rehearsal: &[Example],
+    fraction: f64,
+    seed: u64,
+    progress: &Progress,
+) -> Vec<Example> {
+    let (size, there) = ((fraction * parity.len() as f64).round() as usize, rehearsal.len());
+    if there < size {
+        progress.warn(&format!("level: only {there} rehearsal samples of {size} wanted"));
+    }
     parity.extend(random_subset(rehearsal, size, seed, "rehearsal"));
     parity
 }

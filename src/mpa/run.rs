@@ -205,11 +205,6 @@ impl<'a> Run<'a> {
     fn level(&mut self) -> Result<()> {
         let settings = self.folder.config.level.clone();
         let leveled = self.examples(Arm::Leveled)?;
-        let wanted = (settings.rehearsal * self.summary.select.kept as f64).round() as usize;
-        if self.summary.select.rehearsal < wanted {
-            let there = self.summary.select.rehearsal;
-            self.progress.warn(&format!("level: only {there} rehearsal samples of {wanted} wanted"));
-        }
         let (trainable, mut options) = (settings.trainable(), settings.train(self.folder.config.seed));
         options.pixels = self.pixels("student")?;
         self.summary.steps = options.step_count(leveled.len()).max(1);
@@ -217,7 +212,8 @@ impl<'a> Run<'a> {
         let (model, prompt) = (self.file("inputs/student"), self.folder.config.predict.prompt.clone());
         for arm in settings.arms {
             let (name, out) = (arm.name(), self.file(&format!("level/{}", arm.name())));
-            let samples = level::samples(&self.examples(arm)?, &prompt);
+            let examples = if arm == Arm::Leveled { leveled.clone() } else { self.examples(arm)? };
+            let samples = level::samples(&examples, &prompt);
             self.summary.samples.insert(name.to_string(), samples.len());
             let shown = format!("level {name}");
             let (samples, trainable, options) = (&samples, &trainable, &options);
@@ -247,7 +243,8 @@ impl<'a> Run<'a> {
             }
             Arm::Leveled => {
                 let rehearsal = level::examples(&self.file("rehearsal.jsonl"))?;
-                Ok(level::mix(parity()?, &rehearsal, self.folder.config.level.rehearsal, seed))
+                let fraction = self.folder.config.level.rehearsal;
+                Ok(level::mix(parity()?, &rehearsal, fraction, seed, self.progress))
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::models::prompt::{Content, Message};
 use crate::models::rope::Position;
 use crate::models::vlm::Vlm;
 use crate::ops::attention::Span;
+use crate::random;
 use crate::tensor::{Device, Tensor};
 
 /// Bytes of picture features that are kept; what goes beyond is computed again.
@@ -33,6 +34,19 @@ pub struct Sample {
     pub images: Vec<Picture>,
     pub prompt: String,
     pub answer: String,
+}
+
+impl Sample {
+    /// Tells it from others, wherever its pictures lie.
+    pub(super) fn key(&self) -> u64 {
+        let words = [random::hash(&self.prompt), random::hash(&self.answer)];
+        self.images.iter().fold(random::mix(0, &words), |key, picture| match picture {
+            Picture::File(path) => {
+                random::mix(key, &[random::hash(&path.file_name().unwrap_or_default().to_string_lossy())])
+            }
+            Picture::Pixels(picture) => random::mix(key, &[random::hash_bytes(&picture.data)]),
+        })
+    }
 }
 
 /// A picture made ready.

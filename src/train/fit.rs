@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{append, files};
 use crate::error::{Error, Result};
 pub use crate::models::adapter::LoraOptions;
+use crate::models::contents;
 use crate::models::image::PixelBounds;
 use crate::models::vlm::Vlm;
 use crate::random;
@@ -41,10 +42,11 @@ pub struct TrainOptions {
     pub batch: usize,
     pub accumulate: usize,
     /// Blocks are run again in the backward: less memory, a third more work, the same bits.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip)]
     pub recompute: bool,
     pub seed: u64,
     /// Steps between checkpoints.
+    #[serde(skip)]
     pub checkpoint_every: usize,
     /// How large pictures are made.
     #[serde(skip_serializing_if = "PixelBounds::is_none")]
@@ -133,8 +135,10 @@ struct Settings {
     trainable: Trainable,
     options: TrainOptions,
     samples: usize,
-    /// Hash over prompts and answers.
+    /// Hash over prompts, answers and the names of pictures.
     data: String,
+    /// `models::contents` of the model.
+    model: String,
     /// Of activations on a GPU; none for the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     dtype: Option<String>,
@@ -163,7 +167,7 @@ pub fn level(
         // A mistake in what is asked leaves nothing behind, and shows before the first step.
         false => Some(begin(model, samples, trainable, options)?),
     };
-    start(samples, trainable, options, place, out)?;
+    start(model, samples, trainable, options, place, out)?;
     // Held to the end: two that write here would each lose what the other does.
     let mut log_file = open_log(&log)?;
     let Some((mut trainer, fitting)) = begun.filter(|_| !finished.exists()) else {
@@ -234,6 +238,7 @@ pub(super) fn batch_indices(n: usize, options: &TrainOptions, step: usize) -> Ve
 }
 
 fn start(
+    model: &Path,
     samples: &[Sample],
     trainable: &Trainable,
     options: &TrainOptions,
@@ -241,13 +246,13 @@ fn start(
     out: &Path,
 ) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-    let data =
-        samples.iter().fold(0, |h, s| random::mix(h, &[random::hash(&s.prompt), random::hash(&s.answer)]));
+    let data = samples.iter().fold(0, |h, sample| random::mix(h, &[sample.key()]));
     let settings = Settings {
         trainable: trainable.clone(),
         options: options.clone(),
         samples: samples.len(),
         data: format!("{data:016x}"),
+        model: contents::of(model)?,
         dtype: (place.device != Device::Cpu).then(|| place.dtype.to_string()),
     };
     let path = out.join("training.json");
@@ -256,7 +261,7 @@ fn start(
         Ok(before) if before == text => Ok(()),
         Ok(_) => Err(Error::input(
             &path,
-            "this folder holds a run with other settings or data; choose another --out",
+            "this folder holds a run with another model, other settings or data; choose another --out",
         )),
         Err(_) => files::write(&path, text.as_bytes()),
     }

@@ -240,6 +240,10 @@ fn empty_texts_are_none_in_a_download() {
     for (key, id) in [("without_question", "6"), ("without_answers", "6"), ("without_picture", "x")] {
         assert_eq!(report[key], json!({"count": 1, "first": [id]}), "{key}");
     }
+    let blank = ST.replace("hello", "").replace("world", " ").replace("earth", "").replace("mars", "");
+    write(at, "st.json", &blank);
+    let (report, _) = json_and_said(at, 1, &check);
+    assert_eq!((&report["unanswered"], &report["without_answers"]["count"]), (&json!(false), &json!(3)));
     let none = ST.replace("\"hello\"", "").replace("\"world\",\"earth\"", "").replace("\"mars\"", "");
     write(at, "st.json", &none);
     let (report, _) = json_and_said(at, 0, &check);

@@ -191,3 +191,22 @@ fn mistakes_name_the_file_and_the_place() {
     let path = file(folder.path(), "x.json", "[{},7,{}]");
     assert_eq!(Elements::open(&path, "data").unwrap().map(|e| e.is_ok()).collect::<Vec<_>>(), [true, false]);
 }
+
+#[test]
+fn a_mark_of_utf_8_is_passed_by_and_one_of_utf_16_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [("list.json", "\u{feff}[]"), ("lines.jsonl", "\u{feff}")] {
+        let open = |bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            read(Benchmark::Chartqa, &path, None)
+        };
+        assert!(open(text.as_bytes()).unwrap().is_empty());
+        let units: Vec<u16> = text.encode_utf16().collect();
+        for order in [u16::to_le_bytes, u16::to_be_bytes] {
+            let bytes: Vec<u8> = units.iter().flat_map(|&unit| order(unit)).collect();
+            let said = open(&bytes).unwrap_err().to_string();
+            assert!(said.ends_with(&format!("{name}: is UTF-16, expected UTF-8")), "{said}");
+        }
+    }
+}

@@ -29,7 +29,7 @@ fn other_settings_do_not_go_on_with_an_output() {
 
 /// A folder or file of the same name may hold something else by now.
 #[test]
-fn other_weights_and_questions_do_not_go_on_with_an_output() {
+fn other_models_and_questions_do_not_go_on_with_an_output() {
     let folder = questions(2);
     let at = folder.path();
     models::copy(Path::new(&model()), &at.join("m"));
@@ -56,7 +56,12 @@ fn other_weights_and_questions_do_not_go_on_with_an_output() {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&weights, bytes).unwrap();
     let said = fails(at, 2, &predict);
-    assert!(said.contains("o.jsonl: was begun with model_weights = "), "{said}");
+    assert!(said.contains("o.jsonl: was begun with model_contents = "), "{said}");
+    models::copy(Path::new(&model()), &at.join("m"));
+    json(at, &predict);
+    let template = at.join("m/chat_template.json");
+    fs::write(&template, fs::read_to_string(&template).unwrap() + " ").unwrap();
+    assert!(fails(at, 2, &predict).contains("o.jsonl: was begun with model_contents = "));
 }
 
 /// What is read twice is empty the second time.

@@ -148,12 +148,28 @@ fn mistakes_in_arguments_end_with_2() {
             &["level", "--model", &model, "--data", "q.jsonl", "--out", "o", "--rehearsal", "0.5"],
             "q.rehearsal.jsonl: No such file",
         ),
+        (
+            &[
+                "level",
+                "--model",
+                &model,
+                "--data",
+                "q.jsonl",
+                "--out",
+                "o",
+                "--rehearsal-data",
+                "none.jsonl",
+            ],
+            "--rehearsal-data: nothing is taken from it without --rehearsal",
+        ),
         (&["select", "--teacher", "q.jsonl", "--student", "q.jsonl", "--out", "q.jsonl"], "named twice"),
         (
             &["select", "--teacher", "q.jsonl", "--student", "q.jsonl", "--out", "o"],
             "q.jsonl:1: record \"q0\": missing key `prediction`",
         ),
         (&["merge", "--model", &model, "--adapter", "none", "--out", "."], "is not empty"),
+        (&["quantize", "--model", &model, "--out", "q.jsonl"], "q.jsonl: Not a directory"),
+        (&["quantize", "--model", &model, "--out", "q.jsonl/int8"], "q.jsonl/int8: Not a directory"),
         (&[&annotate[..], &["--samples", "18446744073709551615"]].concat(), "`samples`: expected 1 to 1000"),
         (
             &[&annotate[..], &["--temperature", "1e300"]].concat(),
@@ -178,7 +194,11 @@ fn mistakes_in_a_config_are_named_with_file_line_and_key() {
     );
     for (from, to, want) in [
         ("lr = 0.1", "rl = 0.1", "c.toml:8: `rl = 0.1`: unknown field `rl`"),
-        ("lr = 0.1", "lr = -1.0", "c.toml:8: `level.lr`: expected above 0, got -1"),
+        (
+            "lr = 0.1",
+            "lr = -1.0",
+            "c.toml:8: `level.lr`: expected above 0 (1e-45) and at most 3.4e38, got -1",
+        ),
         ("lr = 0.1", "lr = \"fast\"", "c.toml:8: `lr = \"fast\"`: invalid type"),
         ("lr = 0.1", "arms = [\"legs\"]", "c.toml:8: `arms = [\"legs\"]`: unknown variant `legs`"),
         ("lr = 0.1", "lr = ", "c.toml:8:"),
@@ -199,13 +219,28 @@ fn mistakes_in_a_config_are_named_with_file_line_and_key() {
         (
             "lr = 0.1",
             "targets = [\"nothing\"]",
-            "c.toml:8: `level.targets`: LoRA targets [\"nothing\"] match no linear layer",
+            "c.toml:8: `level.targets`: LoRA target \"nothing\" matches no linear layer",
         ),
         ("lr = 0.1", "targets = [\"(\"]", "c.toml:8: `level.targets`: LoRA targets: \"(\" is no regex"),
         (
             "lr = 0.1",
             "alpha = 1e300",
             "c.toml:8: `level.alpha`: expected above 0 (1e-45) and at most 3.4e38, got 1e300",
+        ),
+        (
+            "lr = 0.1",
+            "lr = 1e39",
+            "c.toml:8: `level.lr`: expected above 0 (1e-45) and at most 3.4e38, got 1e39",
+        ),
+        (
+            "lr = 0.1",
+            "max_grad_norm = 1e-46",
+            "c.toml:8: `level.max_grad_norm`: expected 0, or 1e-45 and more, got 1e-46",
+        ),
+        (
+            "lr = 0.1",
+            "full = [\"text\", \"vision\", \"text\"]",
+            "c.toml:8: `level.full`: expected each tower once, got text",
         ),
         ("lr = 0.1", "eps = 1e-50", "c.toml:8: `level.eps`: expected above 0 (1e-45)"),
         ("lr = 0.1", "rank = 4097", "c.toml:8: `level.rank`: expected 1 to 4096, got 4097"),
@@ -450,4 +485,18 @@ fn a_reader_that_goes_away_is_no_error() {
         child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""), "{args:?}");
     }
+}
+
+/// 4 GB hold the stacks of some thousand.
+#[cfg(target_os = "linux")]
+#[test]
+fn more_threads_than_memory_holds_are_told() {
+    let script = concat!("ulimit -v 4000000; RAYON_NUM_THREADS=60000 ", env!("CARGO_BIN_EXE_mpa"), " doctor");
+    let output = Command::new("sh").args(["-c", script]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(
+        said.starts_with("mpa: the threads cannot be started (RAYON_NUM_THREADS sets how many)"),
+        "{said}"
+    );
+    assert_eq!(output.status.code(), Some(1));
 }

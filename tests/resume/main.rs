@@ -283,7 +283,7 @@ fn a_run_does_not_go_on_with_other_weights_or_types() {
     go(&Fake { die_at: Some(8), ..Fake::default() }, &config, None).unwrap_err();
     fs::write(&weights, "those").unwrap();
     let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
-    assert!(text.contains("inputs/student: has other weights than when this folder was started"), "{text}");
+    assert!(text.contains("inputs/student: is another model than when this folder was started"), "{text}");
     fs::write(&weights, "these").unwrap();
     let text = go(&Fake { bf16: true, ..Fake::default() }, &config, None).unwrap_err().to_string();
     assert!(text.contains("was started with --dtype default, now it is bf16"), "{text}");

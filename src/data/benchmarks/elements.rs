@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use crate::data::files;
 use crate::data::records::{self, MAX_LINE};
 use crate::error::{Error, Result};
 
@@ -99,7 +100,10 @@ impl Elements {
 
     /// To the list.
     fn begin(&mut self) -> Result<()> {
-        self.source.skip_mark().map_err(|e| Error::io(&self.path, e))?;
+        let begun = self.source.reader.fill_buf().map_err(|e| Error::io(&self.path, e))?;
+        let text = files::after_mark(begun).map_err(|what| Error::input(&self.path, what))?;
+        let mark = begun.len() - text.len();
+        self.source.reader.consume(mark);
         match self.peek()? {
             Some(b'[') => {
                 self.take()?;
@@ -280,13 +284,6 @@ struct Source {
 }
 
 impl Source {
-    fn skip_mark(&mut self) -> io::Result<()> {
-        if self.reader.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
-            self.reader.consume(3);
-        }
-        Ok(())
-    }
-
     fn peek(&mut self) -> io::Result<Option<u8>> {
         Ok(self.reader.fill_buf()?.first().copied())
     }

@@ -121,7 +121,11 @@ impl Context<'_> {
             _ => hub::resolve(name)?,
         };
         let how = Loading { int8, pixels: config.models.pixels_of(&path)?, ..Loading::default() };
-        Ok(Model { key: json!(name), path, adapter: None, how })
+        let key = match self.engine.dtype() {
+            Some(dtype) => json!({"name": name, "dtype": dtype.to_string()}),
+            None => json!(name),
+        };
+        Ok(Model { key, path, adapter: None, how })
     }
 
     fn lazy(&self, model: &Model) -> Lazy<'_> {
@@ -216,7 +220,7 @@ impl Context<'_> {
             (_, Some((pseudo, parity))) => json!({"all": pseudo, "of": parity}),
             (_, None) => json!({"labels": self.supervised}),
         };
-        let plain = level::Settings { arms: Vec::new(), rehearsal: 0.0, ..settings.clone() };
+        let plain = level::Settings { arms: Vec::new(), rehearsal: 0.0, ..settings.clone() }.decisive();
         let prompt = &config.predict.prompt;
         let about = json!({
             "model": student.key, "loading": student.how, "data": data, "settings": plain, "prompt": prompt, "seed": config.seed,
@@ -266,7 +270,7 @@ impl Context<'_> {
             Source::Parity if kept.is_empty() => kept,
             Source::Parity => {
                 let rehearsal = level::examples(&folder.join("rehearsal.jsonl"))?;
-                level::mix(kept, &rehearsal, config.level.rehearsal, config.seed)
+                level::mix(kept, &rehearsal, config.level.rehearsal, config.seed, self.progress)
             }
             Source::Random => level::random_subset(&all, kept.len(), config.seed, "random_subset"),
             Source::All | Source::Supervised => all,
