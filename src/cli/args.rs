@@ -360,6 +360,10 @@ pub struct Quantize {
 
 /// Show what this machine and this binary have to offer: threads, SIMD, memory, GPUs, kernels
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  mpa doctor
+  mpa doctor --kernels      # registers, shared memory and occupancy of each")]
 pub struct Doctor {
     /// Print what each CUDA kernel takes on each architecture, tab-separated: registers, shared memory, spills, occupancy
     #[arg(long)]

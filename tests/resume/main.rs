@@ -268,7 +268,10 @@ fn settings_of_a_stage_that_has_not_begun_may_be_changed() {
     let other = folder.path().join("other");
     go(&Fake::default(), &config, Some(&other)).unwrap();
     assert_eq!(different(&tree(&out), &tree(&other)), Vec::<String>::new());
-    // Levelling has begun now.
+    // Levelling has begun now: what changes no bit of it may still change.
+    let free = "rehearsal = 0.25\nrecompute = true\ncheckpoint_every = 7";
+    fs::write(&config, fake::text(2).replace("rehearsal = 0.5", free)).unwrap();
+    go(&Fake::default(), &config, None).unwrap();
     fs::write(&config, fake::text(2)).unwrap();
     let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
     assert!(text.contains("`level.rehearsal` is 0.5, but 0.25"), "{text}");
