@@ -281,12 +281,14 @@ fn other_models_and_pictures_are_refused_but_not_other_ways_to_the_same_bits() {
 
 #[test]
 fn a_training_that_diverged_is_not_saved() {
-    let out = tempfile::tempdir().unwrap();
-    let mut trainer = Trainer::new(vlm(), lora(0.0), options()).unwrap();
-    trainer.step(&samples(3), 1e39).unwrap();
-    let said = trainer.save(out.path()).unwrap_err().to_string();
-    assert!(said.contains("a smaller learning rate may help"), "{said}");
-    assert!(!out.path().join("adapter_model.safetensors").exists());
+    for trainable in [lora(0.0), Trainable::Full(vec![Tower::Connector])] {
+        let out = tempfile::tempdir().unwrap();
+        let mut trainer = Trainer::new(vlm(), trainable, options()).unwrap();
+        trainer.step(&samples(3), 1e39).unwrap();
+        let said = trainer.save(out.path()).unwrap_err().to_string();
+        assert!(said.contains("a smaller learning rate may help"), "{said}");
+        assert_eq!(files(out.path()), []);
+    }
 }
 
 #[test]

@@ -216,7 +216,6 @@ pub fn save(vlm: &mut Vlm, options: &LoraOptions, folder: &Path) -> Result<()> {
         }
     });
     outcome?;
-    finite(&tensors)?;
     // What a pattern matched, by name: Python's regexes are others, and peft would match modules that are not linear layers too.
     let mut target_modules = match Targets::new(&options.targets)? {
         Targets::Pattern(_) => modules,
@@ -246,17 +245,6 @@ pub fn save(vlm: &mut Vlm, options: &LoraOptions, folder: &Path) -> Result<()> {
     std::fs::write(&config_path, text).map_err(|e| Error::io(&config_path, e))?;
     let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(n, t)| (n.clone(), t)).collect();
     weights::save(&folder.join(WEIGHTS), &borrowed)
-}
-
-/// An error if a training has left weights that are no numbers.
-fn finite(tensors: &[(String, Tensor)]) -> Result<()> {
-    for (name, tensor) in tensors {
-        if let Some(bad) = tensor.to_f32()?.f32s()?.iter().find(|v| !v.is_finite()) {
-            let what = format!("{name}: the training came to {bad}: a smaller learning rate may help");
-            return Err(Error::Failure(what));
-        }
-    }
-    Ok(())
 }
 
 /// Drops all adapters.

@@ -137,6 +137,13 @@ impl Trainer {
 
     /// Writes the adapter, or the whole checkpoint.
     pub fn save(&mut self, folder: &Path) -> Result<()> {
+        let mut outcome = Ok(());
+        visit_trained(&mut self.vlm, &mut |name, param, _| {
+            if outcome.is_ok() {
+                outcome = finite(name, &param.value);
+            }
+        });
+        outcome?;
         match &self.trainable {
             Trainable::Lora(lora) => adapter::save(&mut self.vlm, lora, folder),
             Trainable::Full(_) if self.vlm.text.gpu().is_none() => self.vlm.save(folder),
@@ -320,6 +327,17 @@ impl Trainer {
             embedding::splice(&mut dhidden, &dpicked, &rows, &sources)?;
         }
         Ok(dhidden)
+    }
+}
+
+/// An error if training has left a weight that is no number.
+fn finite(name: &str, weight: &Tensor) -> Result<()> {
+    let weight = weight.to_device(&Device::Cpu)?.to_f32()?;
+    match weight.f32s()?.iter().find(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(bad) => Err(Error::Failure(format!(
+            "the training came to {bad} in {name}, and is not saved: a smaller learning rate may help"
+        ))),
     }
 }
 
