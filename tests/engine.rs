@@ -114,6 +114,8 @@ fn limits_and_neighbours_change_no_answer() {
             Limits::completions(100),
             // Prompts in pieces, and a cache with room for one or two of them.
             Limits { pass_tokens: 16, ..some },
+            // A picture that is larger than a pass over pictures is a pass.
+            Limits { pass_patches: 1, ..some },
             Limits { cache_bytes: Some(8 * page), ..some },
         ];
         for limits in limits {

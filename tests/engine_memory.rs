@@ -191,3 +191,25 @@ fn little_memory_is_enough() {
         }
     }
 }
+
+/// The launches of a decode step are kept with the addresses of the cache that they read; a cache that is made anew is another.
+#[test]
+fn no_step_reads_a_cache_that_is_gone() {
+    let (vlm, _gpu) = model("smolvlm", PageType::Float);
+    let ask = |words: usize, new: usize| Request {
+        max_new_tokens: new,
+        ..request(&"7 ".repeat(words), vec![], "What?")
+    };
+    let long = |most: usize| largest(200, most, |words| tokens(&vlm, &ask(words, 1)).0);
+    // A page, then two; the second's first steps are not longer than what the first's launches serve.
+    let (few, more) = (PAGE - 28, PAGE - 8);
+    let requests = [ask(long(few), 12), ask(long(more), 30)];
+    let answered = |requests: &[Request]| -> Vec<Vec<Completion>> {
+        let (answers, _) = answers(&vlm, Limits::completions(1), requests);
+        answers.into_iter().map(Result::unwrap).collect()
+    };
+    let together = answered(&requests);
+    assert!(together[0][0].ids.len() >= 3 && together[1][0].ids.len() > 8, "{together:?}");
+    let alone: Vec<_> = requests.iter().flat_map(|request| answered(std::slice::from_ref(request))).collect();
+    assert_eq!(together, alone);
+}

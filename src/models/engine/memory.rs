@@ -2,16 +2,20 @@
 //! take, so that none runs out half-way.
 
 use super::Limits;
+use super::decode::{Decoder, Step};
 use super::entry::Prepared;
 use super::pool::Pool;
 use super::room::Room;
 use crate::error::{Error, Result};
-use crate::models::text::KvCache;
+use crate::models::text::{KvCache, Text};
 use crate::models::vlm::Vlm;
 use crate::ops::kv_cache::PAGE;
+use crate::tensor::Tensor;
 
 pub(super) struct Memory {
     cache: Option<KvCache>,
+    /// Its launches have the addresses of this cache, and go with it.
+    decoder: Decoder,
     pool: Pool,
     /// Pages that were wanted when it was made; the device may have had room for fewer.
     wanted: usize,
@@ -42,12 +46,13 @@ impl Needs {
 
 impl Memory {
     pub fn new(vlm: &Vlm, limits: Limits) -> Result<Memory> {
-        Ok(Memory { cache: None, pool: Pool::default(), wanted: 0, room: Room::new(vlm, limits)? })
+        let (room, decoder) = (Room::new(vlm, limits)?, Decoder::default());
+        Ok(Memory { cache: None, decoder, pool: Pool::default(), wanted: 0, room })
     }
 
     /// Makes room for steps of so many completions; false if there is none. Nobody has pages, and the cache will be made anew.
     pub fn serve(&mut self, vlm: &Vlm, completions: usize) -> Result<bool> {
-        (self.cache, self.pool, self.wanted) = (None, Pool::default(), 0);
+        self.drop_cache(0);
         let room = self.room.with_completions(vlm, completions)?;
         let serves = room.limits.completions >= completions;
         if serves {
@@ -57,7 +62,22 @@ impl Memory {
     }
 
     pub fn get(&mut self) -> Result<&mut KvCache> {
-        self.cache.as_mut().ok_or_else(|| Error::Failure("keys and values without a cache".into()))
+        self.cache.as_mut().ok_or_else(without)
+    }
+
+    /// See `Decoder::step`.
+    pub fn step(&mut self, text: &Text, step: Step) -> Result<Tensor> {
+        self.decoder.step(text, step, self.cache.as_mut().ok_or_else(without)?)
+    }
+
+    /// Gives up what is kept for the next step.
+    pub fn forget_step(&mut self) {
+        self.decoder = Decoder::default();
+    }
+
+    fn drop_cache(&mut self, wanted: usize) {
+        self.forget_step();
+        (self.cache, self.pool, self.wanted) = (None, Pool::default(), wanted);
     }
 
     /// The pages of each completion, of which all begin with `shared`, someone else's; `None` if others have to give back theirs first, an error if that would
@@ -98,8 +118,7 @@ impl Memory {
 
     /// A new cache with `wanted` pages, or fewer, down to `least`, where the device has no room for them.
     fn grow(&mut self, vlm: &Vlm, least: usize, wanted: usize) -> Result<()> {
-        self.cache = None;
-        (self.pool, self.wanted) = (Pool::default(), wanted);
+        self.drop_cache(wanted);
         let mut pages = wanted;
         loop {
             match vlm.text.cache(pages, vlm.pages) {
@@ -122,4 +141,8 @@ impl Memory {
     pub fn give_back(&mut self, tables: &[Vec<u32>]) {
         tables.iter().for_each(|table| self.pool.give_back(table));
     }
+}
+
+fn without() -> Error {
+    Error::Failure("keys and values without a cache".into())
 }

@@ -23,7 +23,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::decode::{Decoder, Step};
+use self::decode::Step;
 use self::entry::Entry;
 pub(super) use self::entry::Prepared;
 use self::memory::{Memory, Needs};
@@ -124,7 +124,6 @@ fn seconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S:
 pub(super) struct Engine<'a> {
     vlm: &'a Vlm,
     cache: Memory,
-    decoder: Decoder,
     /// Under way, in the order in which they were let in.
     entries: Vec<Entry>,
     /// Taken from the exchange, and not yet let in.
@@ -152,7 +151,6 @@ impl Vlm {
             vlm: self,
             limits: cache.room.limits,
             cache,
-            decoder: Decoder::default(),
             entries: Vec::new(),
             waiting: VecDeque::new(),
             taken: 0,
@@ -339,7 +337,7 @@ impl Engine<'_> {
         if drafts.is_empty() {
             return Ok(false);
         }
-        let logits = self.decoder.step(&self.vlm.text, step, self.cache.get()?)?;
+        let logits = self.cache.step(&self.vlm.text, step)?;
         self.spent.steps += 1;
         self.spent.new_tokens += drafts.len();
         self.extend(&drafts, &logits, &(0..drafts.len() as u32).collect())?;
@@ -390,7 +388,7 @@ impl Engine<'_> {
     fn retreat(&mut self, exchange: &mut dyn Exchange, error: Error) -> Result<()> {
         self.spent.restarts += 1;
         let entries = std::mem::take(&mut self.entries);
-        self.decoder = Decoder::default();
+        self.cache.forget_step();
         self.features.clear();
         while self.give_up_one() {}
         for entry in &entries {

@@ -1,7 +1,6 @@
 //! What there is room for on a device: how large passes get, and what is left for keys and values. Passes come first: their largest are foretold
 //! (rehearsal.rs), so that none runs out of memory half-way.
 
-use super::decode::Decoder;
 use super::rehearsal::Rehearsal;
 use super::{Engine, Limits};
 use crate::error::{Error, Result};
@@ -41,6 +40,7 @@ impl Room {
         let page_bytes = (PAGE * vlm.text.cache_bytes(vlm.pages)).max(1);
         let longest = vlm.config.text.max_positions;
         let mut room = Room { limits, longest, passes: 0, pages: 0, page_bytes };
+        room.limits.pass_patches = limits.pass_patches.max(largest_picture(vlm));
         let Some(gpu) = vlm.text.gpu() else {
             let available = main_memory().and_then(|(_, bytes)| usize::try_from(bytes).ok());
             let most = available.map_or(CACHE_BYTES, |bytes| CACHE_BYTES.min(bytes / 2));
@@ -48,7 +48,6 @@ impl Room {
             return Ok(room);
         };
         room.longest = longest.min(room.asked().saturating_mul(PAGE)).max(1);
-        room.limits.pass_patches = limits.pass_patches.max(largest_picture(vlm));
         room.fit(vlm, gpu)?;
         Ok(room)
     }
@@ -136,7 +135,6 @@ impl Engine<'_> {
         if !self.entries.is_empty() {
             return Ok(false);
         }
-        self.decoder = Decoder::default();
         if !self.cache.serve(self.vlm, samples)? {
             return Err(Error::OutOfMemory { wanted: self.cache.room.passes, in_use: 0 });
         }

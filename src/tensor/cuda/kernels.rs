@@ -13,6 +13,7 @@ pub(super) struct Module {
 }
 
 /// Where a driver may count on finding the 8-byte fields of a fatbin; bytes alone may lie anywhere in the binary.
+#[allow(dead_code)] // without a compiler there are none
 #[repr(C, align(64))]
 struct Aligned<T>(T);
 
