@@ -18,7 +18,7 @@ constexpr int QUERIES_COLUMNS = 16;
 template <int HS>
 __device__ __forceinline__ void add_row(float (&sums)[HS / 16][4], float weight, const float* x, int head_size, bool wide) {
 #pragma unroll
-  for (int i = 0; i < HS / 16; i++) {
+  for (int i = 0; i < HS / 16; i++) {  // mutant: flip: the head has ended by then.
     const int c = 16 * i + 4 * (lane_id() % 4);
     if (c >= head_size) break;
     const Pack<float, 4> a = load4(x, c, head_size, wide);
@@ -29,7 +29,7 @@ __device__ __forceinline__ void add_row(float (&sums)[HS / 16][4], float weight,
 template <int HS>
 __device__ __forceinline__ void store_row(float* to, const float (&sums)[HS / 16][4], int head_size, float scale) {
 #pragma unroll
-  for (int i = 0; i < HS / 16; i++)
+  for (int i = 0; i < HS / 16; i++)  // mutant: flip: the head has ended by then.
     for (int e = 0; e < 4; e++) {
       const int c = 16 * i + 4 * (lane_id() % 4) + e;
       if (c < head_size) to[c] = sums[i][e] * scale;

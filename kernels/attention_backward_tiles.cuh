@@ -112,7 +112,7 @@ __device__ __forceinline__ void store(To* to, int64_t stride, const Matrix<ROW_T
       const int row = 16 * t + 8 * half + lane_id() / 4;
       if (row >= rows) continue;
 #pragma unroll
-      for (int d = 0; d < HS / 8; d++) {
+      for (int d = 0; d < HS / 8; d++) {  // mutant: flip: the head has ended by then.
         if (8 * d >= head_size) break;
         Pack<To, 2> pair;
         for (int e = 0; e < 2; e++) pair[e] = from_f32<To>(sums[t][d][2 * half + e] * scale);

@@ -46,9 +46,10 @@ __device__ __forceinline__ void attention(float* out, float* lse, const float* q
   constexpr int KEYS = HS > 128 ? 16 : 32;
   const int head = blockIdx.x, quad = lane_id() % 4, first = tile_from_last() * QUERIES + warp_id() * WARP_QUERIES;
   const Span span(spans[blockIdx.z], causal);
+  // mutant: term, flip: no lane would have a query.
   if (span.q_len < least || first >= span.q_len) return;  // another kernel's; nothing to do
   const int own = first + lane_id() / 4, query = min(own, span.q_len - 1);  // lanes past the end work along
-  const bool wide = head_size % 4 == 0;
+  const bool wide = head_size % 4 == 0;  // mutant: condition: false reads element by element, which only takes longer.
   const int64_t stride = static_cast<int64_t>(kv_heads) * head_size;
   const int64_t row = static_cast<int64_t>(span.q_start + query) * heads + head;
   q += row * head_size;
@@ -83,7 +84,7 @@ __device__ __forceinline__ void attention(float* out, float* lse, const float* q
       const float p = weights[j];
       const float* value = v + (start + j) * stride;
 #pragma unroll
-      for (int i = 0; i < HS / 16; i++) {
+      for (int i = 0; i < HS / 16; i++) {  // mutant: flip: the head has ended by then.
         const int c = 16 * i + 4 * quad;
         if (c >= head_size) break;
         const Pack<float, 4> x = load4(value, c, head_size, wide);
@@ -95,7 +96,7 @@ __device__ __forceinline__ void attention(float* out, float* lse, const float* q
   total += __shfl_xor_sync(FULL_WARP, total, 2);
   if (own >= span.q_len) return;
 #pragma unroll
-  for (int i = 0; i < HS / 16; i++)
+  for (int i = 0; i < HS / 16; i++)  // mutant: flip: the head has ended by then.
     for (int e = 0; e < 4; e++) {
       const int c = 16 * i + 4 * quad + e;
       if (c < head_size) out[row * head_size + c] = sums[i][e] * inverse(total);
