@@ -277,6 +277,16 @@ fn links_among_the_pictures_stop_no_grid() {
     assert!(String::from_utf8(output.stdout).unwrap().contains("odd\u{fffd}"));
 }
 
+/// What a grid makes is no input of it.
+#[test]
+fn a_grid_inside_its_pictures_goes_on() {
+    let home = home("base = \"demo/config.toml\"\n[grid]\nrule = \"exact\"\n");
+    for _ in 0..2 {
+        let output = ablate(home.path(), "demo/inputs/images/grid", &[]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 #[test]
 fn how_many_cells_run_at_a_time_is_told_and_follows_memory() {
     let home = home("base = \"demo/config.toml\"\n[grid]\nrule = \"none\"\nlr = [1e-3, 2e-3]\n");

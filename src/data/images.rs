@@ -21,6 +21,15 @@ pub const MAX_FILE: u64 = 1 << 30;
 /// Extensions that `list` takes for pictures, in lower case.
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
+/// Files that the folder of a run, and that of a grid, has from its beginning: what else is in it, and in folders that it links to, are no pictures
+/// of the folder around it.
+const MARKS: [&str; 2] = ["config.started.toml", "inputs.json"];
+
+/// Whether a folder is one that this program fills.
+pub fn is_output(folder: &Path) -> bool {
+    MARKS.iter().any(|mark| folder.join(mark).is_file())
+}
+
 /// The picture in a file, known by its content. Turned as its EXIF orientation says; gray is replicated, what is transparent lies
 /// over white (as transformers' processors have it), of 16 bits the upper 8 are kept. Memory: the file and at most 16 bytes a pixel.
 pub fn read(path: &Path) -> Result<Rgb> {
@@ -65,7 +74,7 @@ pub fn try_read(path: &Path) -> Result<Result<Rgb, String>> {
 }
 
 /// The pictures of a folder and of the folders in it, by extension, sorted by the bytes of their paths. Hidden files and folders are
-/// skipped; links are followed, but not into a folder that is being listed.
+/// skipped, and those of runs and grids; links are followed, but not into a folder that is being listed.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut pictures = Vec::new();
     walk(folder, &mut Vec::new(), &mut pictures)?;
@@ -86,7 +95,9 @@ fn walk(folder: &Path, above: &mut Vec<PathBuf>, pictures: &mut Vec<PathBuf>) ->
         }
         let path = entry.path();
         if path.is_dir() {
-            walk(&path, above, pictures)?;
+            if !is_output(&path) {
+                walk(&path, above, pictures)?;
+            }
         } else if is_picture(&path) {
             pictures.push(path);
         }

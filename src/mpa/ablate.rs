@@ -151,6 +151,11 @@ fn prepare(out: &Path, home: &Path) -> Result<File> {
         let what = format!("does not lead to {}: take another --out", home.display());
         return Err(Error::input(&link, what));
     }
+    // There before anything is looked for in a folder around this one.
+    let mark = out.join(inputs::NOTE);
+    if !mark.exists() {
+        files::write(&mark, b"{}\n")?;
+    }
     Ok(held)
 }
 

@@ -35,7 +35,8 @@ use crate::tensor::DType;
 pub const STARTED: &str = "config.started.toml";
 
 /// What stages write beside it.
-const STAGES: [&str; 8] = [
+const STAGES: [&str; 13] = [
+    "pictures.jsonl",
     "annotate.jsonl",
     "teacher.jsonl",
     "student.jsonl",
@@ -43,7 +44,11 @@ const STAGES: [&str; 8] = [
     "rehearsal.jsonl",
     "rejected.jsonl",
     "select.json",
+    "level",
+    "evaluate",
     "summary.json",
+    "report.html",
+    TIMES,
 ];
 
 /// The sections of a config that may be changed for as long as none of these files has anything in it.
@@ -52,7 +57,8 @@ const BEGUN: [(&str, &[&str]); 5] = [
     ("predict", &["teacher.jsonl", "student.jsonl", "level"]),
     ("select", &["parity.jsonl", "rehearsal.jsonl", "rejected.jsonl", "select.json", "level"]),
     ("level", &["level"]),
-    ("evaluate", &["evaluate"]),
+    // The teacher is asked first; the questions alone are written for every start.
+    ("evaluate", &["evaluate/teacher/predictions.jsonl"]),
 ];
 
 /// Keys that change nothing in the results.
@@ -86,6 +92,9 @@ impl Folder {
         };
         if path == source {
             return Err(Error::Usage(format!("{}: say with --out where the run goes", source.display())));
+        }
+        if let Some(evaluate) = &config.evaluate {
+            evaluate.questions.check_questions(home)?;
         }
         let (targets, resolved) = Targets::resolve(config, home)?;
         check(engine, source, &resolved, targets.of("student"))?;

@@ -2,6 +2,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::data::files;
 use crate::error::{Error, Result};
 
 /// For TextVQA and ST-VQA: the answer can be read in the picture.
@@ -33,25 +34,34 @@ pub const ANSWER: &str = "{question} Answer the following question in a single w
 
 /// The prompt of a task: one of the three names, else the text of a file (without white space at its end).
 pub fn task(name: &str, folder: &Path) -> Result<String> {
+    match named(name) {
+        Some(prompt) => Ok(prompt.to_string()),
+        None => read(&folder.join(name)),
+    }
+}
+
+/// The prompt of one of the three names.
+pub fn named(name: &str) -> Option<&'static str> {
     match name {
-        "text" => Ok(TEXT.to_string()),
-        "chart" => Ok(CHART.to_string()),
-        "knowledge" => Ok(KNOWLEDGE.to_string()),
-        file => {
-            let path = folder.join(file);
-            let text = fs::read_to_string(&path).map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => Error::input(
-                    &path,
-                    "no such prompt file, and no task of that name (text, chart, knowledge)",
-                ),
-                std::io::ErrorKind::InvalidData => Error::input(&path, "the prompt is not UTF-8"),
-                _ => Error::io(&path, e),
-            })?;
-            match text.trim_end() {
-                "" => Err(Error::input(&path, "the prompt is empty")),
-                text => Ok(text.to_string()),
-            }
+        "text" => Some(TEXT),
+        "chart" => Some(CHART),
+        "knowledge" => Some(KNOWLEDGE),
+        _ => None,
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::input(path, "no such prompt file, and no task of that name (text, chart, knowledge)")
         }
+        _ => Error::io(path, e),
+    })?;
+    let text = files::after_mark(&bytes).map_err(|what| Error::input(path, what))?;
+    let text = std::str::from_utf8(text).map_err(|_| Error::input(path, "the prompt is not UTF-8"))?;
+    match text.trim_end() {
+        "" => Err(Error::input(path, "the prompt is empty")),
+        text => Ok(text.to_string()),
     }
 }
 

@@ -7,9 +7,11 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::data::files;
+use crate::data::records::Reader;
 use crate::error::{Error, Result};
 use crate::models::image::PixelBounds;
-use crate::mpa::answer::Tally;
+use crate::mpa::annotate;
+use crate::mpa::answer::{Stage, Tally};
 use crate::mpa::config::{self, Int8};
 use crate::mpa::engine::{Engine, Job, Lazy, Loading};
 use crate::mpa::evaluate::{self, Questions, Scores};
@@ -134,6 +136,7 @@ impl<'a> Run<'a> {
         let options = (&self.folder.config.annotation(), &self.folder.config.prediction());
         let (out, batch) = (self.file("annotate.jsonl"), self.folder.config.annotate.batch);
         let predictions = self.file("teacher.jsonl");
+        self.all_annotated(&images, options.0, &out)?;
         // What is left for `predict` below is to see that all is there.
         self.timed("annotate", |run| {
             teacher::run(&images, options, &teacher, [&out, &predictions], batch, run.progress)
@@ -148,6 +151,24 @@ impl<'a> Run<'a> {
         (self.summary.pseudo_labels, self.summary.rejected) = (tally.records, tally.rejected);
         self.predict("teacher", &teacher)?;
         self.evaluate("teacher", &teacher)
+    }
+
+    /// Pictures that came after the selection would change what the students were levelled on. They come last: a stage notices others.
+    fn all_annotated(&self, images: &Path, options: &annotate::Options, out: &Path) -> Result<()> {
+        if !self.file("select.json").exists() {
+            return Ok(());
+        }
+        let (stage, records, _) = annotate::open(images, options, out)?;
+        let Some(last) = records.last().transpose()? else { return Ok(()) };
+        let mut ids = stage.ids(&last);
+        ids.push(last.id);
+        for record in Reader::open_growing(out)? {
+            if ids.contains(&record?.id) {
+                return Ok(());
+            }
+        }
+        let what = format!("{:?} was not there when this run selected: take another --out", ids[0]);
+        Err(Error::input(images, what))
     }
 
     fn student(&mut self) -> Result<()> {
@@ -224,7 +245,10 @@ impl<'a> Run<'a> {
             self.worked(&stage, Work { read: fit.tokens, ..Work::default() })?;
             let leveled = match trainable {
                 Trainable::Lora(_) => self.model("student", Some(out))?,
-                Trainable::Full(_) => Lazy::new(self.engine, out, None, self.progress),
+                Trainable::Full(_) => {
+                    let loading = Loading { pixels: self.pixels("student")?, ..Loading::default() };
+                    Lazy::new(self.engine, out, None, self.progress).loading(loading)
+                }
             };
             self.evaluate(name, &leveled)?;
         }

@@ -106,6 +106,7 @@ pub fn run(
     let mut parity = Set::new(teacher, outputs.parity)?;
     let mut rehearsal = Set::new(teacher, outputs.rehearsal)?;
     let mut rejected = Set::new(teacher, outputs.rejected)?;
+    let (mut known, mut unknown) = (false, None);
     for record in teachers {
         let partner =
             students.remove(&record.id).ok_or_else(|| unpaired(teacher, &record, student, "student"))?;
@@ -120,12 +121,22 @@ pub fn run(
         let knows = rule.agrees(&norm, partner.need(student, "prediction")?, answer);
         counts.teacher_consistent += usize::from(right);
         counts.student_wrong += usize::from(!knows);
-        let lead = match rule {
-            Rule::Margin => logprob(teacher, &record)? - logprob(student, &partner)?,
-            Rule::Contains | Rule::Exact => 0.0,
+        let verdict = match rule {
+            Rule::Contains | Rule::Exact => criterion.decide(right, knows, 0.0),
+            // A label that is too long to be a draft has no log-probability.
+            Rule::Margin => match (logprob(teacher, &record), logprob(student, &partner)) {
+                (Ok(theirs), Ok(ours)) => {
+                    known = true;
+                    criterion.decide(right, knows, theirs - ours)
+                }
+                (Err(error), _) | (_, Err(error)) => {
+                    unknown = unknown.or(Some(error));
+                    Verdict::Reject("no_logprob")
+                }
+            },
         };
         let record = merged(record, partner);
-        match criterion.decide(right, knows, lead) {
+        match verdict {
             Verdict::Keep => parity.add(record)?,
             Verdict::Rehearse => {
                 *counts.rejected.entry("student_right".to_string()).or_default() += 1;
@@ -137,6 +148,9 @@ pub fn run(
                 rejected.add(Record { rejected: Some(reason), ..record })?;
             }
         }
+    }
+    if let Some(error) = unknown.filter(|_| !known) {
+        return Err(error);
     }
     if let Some(extra) = students.values().min_by_key(|record| record.line) {
         return Err(unpaired(student, extra, teacher, "teacher"));

@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::data::benchmarks::{Benchmark, Files};
 use crate::data::files::{self, Rebase};
 use crate::data::official::Metric;
-use crate::data::records::Record;
+use crate::data::records::{self, Record};
 use crate::error::{Error, Result};
 use crate::mpa::config::Bad;
 use crate::random;
@@ -130,15 +130,19 @@ impl Source {
         self.listed(home, to, |part| {
             let mut seen = HashSet::new();
             part.write(home, to, |record| {
-                if record.answers.as_ref().is_none_or(Vec::is_empty) || record.question.is_none() {
-                    let what = format!("question_id {} has no question or no answers", record.id);
-                    let file = part.questions.as_ref().unwrap_or(&part.annotations);
-                    return Err(Error::line(home.join(file), record.line, what));
-                }
+                part.answered(home, &record)?;
                 let first = seen.insert(record.image.clone().unwrap_or_default());
                 Ok((first || !part.one_per_picture).then_some(record))
             })
         })
+    }
+
+    /// An error if `questions` would find one that has no question or no answers; a stage that starts hours later wants them all.
+    pub fn check_questions(&self, home: &Path) -> Result<()> {
+        match self {
+            Source::Path(path) => records::check(&home.join(path), &["question", "answer"]).map(drop),
+            Source::Part(part) => part.each(home, |record| part.answered(home, &record)),
+        }
     }
 
     fn listed(&self, home: &Path, to: &Path, write: impl FnOnce(&Part) -> Result<()>) -> Result<PathBuf> {
@@ -157,31 +161,48 @@ impl Part {
         to: &Path,
         mut make: impl FnMut(Record) -> Result<Option<Record>>,
     ) -> Result<()> {
-        let (annotations, images) = (home.join(&self.annotations), home.join(&self.pictures));
-        let questions = self.questions.as_ref().map(|file| home.join(file));
-        let files =
-            Files { benchmark: self.benchmark, annotations: &annotations, questions: questions.as_deref() };
-        let chosen = self.chosen(&files)?;
+        let images = home.join(&self.pictures);
         files::make_parent(to)?;
         let rebase = Rebase::folders(&images, files::folder_of(to))?;
         let hidden = to.with_extension("tmp");
         let io = |e| Error::io(to, e);
         let mut file = BufWriter::new(File::create(&hidden).map_err(io)?);
-        for record in files.open()? {
-            let record = record?;
-            if !chosen.contains(named(&files, &record)?) {
-                continue;
-            }
-            let Some(mut record) = make(record)? else { continue };
+        self.each(home, |record| {
+            let Some(mut record) = make(record)? else { return Ok(()) };
             let image = record.image.take().unwrap_or_default();
             let found = self.benchmark.locate(&images, &image);
             let found = found.strip_prefix(&images).unwrap_or(&found);
             record.image = Some(rebase.path(found.to_str().unwrap_or(&image)));
-            file.write_all(&record.to_line()?).map_err(io)?;
-        }
+            file.write_all(&record.to_line()?).map_err(io)
+        })?;
         let file = file.into_inner().map_err(|e| Error::io(to, e.into_error()))?;
         file.sync_all().map_err(io)?;
         fs::rename(&hidden, to).map_err(io)
+    }
+
+    /// The records whose picture is of the share.
+    fn each(&self, home: &Path, mut f: impl FnMut(Record) -> Result<()>) -> Result<()> {
+        let annotations = home.join(&self.annotations);
+        let questions = self.questions.as_ref().map(|file| home.join(file));
+        let files =
+            Files { benchmark: self.benchmark, annotations: &annotations, questions: questions.as_deref() };
+        let chosen = self.chosen(&files)?;
+        for record in files.open()? {
+            let record = record?;
+            if chosen.contains(named(&files, &record)?) {
+                f(record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn answered(&self, home: &Path, record: &Record) -> Result<()> {
+        if record.answers.as_ref().is_none_or(Vec::is_empty) || record.question.is_none() {
+            let what = format!("question_id {} has no question or no answers", record.id);
+            let file = self.questions.as_ref().unwrap_or(&self.annotations);
+            return Err(Error::line(home.join(file), record.line, what));
+        }
+        Ok(())
     }
 
     /// The names of the pictures of the share.

@@ -201,6 +201,56 @@ fn several_folders_are_compared() {
     assert!(flips.contains("Won: wrong before, right after") && flips.contains("(4 of 4)"), "flips");
 }
 
+/// Ids are numbers in many files: those of other questions are no pairs.
+#[test]
+fn other_questions_with_the_same_ids_are_not_compared_one_by_one() {
+    let home = TempDir::new().unwrap();
+    for (name, right) in [("one", 20), ("two", 30)] {
+        evaluation(&home.path().join(name), "..", right, 0);
+    }
+    let page = || {
+        let output = mpa(home.path(), &["report", "one", "two", "--out", "r.html"]);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read_to_string(home.path().join("r.html")).unwrap()
+    };
+    assert!(page().contains("From one to two"));
+    let predictions = home.path().join("two/predictions.jsonl");
+    let other = fs::read_to_string(&predictions).unwrap().replace("Which colour is first?", "Which is last?");
+    put(predictions, &other);
+    let html = page();
+    assert!(html.contains("+25.0") && !html.contains("From one to two"));
+}
+
+#[test]
+fn samples_that_the_margin_kept_are_not_called_right_and_wrong() {
+    let folder = TempDir::new().unwrap();
+    run_folder(folder.path());
+    let by_rule = written(folder.path());
+    let config = folder.path().join("config.started.toml");
+    put(config.clone(), &fs::read_to_string(&config).unwrap().replace("\"exact\"", "\"margin\""));
+    let by_margin = written(folder.path());
+    let (agrees, likelier) =
+        ("the student gives another answer", "more likely to the teacher than to the student");
+    assert!(by_rule.contains(agrees) && !by_rule.contains(likelier));
+    assert!(!by_margin.contains(agrees) && by_margin.contains(likelier));
+    let marks = |html: &str| html.matches('\u{2717}').count();
+    assert!(marks(&by_margin) < marks(&by_rule));
+}
+
+/// Of two models with one name the contents tell.
+#[test]
+fn runs_on_other_models_have_other_settings() {
+    let home = TempDir::new().unwrap();
+    for (name, student) in [("one", "1a"), ("two", "2b")] {
+        run_folder(&home.path().join(name));
+        let contents = json!({"student": student, "teacher": "3c"});
+        put(home.path().join(name).join("inputs/contents.json"), &contents.to_string());
+    }
+    assert_eq!(mpa(home.path(), &["report", "one", "two", "--out", "r.html"]).status.code(), Some(0));
+    let html = fs::read_to_string(home.path().join("r.html")).unwrap();
+    assert!(html.contains("<th>inputs.student</th>") && !html.contains("<th>inputs.teacher</th>"));
+}
+
 #[test]
 fn a_folder_that_is_none_is_named_with_what_is_missing() {
     let home = TempDir::new().unwrap();

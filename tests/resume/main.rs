@@ -293,6 +293,52 @@ fn a_run_does_not_go_on_with_other_weights_or_types() {
     go(&Fake::default(), &config, None).unwrap();
 }
 
+/// Wherever the run's folder lies, its links lead to no more pictures.
+#[test]
+fn a_run_inside_its_pictures_annotates_these_alone() {
+    let folder = scratch();
+    let config = input(folder.path(), 2);
+    let inside = folder.path().join("pictures/more/run");
+    let outcome = go(&Fake::default(), &config, Some(&inside)).unwrap();
+    assert_eq!(outcome.summary.pseudo_labels, 13);
+    let again = go(&Fake::default(), &config, Some(&folder.path().join("beside"))).unwrap();
+    assert_eq!(again.summary, outcome.summary);
+}
+
+#[test]
+fn pictures_that_come_after_the_selection_are_refused_before_anything_changes() {
+    let folder = scratch();
+    let config = input(folder.path(), 2);
+    let out = go(&Fake::default(), &config, None).unwrap().folder;
+    let want = tree(&out);
+    let pictures = folder.path().join("pictures");
+    fs::copy(pictures.join("a.png"), pictures.join("z.png")).unwrap();
+    let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
+    assert!(text.contains("\"z.png#0\" was not there when this run selected"), "{text}");
+    assert_eq!(different(&tree(&out), &want), Vec::<String>::new());
+    fs::remove_file(pictures.join("z.png")).unwrap();
+    go(&Fake::default(), &config, None).unwrap();
+}
+
+/// Hours before they are needed, and nothing keeps the mistake.
+#[test]
+fn questions_without_answers_are_told_before_the_teacher_is_asked() {
+    let folder = scratch();
+    let config = input(folder.path(), 2);
+    let questions = folder.path().join("benchmark/val.jsonl");
+    let good = fs::read_to_string(&questions).unwrap();
+    fs::write(&questions, good.replace("answers", "labels")).unwrap();
+    let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
+    assert!(text.contains("val.jsonl:1: record \"q0\": missing key `answer`"), "{text}");
+    assert!(!folder.path().join("small").exists());
+    // Another file is taken for as long as none was asked.
+    fs::write(&questions, good).unwrap();
+    go(&Fake { die_at: Some(2), ..Fake::default() }, &config, None).unwrap_err();
+    fs::copy(&questions, folder.path().join("benchmark/other.jsonl")).unwrap();
+    fs::write(&config, fake::text(2).replace("val.jsonl", "other.jsonl")).unwrap();
+    go(&Fake::default(), &config, None).unwrap();
+}
+
 #[test]
 fn a_run_folder_may_bring_its_own_inputs_and_config() {
     let folder = scratch();

@@ -275,4 +275,9 @@ fn the_margin_decides_by_log_probabilities() {
     let one = file("one.jsonl", &[("a", "red", Some(-1.0))]);
     let error = select::run(&one, &without, criterion, Outputs::default()).unwrap_err().to_string();
     assert!(error.contains("without.jsonl:1") && error.contains("logprob"), "{error}");
+    // One label that was too long to be a draft does not stop the others.
+    let all = file("all.jsonl", &[("a", "red", None), ("b", "red", Some(-0.5))]);
+    let other = file("other.jsonl", &[("a", "red", None), ("b", "blue", Some(-2.0))]);
+    let counts = select::run(&all, &other, criterion, Outputs::default()).unwrap();
+    assert_eq!((counts.kept, counts.rejected["no_logprob"]), (1, 1));
 }

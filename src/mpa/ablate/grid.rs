@@ -7,6 +7,7 @@ use toml::{Table, Value};
 use crate::data::files;
 use crate::error::{Error, Result};
 use crate::mpa::config::Config;
+use crate::mpa::prompts;
 use crate::mpa::select::Rule;
 
 /// Short names of axes, and what of a config they set. An axis may also be the dotted name of any key of a config.
@@ -168,6 +169,7 @@ fn base(path: &Path, home: &Path, mut table: Table) -> Result<Table> {
 /// Makes a path that is relative to `folder` relative to `home`; what is not there is a hub id, or told later.
 fn below(folder: &Path, home: &Path, value: &mut Value) {
     if let Value::String(path) = value
+        && prompts::named(path).is_none()
         && home.join(folder).join(&*path).exists()
         && let Some(joined) = folder.join(&*path).to_str()
     {

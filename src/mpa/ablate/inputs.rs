@@ -10,8 +10,12 @@ use serde::{Deserialize, Serialize};
 use super::grid::Grid;
 use super::stage;
 use crate::data::files;
+use crate::data::images;
 use crate::error::{Error, Result};
 use crate::models::hub;
+
+/// By which `images::is_output` knows the folder of a grid.
+pub const NOTE: &str = "inputs.json";
 
 /// Folders in folders that are looked into.
 const DEPTH: usize = 16;
@@ -34,12 +38,9 @@ impl fmt::Display for Seen {
 
 /// An error if an input is not what it was when the grid was started; new ones are noted.
 pub fn compare(out: &Path, grid: &Grid) -> Result<()> {
-    let note = out.join("inputs.json");
-    let mut all: BTreeMap<String, Seen> = if note.exists() {
-        serde_json::from_value(stage::read(&note)?).map_err(|e| Error::input(&note, e.to_string()))?
-    } else {
-        BTreeMap::new()
-    };
+    let note = out.join(NOTE);
+    let mut all: BTreeMap<String, Seen> =
+        serde_json::from_value(stage::read(&note)?).map_err(|e| Error::input(&note, e.to_string()))?;
     for name in names(grid) {
         let path = match grid.home.join(name) {
             path if path.exists() => path,
@@ -83,7 +84,8 @@ fn look(path: &Path, above: &mut Vec<PathBuf>, seen: &mut Seen) -> Result<()> {
     };
     if data.is_dir() {
         let real = path.canonicalize().map_err(|e| Error::io(path, e))?;
-        if above.len() == DEPTH || above.contains(&real) {
+        let inside = !above.is_empty() && images::is_output(path);
+        if above.len() == DEPTH || above.contains(&real) || inside {
             return Ok(());
         }
         above.push(real);

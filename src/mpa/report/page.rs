@@ -266,7 +266,7 @@ fn funnel(folder: &Path, run: &Run, wanted: usize) -> Result<Vec<Stage>> {
     if !annotations.exists() {
         return Ok(Vec::new());
     }
-    let mut groups = samples::fates(folder, wanted)?;
+    let mut groups = samples::fates(folder, run.by_margin, wanted)?;
     let mut stage = |count: usize, what, step: Option<Step>| {
         let share = (labels > 0).then(|| percent(count as f64 / labels as f64));
         let (own, rest): (Vec<_>, Vec<_>) = groups.drain(..).partition(|(place, _)| Some(*place) == step);

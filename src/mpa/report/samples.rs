@@ -45,8 +45,14 @@ pub struct Line {
 }
 
 /// Titles and explanations of the fates, and the step of the funnel that they belong to; those that no one has planned for show their name.
-fn fate(name: &str) -> (String, String, &'static str, Step) {
+fn fate(name: &str, by_margin: bool) -> (String, String, &'static str, Step) {
     let (title, why, tone, step) = match name {
+        "kept" if by_margin => (
+            "Kept",
+            "The label is more likely to the teacher than to the student, by the margin: this is what the student is levelled on.",
+            "good",
+            Step::Kept,
+        ),
         "kept" => (
             "Kept",
             "The teacher agrees with its label, the student gives another answer: this is what the student is levelled on.",
@@ -87,7 +93,7 @@ pub enum Step {
 }
 
 /// The fates of the pseudo-labels: `wanted` cards of the kept and half as many of each other fate.
-pub fn fates(folder: &Path, wanted: usize) -> Result<Vec<(Step, Group)>> {
+pub fn fates(folder: &Path, by_margin: bool, wanted: usize) -> Result<Vec<(Step, Group)>> {
     let mut groups = Vec::new();
     // What was rejected as it was written is not asked about, so that the selection never sees it.
     let files = [
@@ -108,18 +114,18 @@ pub fn fates(folder: &Path, wanted: usize) -> Result<Vec<(Step, Group)>> {
         };
         let count = if all == Some("kept") { wanted } else { wanted.div_ceil(2) };
         for (name, (total, records)) in spread(records, count)? {
-            let (title, why, tone, step) = fate(&name);
-            let cards = records.iter().map(|record| label_card(&path, record, &name)).collect();
+            let (title, why, tone, step) = fate(&name, by_margin);
+            let cards = records.iter().map(|record| label_card(&path, record, &name, by_margin)).collect();
             groups.push((step, Group { title, why, tone, total, cards }));
         }
     }
     Ok(groups)
 }
 
-fn label_card(file: &Path, record: &Record, fate: &str) -> Card {
+fn label_card(file: &Path, record: &Record, fate: &str, by_margin: bool) -> Card {
     let said = |key: &str| record.extra.get(key).and_then(Value::as_str).map(str::to_string);
     let (teacher, student) = match fate {
-        "kept" => (Some(true), Some(false)),
+        "kept" if !by_margin => (Some(true), Some(false)),
         "student_right" => (Some(true), Some(true)),
         "teacher_inconsistent" => (Some(false), None),
         _ => (None, None),

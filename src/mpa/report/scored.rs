@@ -46,7 +46,8 @@ pub struct Scored {
 /// The questions, in their order.
 pub struct Asked {
     pub predictions: PathBuf,
-    pub ids: Vec<String>,
+    /// Their ids, and hashes of question and answers: ids may be numbers that other files have too.
+    pub ids: Vec<(String, [Option<u64>; 3])>,
     pub scores: Vec<f64>,
 }
 
@@ -162,7 +163,8 @@ impl Asked {
                 None => f64::from(u8::from(correct(prediction, &answers(&record)))),
             };
             asked.scores.push(record.prediction.as_ref().map_or(0.0, score));
-            asked.ids.push(record.id);
+            let [_, texts @ ..] = record.texts();
+            asked.ids.push((record.id, texts));
         }
         if scores.exists() {
             let official = Reader::open_growing(&scores)?.map(|record| score(&scores, &record?));

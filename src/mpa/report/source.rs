@@ -40,6 +40,8 @@ pub struct Run {
     /// Files of stages that are not there.
     pub missing: Vec<String>,
     pub times: Option<Times>,
+    /// Samples were kept by how likely the label is to teacher and student, whatever these answer.
+    pub by_margin: bool,
 }
 
 #[derive(Clone, Serialize)]
@@ -59,7 +61,13 @@ impl Source {
             let config = read_config(&folder.join(STARTED))?;
             let run = Run::read(folder, &config)?;
             let scored = scored::of_run(folder, &run.summary, &config)?;
-            let settings = sections(&config);
+            let mut settings = sections(&config);
+            // By which models of one name are told apart.
+            if has("inputs/contents.json") {
+                let rows = plain_section(&json(&folder.join("inputs/contents.json"))?);
+                let named = rows.into_iter().map(|rows| Section { name: "inputs".to_string(), ..rows });
+                settings.extend(named);
+            }
             return Ok(Source { name, path, kind: Kind::Run(Box::new(run)), settings, scored });
         }
         if has("scores.json") {
@@ -100,7 +108,8 @@ impl Run {
             true => (json(&folder.join("summary.json"))?, Vec::new()),
             false => (so_far(folder)?, missing(folder, config)),
         };
-        Ok(Run { summary, missing, times: Times::read(folder)? })
+        let rule = config.get("select").and_then(|select| select.get("rule")).and_then(toml::Value::as_str);
+        Ok(Run { summary, missing, times: Times::read(folder)?, by_margin: rule == Some("margin") })
     }
 }
 
