@@ -280,7 +280,7 @@ fn mistakes_in_a_config_are_named_with_file_line_and_key() {
             "task = \"text\"\ntop_p = 1e-50",
             "`annotate.top_p`: expected above 0 (1e-45) and at most 1, got 1e-50",
         ),
-        ("[models]", "[evaluate]\nquestions = \"few\"\n[models]", "few: is a folder, expected a file"),
+        ("[models]", "[evaluate]\nquestions = \"few\"\n[models]", "few: is a folder, expected a JSONL file"),
     ] {
         assert!(good.contains(from));
         write(folder.path(), "c.toml", &good.replacen(from, to, 1));
