@@ -253,3 +253,25 @@ fn what_begins_alike_takes_its_pages_once() {
     assert!(steps(full + 5) > each + 1);
     assert!(steps(full + 1) > steps(full + 3));
 }
+
+/// It is what a draft saves that is lost, not the answer.
+#[test]
+fn a_draft_that_there_is_no_room_for_is_left_out() {
+    for vlm in models() {
+        let plain = Request { draft: None, max_new_tokens: 5, ..request(2, &[picture(0)]) };
+        let long = Request { draft: Some("a red 7 ".repeat(60)), ..plain.clone() };
+        let want = vlm.generate(std::slice::from_ref(&plain)).unwrap().remove(0);
+        assert!(vlm.generate(std::slice::from_ref(&long)).unwrap()[0][0].draft_logprob.is_some());
+        let pages = |n: usize| Limits {
+            cache_bytes: Some(n * PAGE * vlm.text.cache_bytes(vlm.pages)),
+            ..Limits::completions(1)
+        };
+        // As many as it has room in without the draft.
+        let fits = |n: &usize| {
+            Desk::new(vec![plain.clone()]).go(&vlm, pages(*n)).0.answers[0].as_ref().unwrap().is_ok()
+        };
+        let least = (1..9).find(fits).unwrap();
+        let (desk, _) = Desk::new(vec![long]).go(&vlm, pages(least));
+        assert_eq!(desk.answers[0].as_ref().unwrap().as_ref().unwrap(), &want);
+    }
+}

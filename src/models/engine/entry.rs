@@ -34,6 +34,12 @@ impl Prepared {
         self.prompt + self.max_new_tokens.max(self.draft().len())
     }
 
+    /// The draft only saves time.
+    pub fn forget_draft(&mut self) {
+        self.ids.truncate(self.prompt);
+        self.positions.truncate(self.prompt);
+    }
+
     pub fn prompt_ids(&self) -> &[u32] {
         &self.ids[..self.prompt]
     }

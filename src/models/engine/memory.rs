@@ -80,6 +80,11 @@ impl Memory {
         (self.cache, self.pool, self.wanted) = (None, Pool::default(), wanted);
     }
 
+    /// Whether a request has room alone.
+    pub fn holds(&self, needs: &Needs) -> bool {
+        needs.total() <= self.room.pages && needs.rows <= self.room.longest
+    }
+
     /// The pages of each completion, of which all begin with `shared`, someone else's; `None` if others have to give back theirs first, an error if that would
     /// not help. `idle`: nobody has any, so that the cache can be made anew, for this request and `others` like it. One that was made for far less
     /// is not filled any further, so that it comes to that.
@@ -91,10 +96,9 @@ impl Memory {
         others: usize,
         idle: bool,
     ) -> Result<Option<Vec<Vec<u32>>>> {
-        let total = needs.total();
-        let Room { pages: most, page_bytes, longest, .. } = self.room;
-        if total > most || needs.rows > longest {
-            return Err(Error::OutOfMemory { wanted: total * page_bytes, in_use: 0 });
+        let (total, most) = (needs.total(), self.room.pages);
+        if !self.holds(needs) {
+            return Err(Error::OutOfMemory { wanted: total * self.room.page_bytes, in_use: 0 });
         }
         let wanted = total.saturating_mul(1 + others).min(most);
         if self.pool.pages() < total || 2 * self.wanted < wanted {

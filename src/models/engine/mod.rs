@@ -218,13 +218,16 @@ impl Engine<'_> {
                 self.waiting.push_front((index, request));
                 break;
             }
-            let prompt = match self.vlm.prepared(&mut request) {
+            let mut prompt = match self.vlm.prepared(&mut request) {
                 Ok(prompt) => prompt,
                 Err(error) => {
                     exchange.done(index, Err(error))?;
                     continue;
                 }
             };
+            if !self.cache.holds(&Needs::new(&prompt, request.samples)) {
+                prompt.forget_draft();
+            }
             match self.place(&request, &prompt) {
                 Ok(Some((tables, from))) => {
                     under_way += request.samples;
