@@ -34,6 +34,7 @@ namespace tiles {
 // stats[head][row] = {lse log2(e), rowsum(dout out)}. Eight lanes a row and head, 16 rows and heads a block.
 template <class T>
 __device__ __forceinline__ void delta(float* stats, const T* dout, const T* out, const float* lse, int rows, int heads, int head_size) {
+  // mutant: condition: false reads element by element, which only takes longer.
   constexpr int LANES = 8, N = sizeof(T) == 2 ? 8 : 1;  // f32 may have any head size
   const int64_t pairs = static_cast<int64_t>(rows) * heads;
   const int64_t own = static_cast<int64_t>(blockIdx.x) * (128 / LANES) + threadIdx.x / LANES;
