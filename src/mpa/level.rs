@@ -151,6 +151,11 @@ impl Default for Settings {
     }
 }
 
+/// The first that is there twice.
+fn twice<T: PartialEq>(list: &[T]) -> Option<&T> {
+    list.iter().enumerate().find(|(i, one)| list[..*i].contains(one)).map(|(_, one)| one)
+}
+
 fn schedule(text: &str) -> Result<Schedule, String> {
     match text {
         "constant" => Ok(Schedule::Constant),
@@ -203,11 +208,10 @@ impl Settings {
         if let Trainable::Lora(lora) = self.trainable() {
             lora.check().map_err(|e| Bad { key: "targets".to_string(), what: e.to_string() })?;
         }
-        let twice = self.full.iter().enumerate().find(|(i, tower)| self.full[..*i].contains(tower));
-        let named = twice.map_or(String::new(), |(_, tower)| format!("{tower:?}").to_lowercase());
-        Bad::unless(twice.is_none(), "full", "each tower once", named)?;
-        let twice = self.arms.iter().enumerate().find(|(i, arm)| self.arms[..*i].contains(arm));
-        Bad::unless(twice.is_none(), "arms", "each arm once", twice.map_or("", |(_, arm)| arm.name()))
+        let tower = twice(&self.full).map(|tower| format!("{tower:?}").to_lowercase());
+        Bad::unless(tower.is_none(), "full", "each tower once", tower.unwrap_or_default())?;
+        let arm = twice(&self.arms).map(|arm| arm.name());
+        Bad::unless(arm.is_none(), "arms", "each arm once", arm.unwrap_or_default())
     }
 
     /// As JSON, all that the result depends on.

@@ -68,7 +68,7 @@ pub fn run(files: &Files<'_>, images: Option<&Path>) -> Result<Report> {
     let mut report = Report::default();
     let mut ids: HashMap<String, usize> = HashMap::new();
     let mut pictures: HashSet<String> = HashSet::new();
-    let (mut samples, mut blank) = (files.open()?, false);
+    let (mut samples, mut listed) = (files.open()?, false);
     for record in samples.by_ref() {
         let record = record?;
         report.questions += 1;
@@ -84,7 +84,7 @@ pub fn run(files: &Files<'_>, images: Option<&Path>) -> Result<Report> {
             report.without_question.add(&record.id);
         }
         let answers = record.answers.unwrap_or_default();
-        blank |= !answers.is_empty();
+        listed |= !answers.is_empty();
         match answers.iter().all(|answer| answer.trim().is_empty()) {
             true => report.without_answers.add(&record.id),
             false => report.answers += answers.len(),
@@ -122,7 +122,7 @@ pub fn run(files: &Files<'_>, images: Option<&Path>) -> Result<Report> {
     }
     report.pictures = pictures.len();
     // A test split: only the benchmark's server has its answers. Those that are there but empty are another matter.
-    if report.without_answers.count == report.questions && !blank {
+    if report.without_answers.count == report.questions && !listed {
         report.without_answers = Fault::default();
         report.unanswered = report.questions > 0;
     }
