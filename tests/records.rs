@@ -194,6 +194,13 @@ fn accuracy_forgives_case_space_and_outer_punctuation_only() {
         ("\"7\"", "7"),
         ("-7", "-7."),
         ("50%", "50%"),
+        ("-$7", "-7"),
+        ("\u{2212}7", "-7"),
+        ("$7.", "7"),
+        ("- 7", "7"),
+        (".5", "0.5"),
+        ("...5", "5"),
+        (".net", "net"),
         ("?", "?"),
     ];
     for (a, b) in same {
@@ -203,6 +210,8 @@ fn accuracy_forgives_case_space_and_outer_punctuation_only() {
         ("1.5", "15"),
         ("a b", "ab"),
         ("-7", "7"),
+        ("-.5", ".5"),
+        (".5", "5"),
         ("50%", "50"),
         ("", "?"),
         ("redder", "red"),

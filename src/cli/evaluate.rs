@@ -68,12 +68,12 @@ fn on_benchmark(
     if !images.is_dir() {
         return Err(Error::input(images, "no such folder, expected the benchmark's pictures"));
     }
-    evaluate::check(files)?;
+    evaluate::check(files, images, progress)?;
     let adapter = args.adapter.as_deref();
     let engine = compute::native(compute, progress)?;
     let loading = args.loading.get();
     let model = predict::model(&engine, &args.model, adapter, progress)?.loading(loading);
-    let questions = files.questions.unwrap_or(files.annotations);
+    let questions = files.list();
     let (contents, dtype) = (model.contents()?, compute.dtype);
     let predict =
         predict::Settings { model: &args.model, adapter, contents, loading, dtype, questions, options };

@@ -21,6 +21,8 @@ pub struct Done {
     pub id: String,
     /// Of what it was made, and what was made of that.
     pub texts: [Option<u64>; 4],
+    /// Its picture could not be read: where that was, no longer matters.
+    pub unreadable: bool,
 }
 
 impl Appender {
@@ -43,7 +45,8 @@ impl Appender {
             let number = done.len();
             let record = Record::parse(&line, number, number + 1)
                 .map_err(|what| Error::line(path, number + 1, what))?;
-            done.push(Done { texts: record.texts(), id: record.id });
+            let unreadable = record.rejected.as_deref() == Some("unreadable");
+            done.push(Done { texts: record.texts(), unreadable, id: record.id });
             kept += read as u64;
         }
         drop(reader);

@@ -33,15 +33,24 @@ impl Norm {
     }
 }
 
-/// For the accuracy: lower-case, white space collapsed, punctuation at both ends dropped (a `-` before a digit stays).
+/// For the accuracy: lower-case, white space collapsed, punctuation at both ends dropped. What belongs to a number stays: `-5`, also of `-$5` and
+/// with the minus of typesetters, but not of `- 5`, as lists have it; and `0.5` is the same as `.5`.
 pub fn plain(text: &str) -> String {
     let text = text.to_lowercase();
     let words: Vec<&str> = text.split_whitespace().collect();
     let text = words.join(" ");
     let tail = text.trim_end_matches(|c: char| !c.is_alphanumeric() && c != '%');
     let head = tail.trim_start_matches(|c: char| !c.is_alphanumeric());
-    let sign = tail[..tail.len() - head.len()].ends_with('-') && head.starts_with(|c: char| c.is_numeric());
-    if sign { format!("-{head}") } else { head.to_string() }
+    if !head.starts_with(|c: char| c.is_numeric()) {
+        return head.to_string();
+    }
+    let before = &tail[..tail.len() - head.len()];
+    let (before, whole) = match before.strip_suffix('.') {
+        Some(before) if !before.ends_with('.') => (before, "0."),
+        _ => (before, ""),
+    };
+    let sign = before.trim_end_matches(['$', '€', '£', '¥']).ends_with(['-', '−']);
+    format!("{}{whole}{head}", if sign { "-" } else { "" })
 }
 
 /// `prediction` equals one of `answers` after `plain`. An answer that is nothing but punctuation is compared as it is.

@@ -113,7 +113,7 @@ impl Record {
             "prediction" => &self.prediction,
             _ => &None,
         };
-        value.as_deref().ok_or_else(|| self.missing(file, key))
+        value.as_deref().ok_or_else(|| self.missing(file, key, ""))
     }
 
     /// The accepted answers: `answers`, else `answer`.
@@ -121,7 +121,7 @@ impl Record {
         match (&self.answers, &self.answer) {
             (Some(list), _) if !list.is_empty() => Ok(list.iter().map(String::as_str).collect()),
             (_, Some(one)) => Ok(vec![one]),
-            _ => Err(self.missing(file, "answer")),
+            _ => Err(self.missing(file, "answer", " (nor `answers`)")),
         }
     }
 
@@ -131,8 +131,7 @@ impl Record {
         Some(file.parent().unwrap_or(Path::new("")).join(image))
     }
 
-    fn missing(&self, file: &Path, key: &str) -> Error {
-        let also = if key == "answer" { " (nor `answers`)" } else { "" };
+    fn missing(&self, file: &Path, key: &str, also: &str) -> Error {
         Error::line(
             file,
             self.line,

@@ -1,13 +1,14 @@
 //! The layout of the paper's released code: one JSON array of objects with question_id, image_path, PA_question, PA_answer, predictions.
 use std::fmt;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::data::files;
 use crate::data::records::{self, Ids, MAX_LINE, Record};
 use crate::error::{Error, Result};
 
@@ -19,11 +20,8 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
 
 fn is_array(path: &Path) -> Result<bool> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    for byte in BufReader::new(file).bytes() {
-        let byte = byte.map_err(|e| match e.kind() {
-            std::io::ErrorKind::IsADirectory => Error::input(path, "is a folder, expected a file"),
-            _ => Error::io(path, e),
-        })?;
+    for byte in after_mark(path, file)?.bytes() {
+        let byte = byte.map_err(|e| Error::io(path, e))?;
         if !byte.is_ascii_whitespace() {
             return Ok(byte == b'[');
         }
@@ -31,9 +29,22 @@ fn is_array(path: &Path) -> Result<bool> {
     Ok(false)
 }
 
+/// The file from behind the mark that UTF-8 may begin with.
+fn after_mark(path: &Path, file: File) -> Result<BufReader<File>> {
+    let mut reader = BufReader::new(file);
+    let start = reader.fill_buf().map_err(|e| match e.kind() {
+        std::io::ErrorKind::IsADirectory => Error::input(path, "is a folder, expected a file"),
+        _ => Error::io(path, e),
+    })?;
+    let rest = files::after_mark(start).map_err(|what| Error::input(path, what))?;
+    let mark = start.len() - rest.len();
+    reader.consume(mark);
+    Ok(reader)
+}
+
 fn read_array(path: &Path) -> Result<Vec<Record>> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut json = serde_json::Deserializer::from_reader(BufReader::new(file));
+    let mut json = serde_json::Deserializer::from_reader(after_mark(path, file)?);
     let read = json.deserialize_seq(Elements).and_then(|records| json.end().map(|()| records));
     let records = read.map_err(|e| {
         let text = e.to_string();
@@ -99,6 +110,14 @@ fn record(mut map: Map<String, Value>, number: usize) -> Result<Record, String> 
         }
     }
     let mut known = map.clone();
+    // What the released code could not parse is null there, and compared as an empty text.
+    for key in ["PA_answer", "predictions"] {
+        known.entry(key).and_modify(|value| {
+            if value.is_null() {
+                *value = Value::from("");
+            }
+        });
+    }
     let mut need = |key: &str| {
         let there = records::take_text(&mut known, key)?;
         there.ok_or_else(|| {

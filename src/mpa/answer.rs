@@ -291,7 +291,12 @@ impl Resume<'_> {
     fn same(&self, out: &Path, base: &Record, done: &Done) -> Result<()> {
         let names = ["image", "question", "answer", "answers"];
         let pairs = base.texts().into_iter().zip(done.texts);
-        match names.iter().zip(pairs).find(|(_, (base, done))| base.is_some() && base != done) {
+        match names
+            .iter()
+            .zip(pairs)
+            .skip(usize::from(done.unreadable))
+            .find(|(_, (base, done))| base.is_some() && base != done)
+        {
             Some((name, _)) => Err(self.foreign(out, &format!("with another `{name}` than the input"))),
             None => Ok(()),
         }

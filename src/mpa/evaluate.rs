@@ -1,4 +1,5 @@
 //! Scores on questions whose answers are known.
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -110,22 +111,37 @@ pub fn on_benchmark(
     Ok(Some(scores))
 }
 
-/// Reads a benchmark through before anything is written or a model is loaded. All of its questions have answers, or none.
-pub fn check(files: &Files<'_>) -> Result<()> {
+/// Reads a benchmark through before anything is written or a model is loaded. All of its questions have answers, or none; some of its pictures are
+/// there, and of the others, whose questions score 0, it is said how many.
+pub fn check(files: &Files<'_>, images: &Path, progress: &Progress) -> Result<()> {
     let (mut answered, mut without) = (false, None);
+    let (mut pictures, mut gone) = (HashSet::new(), Vec::new());
     for record in score::asked(files)? {
         let record = record?;
         for (key, there) in [("question", record.question.is_some()), ("picture", record.image.is_some())] {
             if !there {
                 let what = format!("question_id {} has no {key}", record.id);
-                return Err(Error::line(files.questions.unwrap_or(files.annotations), record.line, what));
+                return Err(Error::line(files.list(), record.line, what));
             }
+        }
+        if let Some(image) = record.image.as_ref().filter(|image| pictures.insert((*image).clone()))
+            && files.locate(images, image).symlink_metadata().is_err()
+        {
+            gone.push(image.clone());
         }
         if score::has_answers(&record) {
             answered = true;
         } else {
             without.get_or_insert(record);
         }
+    }
+    if let Some(first) = gone.first() {
+        let (gone, of, list) = (gone.len(), pictures.len(), files.list().display());
+        let what = format!("has {gone} of the {of} pictures of {list} not, such as {first:?}");
+        if gone == of {
+            return Err(Error::input(images, what));
+        }
+        progress.warn(&format!("{}: {what}: their questions score 0", images.display()));
     }
     match without {
         Some(record) if answered => Err(score::unanswered(files, &record)),
@@ -147,9 +163,9 @@ fn list(files: &Files<'_>, images: &Path, to: &Path) -> Result<bool> {
         answered |= score::has_answers(&record);
         let image = record.image.take().ok_or_else(|| {
             let what = format!("question_id {} names no picture", record.id);
-            Error::line(files.questions.unwrap_or(files.annotations), record.line, what)
+            Error::line(files.list(), record.line, what)
         })?;
-        let found = files.benchmark.locate(images, &image);
+        let found = files.locate(images, &image);
         let found = found.strip_prefix(images).unwrap_or(&found);
         record.image = Some(rebase.path(found.to_str().unwrap_or(&image)));
         file.write_all(&record.to_line()?).map_err(io)?;

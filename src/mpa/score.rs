@@ -130,7 +130,7 @@ pub fn asked<'a>(files: &'a Files<'_>) -> Result<impl Iterator<Item = Result<Rec
             None => Ok(record),
             Some(first) => {
                 let what = format!("question_id {} was there before, on line {first}", record.id);
-                Err(Error::line(files.questions.unwrap_or(files.annotations), record.line, what))
+                Err(Error::line(files.list(), record.line, what))
             }
         }))
     }))
@@ -141,7 +141,7 @@ pub fn unanswered(files: &Files<'_>, record: &Record) -> Error {
         None => "has no answers: a split without answers cannot be scored here".to_string(),
         Some(_) => format!("has no answers in {}", files.annotations.display()),
     };
-    let file = files.questions.unwrap_or(files.annotations);
+    let file = files.list();
     Error::line(file, record.line, format!("question_id {} {what}", record.id))
 }
 

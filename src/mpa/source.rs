@@ -141,7 +141,7 @@ impl Source {
     pub fn check_questions(&self, home: &Path) -> Result<()> {
         match self {
             Source::Path(path) => records::check(&home.join(path), &["question", "answer"]).map(drop),
-            Source::Part(part) => part.each(home, |record| part.answered(home, &record)),
+            Source::Part(part) => part.each(home, |_, record| part.answered(home, &record)),
         }
     }
 
@@ -167,10 +167,10 @@ impl Part {
         let hidden = to.with_extension("tmp");
         let io = |e| Error::io(to, e);
         let mut file = BufWriter::new(File::create(&hidden).map_err(io)?);
-        self.each(home, |record| {
+        self.each(home, |files, record| {
             let Some(mut record) = make(record)? else { return Ok(()) };
             let image = record.image.take().unwrap_or_default();
-            let found = self.benchmark.locate(&images, &image);
+            let found = files.locate(&images, &image);
             let found = found.strip_prefix(&images).unwrap_or(&found);
             record.image = Some(rebase.path(found.to_str().unwrap_or(&image)));
             file.write_all(&record.to_line()?).map_err(io)
@@ -181,7 +181,7 @@ impl Part {
     }
 
     /// The records whose picture is of the share.
-    fn each(&self, home: &Path, mut f: impl FnMut(Record) -> Result<()>) -> Result<()> {
+    fn each(&self, home: &Path, mut f: impl FnMut(&Files<'_>, Record) -> Result<()>) -> Result<()> {
         let annotations = home.join(&self.annotations);
         let questions = self.questions.as_ref().map(|file| home.join(file));
         let files =
@@ -190,7 +190,7 @@ impl Part {
         for record in files.open()? {
             let record = record?;
             if chosen.contains(named(&files, &record)?) {
-                f(record)?;
+                f(&files, record)?;
             }
         }
         Ok(())
@@ -226,6 +226,6 @@ impl Part {
 fn named<'a>(files: &Files<'_>, record: &'a Record) -> Result<&'a str> {
     record.image.as_deref().ok_or_else(|| {
         let what = format!("question_id {} names no picture", record.id);
-        Error::line(files.questions.unwrap_or(files.annotations), record.line, what)
+        Error::line(files.list(), record.line, what)
     })
 }

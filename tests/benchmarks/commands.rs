@@ -317,11 +317,17 @@ fn a_model_is_evaluated_on_a_benchmark_and_goes_on() {
         "--max-new-tokens",
         "3",
     ];
-    let (first, _) = json_and_said(at, 0, &[&args[..], &["--out", "o"]].concat());
+    let (first, said) = json_and_said(at, 0, &[&args[..], &["--out", "o"]].concat());
     assert_eq!(
         (&first["questions"], &first["missing"], &first["missing_ids"]),
         (&json!(3), &json!(1), &json!(["2"]))
     );
+    assert!(said.contains("charts: has 1 of the 3 pictures of c.json not, such as \"gone.png\""), "{said}");
+    // One that comes after its question was given up takes nothing away from the others.
+    fs::copy(at.join("charts/png/cat.png"), at.join("charts/png/gone.png")).unwrap();
+    let (late, said) = json_and_said(at, 0, &[&args[..], &["--out", "o"]].concat());
+    assert!(late == first && !said.contains("has 1 of"), "{said}");
+    fs::remove_file(at.join("charts/png/gone.png")).unwrap();
     let predictions = fs::read(at.join("o/predictions.jsonl")).unwrap();
     // What a kill after the first answer leaves.
     let end = predictions.iter().position(|&byte| byte == b'\n').unwrap();
@@ -343,6 +349,12 @@ fn a_model_is_evaluated_on_a_benchmark_and_goes_on() {
         "o/predictions.jsonl",
     ];
     assert_eq!(json_and_said(at, 0, &score).0, first);
+    // What it wrote is a list of questions as well: its pictures are named from its own folder.
+    let own = [&args[..6], &["o/questions.jsonl"], &args[7..], &["--out", "deep/er"]].concat();
+    assert_eq!(json_and_said(at, 0, &own).0["missing"], 1);
+    // A folder without any of the pictures.
+    let (_, said) = json_and_said(at, 2, &[&args[..8], &["o"], &args[9..], &["--out", "n"]].concat());
+    assert!(said.contains("o: has 3 of the 3 pictures of c.json not") && !at.join("n").exists(), "{said}");
     // A mistake in the files is told before the folder is begun.
     write(at, "bad.json", "[{\"query\":\"q\",\"label\":\"1\"}]");
     let (_, said) = json_and_said(

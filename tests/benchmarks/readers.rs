@@ -116,7 +116,18 @@ fn the_papers_lists_and_our_own_are_read() {
     is(&records[1], "c", "p/2.jpg", "who?", &["me"]);
     is(&records[2], "2", "p/3.jpg", "what?", &["it"]);
     is(&records[3], "4", "p/4.jpg", "why?", &["so"]);
-    let text = "{\"id\":\"a\",\"image\":\"i.png\",\"question\":\"q\",\"answer\":\"x\"}\n";
+    let list = json!([
+        {"image_id": 9, "qas": [{"question_id": 1, "question": "q", "answers": ["x"]}, {"question_id": 2, "question": "r", "answers": ["y"]}]},
+        {"question_id": 3, "image_path": "p/3.jpg", "ground_truth_question": "g", "predicted_question": "pq?", "predicted_answer": "pa"},
+        {"question_id": 4, "image_path": "p/4.jpg", "predicted_question": null, "predicted_answer": null},
+    ]);
+    let records = read(Benchmark::Okvqa, &file(at, "okvqa_train.json", &list.to_string()), None).unwrap();
+    is(&records[0], "1", "COCO_train2014_000000000009.jpg", "q", &["x"]);
+    is(&records[1], "2", "COCO_train2014_000000000009.jpg", "r", &["y"]);
+    is(&records[2], "3", "p/3.jpg", "pq?", &["pa"]);
+    assert_eq!((&records[3].question, &records[3].answers, records.len()), (&None, &None, 4));
+    let text = "{\"id\":\"r\",\"image\":\"i.png\",\"rejected\":\"unparsed\",\"annotation\":\"?\"}\n\
+                {\"id\":\"a\",\"image\":\"i.png\",\"question\":\"q\",\"answer\":\"x\"}\n";
     is(&read(Benchmark::Stvqa, &file(at, "o.jsonl", text), None).unwrap()[0], "a", "i.png", "q", &["x"]);
 }
 
@@ -167,6 +178,8 @@ fn mistakes_name_the_file_and_the_place() {
         ("{\"data\":[]", "expected `,` or `}` behind a value, got the end of the file"),
         ("{\"n\":1e,\"data\":[]}", "not JSON"),
         ("{\"n\" 1}", "expected `:` behind a key"),
+        ("[{\"qas\":[]}]", "element 0 (from 0): key `qas`: expected a list of questions, got an array"),
+        ("[{\"qas\":[1]}]", "element 0 (from 0): key `qas`: expected objects, got a number in it"),
         ("[{\"label\":[{\"x\":1}]}]", "element 0 (from 0): key `label`: missing key `answer`; it has x"),
         ("[{\"query\":[]}]", "key `query`: expected a string, got an array"),
         (&long, "it is longer than"),
@@ -190,6 +203,22 @@ fn mistakes_name_the_file_and_the_place() {
     // Nothing comes after an error.
     let path = file(folder.path(), "x.json", "[{},7,{}]");
     assert_eq!(Elements::open(&path, "data").unwrap().map(|e| e.is_ok()).collect::<Vec<_>>(), [true, false]);
+}
+
+#[test]
+fn the_name_of_a_list_tells_its_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = json!([{"question_id": 1, "image_id": 9, "answers": ["x"]}]).to_string();
+    for (name, split) in [
+        ("okvqa_val_new.json", Some("val")),
+        ("mscoco_val2014_annotations.json", Some("val")),
+        ("okvqa_train_eval.json", Some("train")),
+        ("train2014_val.json", Some("train")),
+        ("evaluation.json", None),
+    ] {
+        let record = read(Benchmark::Okvqa, &file(folder.path(), name, &text), None).unwrap().remove(0);
+        assert_eq!(record.image, split.map(|split| format!("COCO_{split}2014_000000000009.jpg")), "{name}");
+    }
 }
 
 #[test]

@@ -171,6 +171,26 @@ fn the_released_layout_is_read_and_its_keys_stay() {
     assert_eq!((&record.extra["PA_answer"], &record.extra["dataset"]), (&"Two".into(), &"chartqa".into()));
 }
 
+/// The released annotator writes null where it found no answer, and its comparison takes that for an empty text.
+#[test]
+fn what_the_released_code_could_not_parse_is_an_empty_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = |prediction: Option<&str>| {
+        let element = |id: u32, answer: Option<&str>, prediction: Option<&str>| serde_json::json!({"question_id": id, "PA_question": "q", "PA_answer": answer, "predictions": prediction});
+        format!(
+            "\u{feff}{}",
+            serde_json::json!([element(1, None, Some("x")), element(2, Some("two"), prediction)])
+        )
+    };
+    let teacher = write(folder.path(), "t.json", &list(Some("two")));
+    let student = write(folder.path(), "s.json", &list(None));
+    let parity = folder.path().join("parity.jsonl");
+    let outputs = Outputs { parity: Some(&parity), ..Outputs::default() };
+    let counts = select::run(&teacher, &student, Rule::Contains, outputs).unwrap();
+    assert_eq!((counts.kept, counts.records), (1, 2));
+    assert_eq!(records::read(&parity).unwrap()[0].id, "2");
+}
+
 #[test]
 fn what_does_not_fit_together_is_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -102,7 +102,7 @@ pub fn run(files: &Files<'_>, images: Option<&Path>) -> Result<Report> {
             continue;
         }
         if let Some(folder) = images {
-            let path = files.benchmark.locate(folder, &image);
+            let path = files.locate(folder, &image);
             if !path.exists() {
                 report.missing_pictures.add(&image);
             } else if let Err(error) = images::size(&path) {

@@ -3,7 +3,32 @@ use serde_json::{Map, Value};
 
 use super::Benchmark;
 use super::conversation;
+use super::elements::Element;
 use crate::data::records::{self, Record};
+
+/// Pseudo labels in the paper's lists: the parity sets, and what the annotator wrote.
+const PSEUDO: [(&str, &str); 2] = [("PA_question", "PA_answer"), ("predicted_question", "predicted_answer")];
+
+/// The elements of the questions that an element has: itself, or in the paper's lists of `qas`, which lie in it, each with what stands beside them.
+pub fn questions(element: Element) -> Result<Vec<Element>, String> {
+    let Element { mut map, number, line } = element;
+    let Some(qas) = map.remove("qas") else { return Ok(vec![Element { map, number, line }]) };
+    let list = match qas {
+        Value::Array(list) if !list.is_empty() => list,
+        other => {
+            return Err(format!("key `qas`: expected a list of questions, got {}", records::kind(&other)));
+        }
+    };
+    let one = |question| match question {
+        Value::Object(own) => {
+            let mut all = map.clone();
+            all.extend(own);
+            Ok(Element { map: all, number, line })
+        }
+        other => Err(format!("key `qas`: expected objects, got {} in it", records::kind(&other))),
+    };
+    list.into_iter().map(one).collect()
+}
 
 /// The record of an element: `id` (the text of question_id), `image`, `question`, `answers`, and question_id as it was. What the element does not
 /// have stays empty; a wrong type is an error. `split`: of COCO's pictures, such as val2014.
@@ -29,10 +54,10 @@ pub fn record(
     let mut record = Record { id, line, ..Record::default() };
     if conversation::is(&map) {
         conversation::fill(&mut record, &map)?;
-    } else if map.contains_key("PA_question") {
-        record.question = records::take_text(&mut map, "PA_question")?;
+    } else if let Some((question, answer)) = PSEUDO.iter().find(|(question, _)| map.contains_key(*question)) {
+        record.question = records::take_text(&mut map, question)?;
         record.image = records::take_text(&mut map, "image_path")?;
-        record.answers = answers(&mut map, "PA_answer")?;
+        record.answers = answers(&mut map, answer)?;
     } else {
         official(benchmark, &mut record, &mut map, split)?;
     }

@@ -4,7 +4,7 @@
 //! elements.rs (objects of a list, streamed) -> layout.rs, conversation.rs (element -> Record) -> join.rs (OK-VQA's two files) -> Samples
 //! check.rs: what is wrong with a download
 //! ```
-//! The records have `id`, `image` (as the benchmark names it: see `locate`), `question`, `answers`, and `question_id` as it was in the file.
+//! The records have `id`, `image` (as the benchmark names it: see `Files::locate`), `question`, `answers`, and `question_id` as it was in the file.
 
 pub mod check;
 mod conversation;
@@ -12,15 +12,17 @@ pub mod elements;
 mod join;
 mod layout;
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::data::files;
 use crate::data::official::Metric;
 use crate::data::records::{Reader, Record};
 use crate::error::{Error, Result};
-use elements::Elements;
+use elements::{Element, Elements};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -58,12 +60,6 @@ impl Benchmark {
             Benchmark::Stvqa => &[""],
         }
     }
-
-    /// Where the picture `image` of a record is under `images`: there, or in the folder that the download has for pictures.
-    pub fn locate(self, images: &Path, image: &str) -> PathBuf {
-        let mut places = self.folders().iter().map(|folder| images.join(folder).join(image));
-        places.find(|path| path.exists()).unwrap_or_else(|| images.join(image))
-    }
 }
 
 /// The files of one split.
@@ -76,6 +72,21 @@ pub struct Files<'a> {
 }
 
 impl<'a> Files<'a> {
+    /// Where the picture `image` of a record is: under `images`, there or in the folder that the download has for pictures; of this program's JSONL
+    /// also where other commands look for it, beside the file (an absolute path then).
+    pub fn locate(&self, images: &Path, image: &str) -> PathBuf {
+        let list = self.list();
+        let own = list.extension().is_some_and(|ending| ending == "jsonl");
+        let beside = own.then(|| std::path::absolute(files::folder_of(list).join(image)).ok()).flatten();
+        let places = self.benchmark.folders().iter().map(|folder| images.join(folder).join(image));
+        places.chain(beside).find(|path| path.exists()).unwrap_or_else(|| images.join(image))
+    }
+
+    /// The file that has the questions.
+    pub fn list(&self) -> &'a Path {
+        self.questions.unwrap_or(self.annotations)
+    }
+
     /// Records in the order of the questions file, or of the annotations if there is none; what the questions do not ask for is left out. Holds one
     /// record at a time; of OK-VQA, the annotations that the questions have not come to.
     pub fn open(&self) -> Result<Samples> {
@@ -128,6 +139,8 @@ pub enum List {
     Json {
         benchmark: Benchmark,
         elements: Elements,
+        /// Of the last element, which has several questions.
+        more: VecDeque<Element>,
     },
 }
 
@@ -136,7 +149,7 @@ impl List {
         if path.extension().is_some_and(|ending| ending == "jsonl") {
             return Ok(List::Lines(Reader::open(path)?));
         }
-        Ok(List::Json { benchmark, elements: Elements::open(path, key)? })
+        Ok(List::Json { benchmark, elements: Elements::open(path, key)?, more: VecDeque::new() })
     }
 }
 
@@ -145,19 +158,28 @@ impl Iterator for List {
 
     fn next(&mut self) -> Option<Result<Record>> {
         match self {
-            List::Lines(reader) => Some(reader.next()?.map(own)),
-            List::Json { benchmark, elements } => {
-                let element = match elements.next()? {
-                    Ok(element) => element,
-                    Err(error) => return Some(Err(error)),
-                };
+            // As elsewhere, what a stage rejected is no question.
+            List::Lines(reader) => reader
+                .find(|record| record.as_ref().map_or(true, |r| r.rejected.is_none()))
+                .map(|r| r.map(own)),
+            List::Json { benchmark, elements, more } => {
+                if more.is_empty() {
+                    let element = match elements.next()? {
+                        Ok(element) => element,
+                        Err(error) => return Some(Err(error)),
+                    };
+                    let (number, line) = (element.number, element.line);
+                    match layout::questions(element) {
+                        Ok(questions) => more.extend(questions),
+                        Err(what) => return Some(Err(at(elements, number, line, &what))),
+                    }
+                }
+                let element = more.pop_front()?;
                 let split = elements.header.get("data_subtype").map(String::as_str);
                 let split = split.or_else(|| named(elements.path()));
                 let (number, line) = (element.number, element.line);
                 let record = layout::record(*benchmark, element.map, number, line, split);
-                Some(record.map_err(|what| {
-                    Error::line(elements.path(), line, format!("element {number} (from 0): {what}"))
-                }))
+                Some(record.map_err(|what| at(elements, number, line, &what)))
             }
         }
     }
@@ -176,11 +198,15 @@ fn own(mut record: Record) -> Record {
     record
 }
 
-/// COCO's part, by the name of the file.
+fn at(elements: &Elements, number: usize, line: usize, what: &str) -> Error {
+    Error::line(elements.path(), line, format!("element {number} (from 0): {what}"))
+}
+
+/// COCO's part, by the name of the file; `eval` is no `val`.
 fn named(path: &Path) -> Option<&'static str> {
     let name = path.file_name()?.to_str()?;
-    [("val", "val2014"), ("train", "train2014")]
-        .into_iter()
-        .find(|(part, _)| name.contains(part))
-        .map(|(_, split)| split)
+    let parts = [("val", "val2014"), ("train", "train2014")];
+    let whole = parts.iter().find(|(_, split)| name.contains(split));
+    let word = |part: &str| name.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == part);
+    whole.or_else(|| parts.iter().find(|(part, _)| word(part))).map(|(_, split)| *split)
 }
