@@ -12,6 +12,7 @@ from common import Bench, arguments
 
 def as_linear(x, weight, bias, frames, patch):
     """What the convolution is, as its patches do not overlap: [N, 3, H, W] to [N, width, H / patch, W / patch]."""
+    x = x[..., : x.shape[2] // patch * patch, : x.shape[3] // patch * patch]
     x = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 1, 3, 5)
     if frames > 1:
         x = x[:, :, :, :, None].expand(-1, -1, -1, -1, frames, -1, -1)

@@ -20,7 +20,7 @@ use crate::ops::sample::Sampling;
 use crate::quant::Folds;
 use crate::random;
 use crate::tensor::{DType, Device, Place, Tensor};
-use crate::train::batch::Kept;
+use crate::train::batch::{self, Kept};
 use crate::train::fit::{Picture, Sample, TrainOptions, Trainable, Trainer};
 
 const SEED: u64 = 1;
@@ -248,7 +248,9 @@ pub const LR: f64 = 2e-4;
 /// Writes what a peer needs to do the same to `folder`: the checkpoint, the adapter before the first step (`adapter/`), and the batch
 /// (`batch.safetensors`: ids and labels [B, T], -100 where there is no target, and pixels [B, N, 3, S, S], all f32). Returns T.
 pub fn write(mut trainer: Trainer, load: &Load, folder: &Path) -> Result<usize> {
-    let prepared = trainer.prepare(&samples(load).iter().collect::<Vec<_>>(), &mut Kept::default())?;
+    let samples = samples(load);
+    // Without features of the pictures, which a peer computes itself.
+    let prepared = batch::prepare(trainer.model(), &samples.iter().collect::<Vec<_>>(), None)?;
     let longest = prepared.iter().map(|s| s.ids.len()).max().unwrap_or(0);
     if prepared.iter().any(|s| s.ids.len() != longest) {
         return Err(Error::Failure("bench model: samples of several lengths".into()));

@@ -34,6 +34,12 @@ pub fn ops(args: &args::BenchOps, compute_args: &args::Compute, progress: &Progr
             fs::write(path, csv(&rows, &facts)).map_err(|e| Error::io(path, e))?;
         }
         meter.advance(1);
+        if let Device::Cuda(gpu) = &device
+            && let Err(error) = gpu.synchronize()
+        {
+            failed.push(format!("further shapes were not measured, the GPU is lost: {error}"));
+            break;
+        }
     }
     meter.finish();
     let json = json!({"gpu": facts.gpu, "driver": facts.driver, "commit": facts.commit, "rows": rows, "failed": failed});
@@ -41,8 +47,8 @@ pub fn ops(args: &args::BenchOps, compute_args: &args::Compute, progress: &Progr
     for line in &failed {
         let _ = write!(text, "\nFAILED {line}");
     }
-    let why =
-        (!failed.is_empty()).then(|| format!("bench: {} of {} rows failed", failed.len(), shapes.len()));
+    let why = (!failed.is_empty())
+        .then(|| format!("bench: {} of {} rows are missing", shapes.len() - rows.len(), shapes.len()));
     Ok(Output::new(&json, text)?.failed(why))
 }
 
