@@ -208,7 +208,8 @@ pub struct Predict {
 /// Keep the samples that the teacher answers as annotated and the student does not
 ///
 /// Both files have the same ids. JSON arrays with the keys of the paper's code (question_id, image_path, PA_question, PA_answer,
-/// predictions) are read too. Answers are compared in lower case, with everything but letters, digits and _ dropped.
+/// predictions) are read too. Answers are compared in lower case, with everything but letters, digits and _ dropped. What is written has what each
+/// said as `teacher` and `student`, in the place of keys of these names.
 #[derive(Args)]
 #[command(after_help = "\
 Example:

@@ -17,9 +17,9 @@ mod prefill;
 mod prefix;
 mod rehearsal;
 mod room;
+mod spent;
 
 use std::collections::VecDeque;
-use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ pub(super) use self::entry::Prepared;
 use self::memory::{Memory, Needs};
 use self::prefix::{Prefix, Related};
 pub use self::room::{DRAFT, Room};
+pub use self::spent::Spent;
 use crate::error::{Error, Result};
 use crate::models::generate::{Completion, Request};
 use crate::models::image::Tiles;
@@ -79,46 +80,15 @@ impl Limits {
     }
 }
 
-/// Where the time went, and what for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
-pub struct Spent {
-    /// The vision side, over so many pictures.
-    #[serde(serialize_with = "seconds")]
-    pub vision: Duration,
-    pub pictures: usize,
-    /// Passes over prompts, with the first new tokens; tokens that went through the model, of drafts as well, and those that did not have to.
-    #[serde(serialize_with = "seconds")]
-    pub prefill: Duration,
-    pub prompt_tokens: usize,
-    pub shared_tokens: usize,
-    /// Decode steps, and tokens that they gave.
-    #[serde(serialize_with = "seconds")]
-    pub decode: Duration,
-    pub steps: usize,
-    pub new_tokens: usize,
-    /// How often memory did not do, which had been foretold to do, and what was under way began again.
-    pub restarts: usize,
-}
-
-impl AddAssign for Spent {
-    fn add_assign(&mut self, other: Spent) {
-        self.vision += other.vision;
-        self.pictures += other.pictures;
-        self.prefill += other.prefill;
-        self.prompt_tokens += other.prompt_tokens;
-        self.shared_tokens += other.shared_tokens;
-        self.decode += other.decode;
-        self.steps += other.steps;
-        self.new_tokens += other.new_tokens;
-        self.restarts += other.restarts;
-    }
-}
-
 /// The cache pages of a request's completions, and whom it goes on from, for how many tokens.
 type Place = (Vec<Vec<u32>>, Option<(usize, usize)>);
 
-fn seconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_f64(duration.as_secs_f64())
+/// Taken from the exchange, and not yet let in.
+struct Waiting {
+    index: usize,
+    request: Request,
+    /// From when it was first looked at.
+    prompt: Option<Prepared>,
 }
 
 pub(super) struct Engine<'a> {
@@ -126,8 +96,7 @@ pub(super) struct Engine<'a> {
     cache: Memory,
     /// Under way, in the order in which they were let in.
     entries: Vec<Entry>,
-    /// Taken from the exchange, and not yet let in.
-    waiting: VecDeque<(usize, Request)>,
+    waiting: VecDeque<Waiting>,
     limits: Limits,
     /// Requests taken from the exchange.
     taken: usize,
@@ -188,7 +157,7 @@ impl Engine<'_> {
     fn fetch(&mut self, exchange: &mut dyn Exchange) -> Result<()> {
         let samples = |request: &Request| request.samples;
         let mut under_way: usize = self.entries.iter().map(|e| samples(&e.request)).sum();
-        under_way += self.waiting.iter().map(|(_, request)| samples(request)).sum::<usize>();
+        under_way += self.waiting.iter().map(|w| samples(&w.request)).sum::<usize>();
         // A pass over prompts reads all weights, and decoding waits for it: worth while for several.
         if !self.entries.is_empty()
             && under_way + self.limits.completions.div_ceil(4) > self.limits.completions
@@ -199,7 +168,7 @@ impl Engine<'_> {
             match exchange.next(under_way == 0)? {
                 Next::Request(request) => {
                     under_way += samples(&request);
-                    self.waiting.push_back((self.taken, request));
+                    self.waiting.push_back(Waiting { index: self.taken, request, prompt: None });
                     self.taken += 1;
                 }
                 Next::Later => break,
@@ -213,12 +182,12 @@ impl Engine<'_> {
     fn admit(&mut self, exchange: &mut dyn Exchange) -> Result<()> {
         self.forget();
         let mut under_way: usize = self.entries.iter().map(|e| e.request.samples).sum();
-        while let Some((index, mut request)) = self.waiting.pop_front() {
+        while let Some(Waiting { index, mut request, prompt }) = self.waiting.pop_front() {
             if !self.entries.is_empty() && under_way + request.samples > self.limits.completions {
-                self.waiting.push_front((index, request));
+                self.waiting.push_front(Waiting { index, request, prompt });
                 break;
             }
-            let mut prompt = match self.vlm.prepared(&mut request) {
+            let mut prompt = match prompt.map_or_else(|| self.vlm.prepared(&mut request), Ok) {
                 Ok(prompt) => prompt,
                 Err(error) => {
                     exchange.done(index, Err(error))?;
@@ -235,7 +204,7 @@ impl Engine<'_> {
                     self.inherit()?;
                 }
                 Ok(None) => {
-                    self.waiting.push_front((index, request));
+                    self.waiting.push_front(Waiting { index, request, prompt: Some(prompt) });
                     break;
                 }
                 Err(error) => exchange.done(index, Err(error))?,
@@ -403,7 +372,8 @@ impl Engine<'_> {
         let under_way: usize = entries.iter().map(|e| e.request.samples).sum();
         self.limits.completions = (under_way / 2).max(1);
         for entry in entries.into_iter().rev() {
-            self.waiting.push_front((entry.index, entry.request));
+            let Entry { index, request, prompt, .. } = entry;
+            self.waiting.push_front(Waiting { index, request, prompt: Some(prompt) });
         }
         Ok(())
     }
