@@ -77,8 +77,10 @@ join() {
 }
 
 measure() { # what `part` takes; rows come of it
-    part "$@"
+    local code=0
+    part "$@" || code=$?
     join >/dev/null 2>&1
+    return "$code"
 }
 
 peer() { # script, seconds

@@ -262,3 +262,46 @@ fn gpu_check_runs_and_says_what_is_missing() {
     let nothing = Command::new("bash").arg(script).args([folder.path(), folder.path()]).output().unwrap();
     assert_eq!(nothing.status.code(), Some(2));
 }
+
+/// A kernel that takes the whole self-test or benchmark down with it: each op has a process of its own then, those that had only begun too.
+#[test]
+fn gpu_check_goes_on_op_by_op() {
+    const MPA: &str = r#"#!/bin/bash
+header='op,shape,dtype,median_us,bytes,flops,GB/s,TFLOP/s,percent_of_ceiling,gpu,driver,commit,note'
+row() { echo "$1,\"$2, 3\",bf16,1,1,1,1,1,,g,d,\"c\","; }
+filter= csv=
+for ((i = 1; i <= $#; i++)); do
+    j=$((i + 1))
+    case ${!i} in --filter) filter=${!j} ;; --csv) csv=${!j} ;; esac
+done
+case "$1 $2 $filter" in
+"selftest --backend ") echo "attention causal" >&2; exit 1 ;;
+selftest*) echo "$filter  bf16  3 x 5  1e-3  3 %  1  why  ok" ;;
+"bench ops ") [ -z "$csv" ] || { echo "$header"; row copy a; row attention a; } >"$csv"; exit 1 ;;
+bench*) { echo "$header"; row copy b; row "$filter" a; row "$filter" b; } >"$csv" ;;
+esac
+"#;
+    let folder = tempfile::tempdir().unwrap();
+    let (mpa, out) = (folder.path().join("mpa"), folder.path().join("out"));
+    fs::write(&mpa, MPA).unwrap();
+    fs::set_permissions(&mpa, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let output = Command::new("bash")
+        .args(["scripts/gpu-check.sh".as_ref(), folder.path(), &out])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("MPA_CHECK_BACKEND", "host")
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stdout}");
+    for part in ["selftest attention", "selftest norm", "bench attention", "bench linear"] {
+        assert!(stdout.contains(&format!("\n== {part} ==\n")), "{part}: {stdout}");
+    }
+    assert_eq!(stdout.matches("== selftest attention ==").count(), 1, "{stdout}");
+    let rows = fs::read_to_string(out.join("ops.csv")).unwrap();
+    let count = |start: &str| rows.lines().filter(|line| line.starts_with(start)).count();
+    assert_eq!(
+        ["op,", "copy,\"a", "copy,\"b", "attention,", "linear,"].map(count),
+        [1, 1, 1, 2, 2],
+        "{rows}"
+    );
+}

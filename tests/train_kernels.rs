@@ -246,3 +246,19 @@ fn a_step_takes_the_memory_that_was_foretold() {
         assert_eq!((foretold.samples, foretold.steps), (3, 3));
     }
 }
+
+/// With a vision side that is trained, a step may have fewer tokens than another, and more to do.
+#[test]
+fn the_largest_step_is_that_of_the_most_pictures_where_these_are_learned_from() {
+    let picture = Picture::Pixels(Arc::new(Rgb { width: 96, height: 96, data: vec![9; 3 * 96 * 96] }));
+    let seen = Sample { images: vec![picture], ..samples().remove(0) };
+    let read = Sample { prompt: "word ".repeat(50), ..samples().remove(2) };
+    let options = TrainOptions { batch: 1, ..options() };
+    let plan = |samples: &[Sample]| plan(&model(), samples, &everything(), &options, DType::Bf16).unwrap();
+    let alone = [plan(&[seen.clone()]), plan(&[read.clone()])];
+    assert!(alone[0].most_tokens < alone[1].most_tokens, "{alone:?}");
+    assert!(alone[0].step_bytes > alone[1].step_bytes, "{alone:?}");
+    let both = plan(&[seen, read]);
+    assert!(both.step_bytes >= alone[0].step_bytes, "{both:?} {alone:?}");
+    assert_eq!(both.most_tokens, alone[0].most_tokens);
+}

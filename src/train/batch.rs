@@ -83,14 +83,15 @@ pub struct Prepared {
     pub pictures: Vec<Arc<Seen>>,
 }
 
+/// What pictures that are the same have in common.
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Key {
+pub(super) enum Key {
     File(PathBuf),
     Pixels(usize),
 }
 
 impl Picture {
-    fn key(&self) -> Key {
+    pub(super) fn key(&self) -> Key {
         match self {
             Picture::File(path) => Key::File(path.clone()),
             Picture::Pixels(rgb) => Key::Pixels(Arc::as_ptr(rgb) as usize),
@@ -185,8 +186,8 @@ fn look(vlm: &Vlm, tiles: Vec<Tiles>, frozen: bool) -> Result<Vec<Arc<Seen>>> {
 /// Samples of a training set that the model takes.
 pub struct Fitting<'a> {
     pub samples: Vec<&'a Sample>,
-    /// Of each of them.
-    pub tokens: Vec<usize>,
+    /// Of each of them: how many, and how many of them are of pictures.
+    pub tokens: Vec<(usize, usize)>,
     /// Id of each of the others, and why it is none.
     pub skipped: Vec<(String, String)>,
 }
@@ -213,8 +214,8 @@ pub fn fitting<'a>(vlm: &Vlm, samples: &'a [Sample]) -> Result<Fitting<'a>> {
     }
 }
 
-/// Tokens of a sample, or why the model does not take it.
-fn length(vlm: &Vlm, sample: &Sample) -> Result<Result<usize, String>> {
+/// Tokens of a sample and of its pictures, or why the model does not take it.
+fn length(vlm: &Vlm, sample: &Sample) -> Result<Result<(usize, usize), String>> {
     let mut grids = Vec::with_capacity(sample.images.len());
     for picture in &sample.images {
         match picture.grid(vlm)? {
@@ -223,7 +224,8 @@ fn length(vlm: &Vlm, sample: &Sample) -> Result<Result<usize, String>> {
         }
     }
     let prepared = encode(vlm, sample, &grids)?;
-    Ok(too_long(vlm, &prepared).map_or(Ok(prepared.ids.len()), Err))
+    let tokens = (prepared.ids.len(), vlm.picture_tokens(&prepared.ids).len());
+    Ok(too_long(vlm, &prepared).map_or(Ok(tokens), Err))
 }
 
 fn too_long(vlm: &Vlm, prepared: &Prepared) -> Option<String> {

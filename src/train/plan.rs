@@ -1,5 +1,6 @@
 //! What a run would take, without doing it: its largest step is run on a device that computes nothing and counts memory.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::tensor::{DType, Device, Gpu, MATMUL_WORKSPACE};
 use crate::train::batch::{Fitting, Kept};
-use crate::train::fit::{self, Sample, TrainOptions, Trainable, batch_indices};
+use crate::train::fit::{self, Picture, Sample, TrainOptions, Trainable, batch_indices};
 
 /// Bytes are of GPU memory.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -45,23 +46,43 @@ pub fn plan(
     let (trainer, Fitting { samples, tokens: lengths, skipped }) =
         fit::begin(model, samples, trainable, options)?;
     let steps = options.step_count(samples.len());
-    let (most_tokens, largest_step) = largest(&lengths, options, steps);
+    let tokens = |part: &[usize]| part.iter().map(|&i| lengths[i].0).sum();
+    // A vision side that is trained has to see each picture of a part again.
+    let pictures = |part: &[usize]| {
+        let mut seen = HashSet::new();
+        let new = part
+            .iter()
+            .filter(|&&i| seen.insert(samples[i].images.iter().map(Picture::key).collect::<Vec<_>>()));
+        new.map(|&i| lengths[i].1).sum()
+    };
+    let mut largest_step = largest(samples.len(), options, steps, &tokens);
+    let candidates = match trainer.vision_is_frozen() {
+        true => vec![largest_step],
+        false => vec![largest_step, largest(samples.len(), options, steps, &pictures)],
+    };
 
     let gpu = Gpu::dry();
     let mut trainer = trainer.to_device(&Device::Cuda(Arc::clone(&gpu)), dtype)?;
     let resident = gpu.memory_use().in_use;
-    let batch: Vec<&Sample> =
-        batch_indices(samples.len(), options, largest_step).iter().map(|&i| samples[i]).collect();
-    let batch: Vec<Arc<_>> =
-        trainer.prepare(&batch, &mut Kept::default())?.into_iter().map(Arc::new).collect();
-    trainer.step_prepared(&batch, options.lr)?;
-    let usage = gpu.memory_use();
+    let mut usage = gpu.memory_use();
+    for step in candidates {
+        let batch: Vec<&Sample> =
+            batch_indices(samples.len(), options, step).iter().map(|&i| samples[i]).collect();
+        let batch: Vec<Arc<_>> =
+            trainer.prepare(&batch, &mut Kept::default())?.into_iter().map(Arc::new).collect();
+        trainer.step_prepared(&batch, options.lr)?;
+        let peak = usage.peak;
+        usage = gpu.memory_use();
+        if usage.peak > peak {
+            largest_step = step;
+        }
+    }
     Ok(Plan {
         samples: samples.len(),
         skipped: skipped.len(),
         steps,
-        tokens: lengths.iter().sum(),
-        most_tokens,
+        tokens: lengths.iter().map(|(tokens, _)| tokens).sum(),
+        most_tokens: in_step(samples.len(), options, largest_step, &tokens),
         largest_step,
         trained_weights: trainer.trained(),
         resident_bytes: resident,
@@ -70,20 +91,23 @@ pub fn plan(
     })
 }
 
-/// Tokens of the largest micro-batch of all steps, and its step (from 1).
-fn largest(lengths: &[usize], options: &TrainOptions, steps: usize) -> (usize, usize) {
-    let micro = options.batch.div_ceil(options.accumulate);
-    let of_step = |step: usize| {
-        let indices = batch_indices(lengths.len(), options, step);
-        let part = |part: &[usize]| part.iter().map(|&i| lengths[i]).sum::<usize>();
-        (indices.chunks(micro).map(part).max().unwrap_or(0), step)
-    };
+/// The step (from 1) with the part of a batch of which `of` is the most.
+fn largest(
+    samples: usize,
+    options: &TrainOptions,
+    steps: usize,
+    of: &(impl Fn(&[usize]) -> usize + Sync),
+) -> usize {
+    let step = |step| (in_step(samples, options, step, of), step);
     // The first of equals, whatever thread found it.
-    (1..=steps.max(1))
-        .into_par_iter()
-        .map(of_step)
-        .max_by_key(|&(n, step)| (n, usize::MAX - step))
-        .unwrap_or((0, 1))
+    let most = (1..=steps.max(1)).into_par_iter().map(step).max_by_key(|&(n, step)| (n, usize::MAX - step));
+    most.map_or(1, |(_, step)| step)
+}
+
+/// The most of `of` that a part of this step's batch has, which is computed at once.
+fn in_step(samples: usize, options: &TrainOptions, step: usize, of: &impl Fn(&[usize]) -> usize) -> usize {
+    let micro = options.batch.div_ceil(options.accumulate);
+    batch_indices(samples, options, step).chunks(micro).map(of).max().unwrap_or(0)
 }
 
 impl fmt::Display for Plan {
