@@ -1,4 +1,5 @@
 //! The Pseudo Annotator: the teacher writes questions and answers about pictures that nobody labelled.
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -64,11 +65,32 @@ pub(super) fn open<'a>(
         return Ok((stage, Box::new(pictures.into_iter().map(|name| Ok(named(name)))), total));
     }
     let total = records::check(source, &["image"])?;
+    tell_apart(source, options.samples)?;
     let rebase = Rebase::new(source, out)?;
     let folder = files::folder_of(source).to_path_buf();
     let stage = Annotate { options, folder, listed: false, rebase, parser };
     let records = Reader::open(source)?.filter(|r| r.as_ref().map_or(true, |r| r.rejected.is_none()));
     Ok((stage, Box::new(records), total))
+}
+
+/// An error if an id is that of another record's sample, as a list of what was annotated before has them beside records that had none.
+fn tell_apart(source: &Path, samples: usize) -> Result<()> {
+    if samples < 2 {
+        return Ok(());
+    }
+    let ids: HashSet<String> = Reader::open(source)?.map(|record| Ok(record?.id)).collect::<Result<_>>()?;
+    for record in Reader::open(source)? {
+        let record = record?;
+        let Some((base, number)) = record.id.rsplit_once('#') else { continue };
+        if ids.contains(base) && (0..samples).any(|i| i.to_string() == number) {
+            let what = format!(
+                "id {:?} is also that of a sample of {base:?}, expected other ids or one sample",
+                record.id
+            );
+            return Err(Error::line(source, record.line, what));
+        }
+    }
+    Ok(())
 }
 
 fn named(name: String) -> Record {

@@ -1,19 +1,16 @@
 //! A run that is killed at any moment and started again ends with the same bytes; so does one that is repeated elsewhere.
 mod fake;
+mod pictures;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use fake::{Fake, input, plant, tree};
 use mpa::data::records;
 use mpa::error::{Error, Result};
-use mpa::models::generate::{Completion, Request};
-use mpa::mpa::annotate;
-use mpa::mpa::engine::Answerer;
-use mpa::mpa::predict;
 use mpa::mpa::progress::Progress;
 use mpa::mpa::run::{Outcome, run};
 
@@ -293,33 +290,6 @@ fn a_run_does_not_go_on_with_other_weights_or_types() {
     go(&Fake::default(), &config, None).unwrap();
 }
 
-/// Wherever the run's folder lies, its links lead to no more pictures.
-#[test]
-fn a_run_inside_its_pictures_annotates_these_alone() {
-    let folder = scratch();
-    let config = input(folder.path(), 2);
-    let inside = folder.path().join("pictures/more/run");
-    let outcome = go(&Fake::default(), &config, Some(&inside)).unwrap();
-    assert_eq!(outcome.summary.pseudo_labels, 13);
-    let again = go(&Fake::default(), &config, Some(&folder.path().join("beside"))).unwrap();
-    assert_eq!(again.summary, outcome.summary);
-}
-
-#[test]
-fn pictures_that_come_after_the_selection_are_refused_before_anything_changes() {
-    let folder = scratch();
-    let config = input(folder.path(), 2);
-    let out = go(&Fake::default(), &config, None).unwrap().folder;
-    let want = tree(&out);
-    let pictures = folder.path().join("pictures");
-    fs::copy(pictures.join("a.png"), pictures.join("z.png")).unwrap();
-    let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
-    assert!(text.contains("\"z.png#0\" was not there when this run selected"), "{text}");
-    assert_eq!(different(&tree(&out), &want), Vec::<String>::new());
-    fs::remove_file(pictures.join("z.png")).unwrap();
-    go(&Fake::default(), &config, None).unwrap();
-}
-
 /// Hours before they are needed, and nothing keeps the mistake.
 #[test]
 fn questions_without_answers_are_told_before_the_teacher_is_asked() {
@@ -430,70 +400,6 @@ fn annotations_and_the_teachers_answers_catch_up_with_each_other() {
             fs::remove_dir_all(&again).unwrap();
         }
     }
-}
-
-/// Answers anything; takes the pictures away when it is first asked.
-struct Unplugs {
-    pictures: PathBuf,
-    to: Option<PathBuf>,
-}
-
-impl Answerer for Unplugs {
-    fn generate(&self, requests: &[Request]) -> Result<Vec<Vec<Completion>>> {
-        if let Some(to) = self.to.as_ref().filter(|_| self.pictures.exists()) {
-            fs::rename(&self.pictures, to).unwrap();
-        }
-        let text = "Question: what?\nAnswer: this".to_string();
-        let completion = Completion { ids: vec![0], text, ended: true, draft_logprob: None };
-        Ok(requests.iter().map(|_| vec![completion.clone()]).collect())
-    }
-}
-
-/// As a disk that is unplugged: no fault of the pictures on it.
-#[test]
-fn pictures_that_vanish_are_asked_about_when_they_are_there_again() {
-    let folder = scratch();
-    let pictures = folder.path().join("pictures");
-    fs::create_dir(&pictures).unwrap();
-    for i in 0..8_u8 {
-        let at = pictures.join(format!("{i}.png"));
-        image::save_buffer(at, &[i; 3 * 4 * 4], 4, 4, image::ColorType::Rgb8).unwrap();
-    }
-    fs::write(pictures.join("broken.png"), b"not a picture").unwrap();
-    let options = annotate::Options {
-        prompt: "Ask.".to_string(),
-        samples: 1,
-        temperature: 0.0,
-        top_p: 1.0,
-        max_new_tokens: 9,
-        seed: 0,
-    };
-    let go = |to: Option<PathBuf>, out: &str| {
-        let answerer = Unplugs { pictures: pictures.clone(), to };
-        let (out, silent) = (folder.path().join(out), Progress::silent());
-        annotate::run(&pictures, &options, &answerer, &out, 1, &silent)
-    };
-    let want = go(None, "want.jsonl").unwrap();
-    assert_eq!((want.good(), want.rejected["unreadable"]), (8, 1));
-    let away = folder.path().join("away");
-    let error = go(Some(away.clone()), "out.jsonl").unwrap_err().to_string();
-    assert!(error.contains(".png: is gone, and has been there before"), "{error}");
-    fs::rename(&away, &pictures).unwrap();
-    assert_eq!(go(None, "out.jsonl").unwrap(), want);
-    let text = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
-    assert_eq!(text("out.jsonl"), text("want.jsonl"));
-
-    // A question about a picture was asked where the picture was.
-    let options = predict::Options { prompt: "{question}".to_string(), max_new_tokens: 9, drafts: false };
-    let go = |to: Option<PathBuf>| {
-        let answerer = Unplugs { pictures: pictures.clone(), to };
-        let [asked, out] = ["out.jsonl", "answers.jsonl"].map(|name| folder.path().join(name));
-        predict::run("predict", &asked, &options, &answerer, &out, 1, &Progress::silent())
-    };
-    let error = go(Some(away.clone())).unwrap_err().to_string();
-    assert!(error.contains(".png: is gone, and has been there before"), "{error}");
-    fs::rename(&away, &pictures).unwrap();
-    assert_eq!(go(None).unwrap().good(), 8);
 }
 
 #[test]
