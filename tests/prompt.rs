@@ -234,6 +234,51 @@ fn text_only(text: &str) -> Vec<Message> {
     vec![Message::new("user", vec![Content::Text(text.to_string())])]
 }
 
+/// As transformers' tokenizers have it: a message is a text, but for templates that take it apart.
+#[test]
+fn without_pictures_templates_get_texts() {
+    let render = |template: &str| {
+        let folder = with_template(&[("chat_template.jinja", template)]);
+        Prompter::read(folder.path(), Placeholders::None)?.render(&text_only("hi"), true)
+    };
+    let plain = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}{% endfor %}";
+    assert_eq!(render(plain).unwrap(), "user: hi");
+    for of in ["message.content", "message['content']", "m[ \"content\" ]"] {
+        let parts = format!(
+            "{{% for {} in messages %}}{{% for part in {of} %}}{{{{ part.type }}}} {{{{ part['text'] }}}}{{% endfor %}}{{% endfor %}}",
+            of.split(['.', '[']).next().unwrap()
+        );
+        assert_eq!(render(&parts).unwrap(), "text hi", "{parts}");
+    }
+}
+
+/// A template that writes the first token itself does not get it twice; a tokenizer's own template gets none added.
+#[test]
+fn special_tokens_are_added_as_a_processor_does() {
+    let mut tokenizer = json(&smolvlm().join("tokenizer.json"));
+    let (first, id) = ("<end_of_utterance>", 439);
+    tokenizer["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [{"SpecialToken": {"id": first, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {first: {"id": first, "ids": [id], "tokens": [first]}},
+    });
+    let config = format!("{{\"bos_token\": \"{first}\"}}");
+    let count = |template: &str, placeholders| {
+        let files = [
+            ("tokenizer.json", &tokenizer.to_string()[..]),
+            ("tokenizer_config.json", &config),
+            ("chat_template.jinja", template),
+        ];
+        let folder = with_template(&files);
+        let prompter = Prompter::read(folder.path(), placeholders).unwrap();
+        let text = prompter.render(&text_only("hi"), true).unwrap();
+        prompter.encode_rendered(&text).unwrap().iter().filter(|&&token| token == id).count()
+    };
+    let (with, without) = ("{{ bos_token }}hi", "hi");
+    assert_eq!([with, without].map(|template| count(template, Placeholders::Tiles(4))), [1, 1]);
+    assert_eq!([with, without].map(|template| count(template, Placeholders::None)), [1, 0]);
+}
+
 #[test]
 fn a_template_is_found_in_each_of_its_places() {
     let (jinja, separate) =
@@ -246,8 +291,10 @@ fn a_template_is_found_in_each_of_its_places() {
         "tokenizer_config.json",
         r#"{"chat_template": [{"name": "rag", "template": "no"}, {"name": "default", "template": "listed"}]}"#,
     );
-    let cases: [(&[(&str, &str)], &str); 4] = [
-        (&[jinja, separate, inside], "jinja"),
+    let cases: [(&[(&str, &str)], &str); 6] = [
+        (&[jinja, separate, inside], "json"),
+        (&[jinja, separate, ("processor_config.json", r#"{"chat_template": "processor"}"#)], "processor"),
+        (&[jinja, inside, ("processor_config.json", "{}")], "jinja"),
         (&[separate, inside], "json"),
         (&[inside], "inside <e>"),
         (&[list], "listed"),
@@ -255,6 +302,14 @@ fn a_template_is_found_in_each_of_its_places() {
     for (files, want) in cases {
         assert_eq!(render_with(files, &text_only("hi")).unwrap(), want);
     }
+    // A tokenizer knows no other files than its own two.
+    let of_text = |files: &[(&str, &str)]| {
+        let folder = with_template(files);
+        Prompter::read(folder.path(), Placeholders::None).unwrap().render(&text_only("hi"), true).unwrap()
+    };
+    assert_eq!(of_text(&[jinja, separate, inside]), "jinja");
+    assert_eq!(of_text(&[separate, inside]), "inside <e>");
+    assert_eq!(of_text(&[separate]), "json");
     for files in
         [&[][..], &[("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": "no"}]}"#)]]
     {

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::models::image::Rgb;
 
 mod jpeg;
+mod orientation;
 
 /// Pixels of the largest picture that is decoded: where Pillow, too, takes a picture for an attack (twice its warning's 89,478,485).
 pub const MAX_PIXELS: u64 = 2 * 89_478_485;
@@ -30,7 +31,7 @@ pub fn is_output(folder: &Path) -> bool {
     MARKS.iter().any(|mark| folder.join(mark).is_file())
 }
 
-/// The picture in a file, known by its content. Turned as its EXIF orientation says; gray is replicated, what is transparent lies
+/// The picture in a file, known by its content. Turned as its EXIF or XMP says; gray is replicated, what is transparent lies
 /// over white (as transformers' processors have it), of 16 bits the upper 8 are kept. Memory: the file and at most 16 bytes a pixel.
 pub fn read(path: &Path) -> Result<Rgb> {
     let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
@@ -47,10 +48,14 @@ pub fn read(path: &Path) -> Result<Rgb> {
 /// Width and height of the picture that `read` gives, from the beginning of its file.
 pub fn size(path: &Path) -> Result<(usize, usize)> {
     let opened = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
-    let decoder = opened.map_err(|e| Error::io(path, e))?.into_decoder();
-    let mut decoder = decoder.map_err(|e| Error::input(path, format!("not a picture: {e}")))?;
-    let (width, height) = decoder.dimensions();
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let ((width, height), orientation) = match opened.map_err(|e| Error::io(path, e))?.into_decoder() {
+        Ok(mut decoder) => (decoder.dimensions(), orientation::of(&mut decoder)),
+        Err(e) => {
+            let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+            let size = jpeg::size(&bytes).ok_or_else(|| Error::input(path, format!("not a picture: {e}")))?;
+            (size, Orientation::NoTransforms)
+        }
+    };
     let turned = matches!(
         orientation,
         Orientation::Rotate90
@@ -128,17 +133,22 @@ fn decode(bytes: &[u8]) -> Result<Rgb, String> {
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_PIXELS * 8);
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(wrong)?;
-    let (width, height) = decoder.dimensions();
+    let (decoder, (width, height), orientation) = match reader.into_decoder() {
+        Ok(mut decoder) => {
+            let (size, orientation) = (decoder.dimensions(), orientation::of(&mut decoder));
+            (Some(decoder), size, orientation)
+        }
+        // libjpeg, which Pillow reads them with, takes headers that the crate `image` does not.
+        Err(e) => (None, jpeg::size(bytes).ok_or_else(|| wrong(e))?, Orientation::NoTransforms),
+    };
     if !(1..=MAX_PIXELS).contains(&(u64::from(width) * u64::from(height))) {
         return Err(format!("expected 1 to {MAX_PIXELS} pixels, got {width}x{height}"));
     }
-    // A picture whose EXIF data cannot be read is still a picture.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let known = (format == ImageFormat::Jpeg).then(|| jpeg::decode(bytes, width, height)).flatten();
-    let mut image = match known {
-        Some(decoded) => decoded.map_err(|e| format!("not a whole {format:?} picture: {e}"))?,
-        None => DynamicImage::from_decoder(decoder).map_err(wrong)?,
+    let mut image = match (known, decoder) {
+        (Some(decoded), _) => decoded.map_err(|e| format!("not a whole {format:?} picture: {e}"))?,
+        (None, Some(decoder)) => DynamicImage::from_decoder(decoder).map_err(wrong)?,
+        (None, None) => return Err(format!("{format:?} of colours that are not understood")),
     };
     image.apply_orientation(orientation);
     let (width, height) = (image.width() as usize, image.height() as usize);

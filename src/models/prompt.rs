@@ -46,13 +46,16 @@ pub enum Placeholders {
     Tiles(usize),
     /// A picture token for each element of the grid (Qwen2-VL).
     Grid,
+    /// The model takes no pictures.
+    None,
 }
 
 impl Placeholders {
     pub fn of(config: &Config) -> Placeholders {
         match (&config.vision, config.family) {
+            (None, _) => Placeholders::None,
             (Some(vision), Family::Idefics3) => Placeholders::Tiles(vision.tile_tokens()),
-            _ => Placeholders::Grid,
+            (Some(_), _) => Placeholders::Grid,
         }
     }
 }
@@ -70,7 +73,7 @@ impl Prompter {
     pub fn read(folder: &Path, placeholders: Placeholders) -> Result<Prompter> {
         let tokenizer = read_tokenizer(&folder.join("tokenizer.json"))?;
         let image_token = image_token(folder, &tokenizer)?;
-        let template = ChatTemplate::read(folder)?;
+        let template = ChatTemplate::read(folder, placeholders != Placeholders::None)?;
         Ok(Prompter { tokenizer, template, image_token, placeholders })
     }
 
@@ -120,7 +123,9 @@ impl Prompter {
         for (&(rows, cols), part) in grids.iter().zip(&parts[1..]) {
             match self.placeholders {
                 Placeholders::Tiles(tile_tokens) => self.push_tiles(&mut out, rows, cols, tile_tokens),
-                Placeholders::Grid => out.push_str(&self.image_token.repeat(rows * cols)),
+                Placeholders::Grid | Placeholders::None => {
+                    out.push_str(&self.image_token.repeat(rows * cols))
+                }
             }
             out.push_str(part);
         }
@@ -141,6 +146,13 @@ impl Prompter {
             out.push('\n');
         }
         out.push_str(&format!("{AROUND}<global-img>{tile}{AROUND}"));
+    }
+
+    /// Ids of a conversation, rendered and expanded. Special tokens are added as transformers' `apply_chat_template` does it: by a tokenizer none, by a
+    /// processor those of tokenizer.json's post-processor, unless the text begins with the first of them anyway.
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
+        let begun = self.template.token("bos_token").is_some_and(|token| text.starts_with(token));
+        self.encode(text, self.placeholders != Placeholders::None && !begun)
     }
 
     /// Ids of a text; special tokens written in it are recognised; none is added unless tokenizer.json's post-processor does (`special`).

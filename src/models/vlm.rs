@@ -109,7 +109,7 @@ impl Vlm {
     /// Token ids of a conversation whose pictures have these grids (`Tiles::grid`).
     pub fn encode(&self, messages: &[Message], grids: &[(usize, usize)], generate: bool) -> Result<Vec<u32>> {
         let text = self.prompter.render(messages, generate)?;
-        self.prompter.encode(&self.prompter.expand(&text, grids)?, true)
+        self.prompter.encode_rendered(&self.prompter.expand(&text, grids)?)
     }
 
     /// The same with the assistant's answer and the end of its turn; and where the answer starts.

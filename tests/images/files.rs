@@ -4,7 +4,7 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, ImageBuffer, ImageFormat};
-use mpa::data::images::{MAX_PIXELS, list, read};
+use mpa::data::images::{MAX_PIXELS, list, read, size};
 use mpa::error::{Error, Result};
 use mpa::models::image::Rgb;
 use proptest::prelude::*;
@@ -109,25 +109,94 @@ fn every_colour_type_becomes_rgb() {
 
 /// `jpeg` with an EXIF segment that holds nothing but an orientation, in either byte order.
 fn with_orientation(jpeg: &[u8], orientation: u16, big_endian: bool) -> Vec<u8> {
+    with_segment(jpeg, 1, &exif(&[(0x112, orientation)], false, big_endian))
+}
+
+/// An application segment behind the first two bytes of a JPEG.
+fn with_segment(jpeg: &[u8], number: u8, content: &[u8]) -> Vec<u8> {
+    let head = [0xFF, 0xE0 + number];
+    let len = (content.len() as u16 + 2).to_be_bytes();
+    [&jpeg[..2], &head, &len, content, &jpeg[2..]].concat()
+}
+
+/// EXIF of one directory of such tags and values, SHORT or LONG.
+fn exif(tags: &[(u16, u16)], long: bool, big_endian: bool) -> Vec<u8> {
     let u16s = |v: u16| if big_endian { v.to_be_bytes() } else { v.to_le_bytes() };
     let u32s = |v: u32| if big_endian { v.to_be_bytes() } else { v.to_le_bytes() };
     let mut exif = b"Exif\0\0".to_vec();
     exif.extend(if big_endian { b"MM" } else { b"II" });
     exif.extend(u16s(42));
     exif.extend(u32s(8));
-    // One directory of one entry: tag 0x112, type SHORT, one value in the upper half of the field; then no further directory.
-    exif.extend(u16s(1));
-    exif.extend(u16s(0x112));
-    exif.extend(u16s(3));
-    exif.extend(u32s(1));
-    exif.extend(u16s(orientation));
-    exif.extend([0; 2 + 4]);
-    let mut bytes = jpeg[..2].to_vec();
-    bytes.extend([0xFF, 0xE1]);
-    bytes.extend((exif.len() as u16 + 2).to_be_bytes());
-    bytes.extend(exif);
-    bytes.extend(&jpeg[2..]);
-    bytes
+    exif.extend(u16s(tags.len() as u16));
+    for &(tag, value) in tags {
+        exif.extend(u16s(tag));
+        exif.extend(u16s(if long { 4 } else { 3 }));
+        exif.extend(u32s(1));
+        match long {
+            true => exif.extend(u32s(value.into())),
+            false => exif.extend([u16s(value), [0; 2]].concat()),
+        }
+    }
+    // No further directory.
+    exif.extend([0; 4]);
+    exif
+}
+
+/// As Pillow 13.0.0 does it, of which these cases are.
+#[test]
+fn orientation_is_found_where_pillow_finds_it() {
+    let plain = encoded(&picture(48, 32), ImageFormat::Jpeg);
+    let xmp = |text: &str| [b"http://ns.adobe.com/xap/1.0/\0", text.as_bytes()].concat();
+    let (attribute, element) =
+        (xmp("<a tiff:Orientation=\"6\"/>"), xmp("<tiff:Orientation>6</tiff:Orientation>"));
+    let read_both = |bytes: &[u8]| {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("picture");
+        std::fs::write(&path, bytes).unwrap();
+        let picture = read(&path).unwrap();
+        assert_eq!(size(&path).unwrap(), (picture.width, picture.height));
+        picture
+    };
+    let want = read_both(&with_orientation(&plain, 6, false));
+    assert_eq!((want.width, want.height), (32, 48));
+    for turned in [
+        with_segment(&plain, 1, &exif(&[(0x112, 6)], true, false)),
+        with_segment(&plain, 1, &exif(&[(0x110, 3), (0x112, 6)], true, true)),
+        with_segment(&plain, 1, &attribute),
+        with_segment(&plain, 1, &element),
+        with_segment(&with_segment(&plain, 1, &attribute), 1, &exif(&[(0x110, 3)], false, false)),
+    ] {
+        assert_eq!(read_both(&turned), want);
+    }
+    let stored = read_both(&plain);
+    for lies in [
+        // EXIF that has the tag is believed, whatever XMP says.
+        with_segment(&with_segment(&plain, 1, &attribute), 1, &exif(&[(0x112, 1)], false, false)),
+        with_segment(&plain, 1, &exif(&[(0x112, 600)], true, false)),
+        with_segment(&plain, 1, &xmp("<a tiff:Orientation='6'/>")),
+        with_segment(&plain, 1, &exif(&[(0x112, 6)], true, false)[..20]),
+    ] {
+        assert_eq!(read_both(&lies), stored);
+    }
+    // A PNG whose chunk begins as a JPEG's segment does.
+    let png = encoded(&picture(48, 32), ImageFormat::Png);
+    let content = [b"eXIf", &exif(&[(0x112, 6)], false, true)[..]].concat();
+    let chunk =
+        [&(content.len() as u32 - 4).to_be_bytes()[..], &content, &crc(&content).to_be_bytes()].concat();
+    let turned = read_both(&[&png[..33], &chunk, &png[33..]].concat());
+    assert_eq!((turned.width, turned.height), (32, 48));
+}
+
+/// libjpeg passes by what the crate `image` takes for a fault: a transform of Adobe's that there is not.
+#[test]
+fn jpegs_that_libjpeg_reads_are_read() {
+    let plain = encoded(&picture(48, 32), ImageFormat::Jpeg);
+    let odd = with_segment(&plain, 14, b"Adobe\0\x64\0\0\0\0\x05");
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("odd.jpg");
+    std::fs::write(&path, &odd).unwrap();
+    assert_eq!(size(&path).unwrap(), (48, 32));
+    assert_eq!(read(&path).unwrap(), read_bytes(&plain).unwrap());
 }
 
 #[test]

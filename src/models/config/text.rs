@@ -95,6 +95,8 @@ impl TextConfig {
         }
         let head_size = head_size(text, hidden_size, heads)?;
         let tie_word_embeddings = match top.flag("tie_word_embeddings")? {
+            // Each of the two ties them (configuration_qwen2_vl.py).
+            Some(false) if family == Family::Qwen2Vl => text.flag("tie_word_embeddings")?.unwrap_or(false),
             Some(tied) => tied,
             None => text.flag("tie_word_embeddings")?.unwrap_or(false),
         };

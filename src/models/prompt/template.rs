@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value as Jinja};
 use minijinja::{Environment, ErrorKind};
+use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -31,19 +32,22 @@ pub(super) struct ChatTemplate {
     path: PathBuf,
     environment: Environment<'static>,
     tokens: BTreeMap<String, Jinja>,
+    /// What a message says is handed over as a text, not as a list of parts.
+    plain: bool,
 }
 
 impl ChatTemplate {
-    /// The first of chat_template.jinja, chat_template.json and tokenizer_config.json that has one.
-    pub(super) fn read(folder: &Path) -> Result<ChatTemplate> {
+    /// The first in `PLACES`.
+    pub(super) fn read(folder: &Path, pictures: bool) -> Result<ChatTemplate> {
         let config_path = folder.join("tokenizer_config.json");
         let config = if config_path.exists() { read_json(&config_path)? } else { Map::new() };
-        let (path, source) = find_source(folder, &config)?;
+        let (path, source) = find_source(folder, pictures)?;
+        let plain = !pictures && !goes_over_parts(&source)?;
         let mut environment = environment()?;
         environment
             .add_template_owned("chat template", source)
             .map_err(|e| Error::input(&path, format!("not a valid template: {e}")))?;
-        Ok(ChatTemplate { path, environment, tokens: special_tokens(&config) })
+        Ok(ChatTemplate { path, environment, tokens: special_tokens(&config), plain })
     }
 
     /// The file that the template came from.
@@ -51,8 +55,13 @@ impl ChatTemplate {
         &self.path
     }
 
+    /// A special token of tokenizer_config.json.
+    pub(super) fn token(&self, name: &str) -> Option<&str> {
+        self.tokens.get(name)?.as_str()
+    }
+
     pub(super) fn render(&self, messages: &[Message], generate: bool) -> Result<String> {
-        let turns: Vec<Turn> = messages.iter().map(Turn::new).collect();
+        let turns: Vec<Turn> = messages.iter().map(|message| Turn::new(message, self.plain)).collect();
         let mut context = self.tokens.clone();
         context.insert("messages".to_string(), Serde(turns).into());
         context.insert("add_generation_prompt".to_string(), generate.into());
@@ -97,7 +106,14 @@ fn token_text(value: &Value) -> Option<&str> {
 #[derive(Serialize)]
 struct Turn<'a> {
     role: &'a str,
-    content: Vec<Part<'a>>,
+    content: Said<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Said<'a> {
+    Text(String),
+    Parts(Vec<Part<'a>>),
 }
 
 #[derive(Serialize)]
@@ -108,36 +124,50 @@ enum Part<'a> {
 }
 
 impl<'a> Turn<'a> {
-    fn new(message: &'a Message) -> Self {
+    fn new(message: &'a Message, plain: bool) -> Self {
+        let texts = message.content.iter().filter_map(|content| match content {
+            Content::Image => None,
+            Content::Text(text) => Some(text.as_str()),
+        });
+        if plain {
+            return Turn { role: &message.role, content: Said::Text(texts.collect()) };
+        }
         let content = message.content.iter().map(|content| match content {
             Content::Image => Part::Image,
             Content::Text(text) => Part::Text { text },
         });
-        Turn { role: &message.role, content: content.collect() }
+        Turn { role: &message.role, content: Said::Parts(content.collect()) }
     }
 }
 
-fn find_source(folder: &Path, config: &Map<String, Value>) -> Result<(PathBuf, String)> {
-    let jinja = folder.join("chat_template.jinja");
-    if jinja.exists() {
-        let source = read_text(&jinja, MAX_TEMPLATE)?;
-        return Ok((jinja, source));
+/// Whether a template reads a message part by part, as those of models with pictures do. Others want its text.
+fn goes_over_parts(source: &str) -> Result<bool> {
+    const LOOP: &str = r#"\bfor\s+\w+\s+in\s+\w+(\.content\b|\[\s*['"]content['"]\s*\])"#;
+    Ok(Regex::new(LOOP).map_err(|e| Error::Failure(e.to_string()))?.is_match(source))
+}
+
+/// Where a template may be; an earlier one is taken before a later one. With pictures, as ProcessorMixin.get_processor_dict has it; without, a
+/// tokenizer, which knows the last two.
+const PLACES: [&str; 4] =
+    ["processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json"];
+const TEXT_PLACES: [&str; 3] = ["chat_template.jinja", "tokenizer_config.json", "chat_template.json"];
+
+fn find_source(folder: &Path, pictures: bool) -> Result<(PathBuf, String)> {
+    for name in if pictures { &PLACES[..] } else { &TEXT_PLACES } {
+        let path = folder.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let found = match path.extension().is_some_and(|ending| ending == "jinja") {
+            true => Some(read_text(&path, MAX_TEMPLATE)?),
+            false => template_of(&path, &read_json(&path)?)?,
+        };
+        if let Some(source) = found {
+            return Ok((path, source));
+        }
     }
-    let separate = folder.join("chat_template.json");
-    if separate.exists() {
-        let source = template_of(&separate, &read_json(&separate)?)?;
-        return source
-            .map(|s| (separate.clone(), s))
-            .ok_or_else(|| Error::input(separate, "chat_template is missing"));
-    }
-    let path = folder.join("tokenizer_config.json");
-    match template_of(&path, config)? {
-        Some(source) => Ok((path, source)),
-        None => Err(Error::input(
-            folder,
-            "no chat template: expected chat_template.jinja, chat_template.json or chat_template in tokenizer_config.json",
-        )),
-    }
+    let what = "no chat template: expected chat_template.jinja, chat_template.json or chat_template in tokenizer_config.json";
+    Err(Error::input(folder, what))
 }
 
 /// The value of chat_template: a template, or a list of named ones, of which "default" is meant.
