@@ -181,6 +181,30 @@ fn downloads(asked: &Mutex<Vec<String>>) {
     assert_eq!(complaint("owner/unknown", &["404"]), 1);
 }
 
+/// Of huggingface_hub: another place of the cache, and no network.
+fn other_settings() {
+    let hub = tempfile::tempdir().unwrap();
+    let mut text = checkpoint(false);
+    text.remove("preprocessor_config.json");
+    cache_snapshot(hub.path(), "owner/text", &text, "");
+    text.insert("config.json", b"{\"vision_config\": {}}".to_vec());
+    cache_snapshot(hub.path(), "owner/blind", &text, "");
+    complaint("owner/text", &["could not be asked"]);
+    // SAFETY: as in the test.
+    unsafe {
+        std::env::set_var("HF_HUB_CACHE", hub.path());
+        std::env::set_var("HF_HUB_OFFLINE", "yes");
+    }
+    resolve("owner/text").unwrap();
+    // With a vision side it would want to know about pictures.
+    complaint("owner/blind", &[hub.path().to_str().unwrap(), "HF_HUB_OFFLINE is set"]);
+    // SAFETY: as in the test.
+    unsafe {
+        std::env::remove_var("HF_HUB_CACHE");
+        std::env::remove_var("HF_HUB_OFFLINE");
+    }
+}
+
 /// One test, since the environment belongs to the whole process.
 #[test]
 fn a_model_is_a_folder_or_a_hub_id() {
@@ -194,6 +218,7 @@ fn a_model_is_a_folder_or_a_hub_id() {
     }
     folders_and_nonsense();
     warm_cache(&home.path().join("hub"));
+    other_settings();
     let (address, asked) = start_hub();
     // SAFETY: as above; the thread of the hub does not read the environment.
     unsafe { std::env::set_var("HF_ENDPOINT", address) };

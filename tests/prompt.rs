@@ -234,6 +234,21 @@ fn text_only(text: &str) -> Vec<Message> {
     vec![Message::new("user", vec![Content::Text(text.to_string())])]
 }
 
+#[test]
+fn in_a_text_that_is_no_conversation_a_picture_token_is_text() {
+    let prompter = prompter();
+    let text = "about <image> and <end_of_utterance>";
+    assert!(prompter.encode(text, false).unwrap().contains(&438));
+    let ids = prompter.encode_text(text).unwrap();
+    assert!(!ids.contains(&438) && ids.contains(&439), "{ids:?}");
+    // To a model without pictures it is whatever its tokenizer makes of it.
+    let folder = with_template(&[("chat_template.jinja", "{{ messages[0].content }}")]);
+    let prompter = Prompter::read(folder.path(), Placeholders::None).unwrap();
+    assert_eq!(prompter.encode_text(text).unwrap(), prompter.encode(text, true).unwrap());
+    let said = prompter.render(&text_only(text), true).unwrap();
+    assert_eq!(prompter.expand(&said, &[]).unwrap(), text);
+}
+
 /// As transformers' tokenizers have it: a message is a text, but for templates that take it apart.
 #[test]
 fn without_pictures_templates_get_texts() {

@@ -141,6 +141,10 @@ fn a_bench_of_the_engine_sees_each_picture_once() {
         assert_eq!(number(&done["tokens"]), 7.0 * (6.0 + 5.0));
         assert!(number(&done["pictures_s"]) > 0.0 && number(&done["peak_bytes"]) > 0.0, "{done}");
     }
+    for bench in ["engine", "model"] {
+        let output = mpa(&["bench", bench, "--shape", "tiny", "--batch", "9999999999999999999"]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    }
     let output = mpa(&["bench", "engine", "--shape", "tiny", "--pictures", "0"]);
     assert_eq!(output.status.code(), Some(2));
 }

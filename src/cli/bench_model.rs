@@ -39,14 +39,22 @@ pub fn run(args: &args::BenchModel, compute: &args::Compute, progress: &Progress
         subject => {
             let mut vlm = match subject {
                 Subject::Shape(shape) => {
-                    let mut vlm = model::load(shape, temporary.path(), &load, place, args.loading.int8)?;
+                    let mut vlm = model::load(shape, temporary.path(), &load, place, args.loading.int8)?
+                        .with_pixels(args.loading.pixels.bounds())?;
                     vlm.pages = args.loading.kv_cache;
                     vlm
                 }
                 Subject::Folder(folder) => engine.vlm(folder, None, args.loading.get())?,
             };
             let done = model::answering(&mut vlm, &load, args.runs)?;
-            (answered(&done, &name, place), json!({"answering": done}), told_answering(&done))
+            let cache = if args.loading.kv_cache.is_float() { "" } else { ", cache int8" };
+            let mut rows = answered(&done, &format!("{name}{cache}"), place);
+            let mut int8 = false;
+            vlm.visit_linears(&mut |_, linear| int8 |= linear.weight.is_int8());
+            if int8 {
+                rows.iter_mut().for_each(|row| row.dtype = "int8".into());
+            }
+            (rows, json!({"answering": done}), told_answering(&done))
         }
     };
     if let Some(path) = &args.csv {

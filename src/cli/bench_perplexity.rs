@@ -54,7 +54,7 @@ pub fn run(args: &args::Perplexity, compute: &args::Compute, progress: &Progress
 fn encode(prompter: &Prompter, texts: &[PathBuf]) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for path in texts {
-        ids.extend(prompter.encode(&read_text(path, MAX_TEXT)?, true)?);
+        ids.extend(prompter.encode_text(&read_text(path, MAX_TEXT)?)?);
     }
     Ok(ids)
 }

@@ -84,8 +84,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-/// Starts rayon's threads: it would panic at its first use if not all could be started.
+/// Starts rayon's threads: it would panic at its first use if not all could be started. Where memory ends with one that has just begun, nothing can be
+/// said any more, so there is a limit that no machine needs.
 fn threads() -> Result<()> {
+    const MOST: usize = 4096;
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());
+    if let Some(asked) = asked.filter(|&n: &usize| n > MOST) {
+        return Err(Error::Usage(format!("RAYON_NUM_THREADS: expected at most {MOST}, got {asked}")));
+    }
     let wrong =
         |e| Error::Failure(format!("the threads cannot be started (RAYON_NUM_THREADS sets how many): {e}"));
     rayon::ThreadPoolBuilder::new().build_global().map_err(wrong)

@@ -194,7 +194,9 @@ fn read_module(
             .concat()
     };
     let Some(i) = names("lora_A").iter().position(|n| file.contains(n)) else { return Ok(None) };
-    let (scale, rank) = config.of(config_path, module)?;
+    // A name of the new fashion comes first, in two forms.
+    let found = if i < names("lora_A").len() / 2 { [module, older] } else { [older, module] };
+    let (scale, rank) = config.of(config_path, found)?;
     let a = file.take(&names("lora_A")[i], &[rank, linear.inputs()]);
     let b = file.take(&names("lora_B")[i], &[linear.outputs(), rank]);
     Ok(Some(new_lora(module, a.to_f32()?, b.to_f32()?, scale, config.lora_dropout)))

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo};
 
+use super::config::read_json;
 use super::weights::{INDEX, SINGLE, read_index};
 use crate::error::{Error, Result};
 
@@ -41,15 +42,39 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
             "model {model}: {expected}; there is no such folder, and this is no id"
         )));
     }
-    if std::env::var_os("HF_HOME").is_none() && std::env::home_dir().is_none() {
-        return Err(Error::Usage(format!(
-            "model {model}: set HF_HOME, there is no home folder for the hub's cache"
-        )));
-    }
-    match cached(model) {
+    let cache = cache().ok_or_else(|| {
+        Error::Usage(format!("model {model}: set HF_HOME, there is no home folder for the hub's cache"))
+    })?;
+    match cached(&cache, model) {
         Some(folder) => Ok(folder),
-        None => download(model),
+        None => download(cache, model),
     }
+}
+
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Where huggingface_hub has its things (its constants.py says which setting comes first, here and in the next).
+fn home() -> Option<PathBuf> {
+    let cache =
+        || set("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cache")));
+    set("HF_HOME").map(PathBuf::from).or_else(|| Some(cache()?.join("huggingface")))
+}
+
+fn cache() -> Option<Cache> {
+    let named = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+    named.or_else(|| Some(home()?.join("hub"))).map(Cache::new)
+}
+
+fn token() -> Option<String> {
+    let named = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN"));
+    named.or_else(|| Cache::new(home()?.join("hub")).token())
+}
+
+fn is_offline() -> bool {
+    let is_true = |value: String| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str());
+    set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).is_some_and(is_true)
 }
 
 fn what_is_there(path: &Path) -> &'static str {
@@ -73,14 +98,16 @@ fn is_hub_id(model: &str) -> bool {
 }
 
 /// The snapshot in the cache, if it has all that a model cannot do without.
-fn cached(model: &str) -> Option<PathBuf> {
-    let cache = Cache::from_env().repo(Repo::model(model.to_string()));
+fn cached(cache: &Cache, model: &str) -> Option<PathBuf> {
+    let cache = cache.repo(Repo::model(model.to_string()));
     let folder = cache.get("config.json")?.parent()?.to_path_buf();
     let has = |name: &str| folder.join(name).exists();
     let template = has("chat_template.jinja") || has("chat_template.json") || has("tokenizer_config.json");
     let weights = has(SINGLE) || shards(&folder).is_ok_and(|names| names.iter().all(|name| has(name)));
-    // transformers 5 may keep the picture settings in processor_config.json.
-    let pictures = has("preprocessor_config.json") || has("processor_config.json");
+    // transformers 5 may keep the picture settings in processor_config.json; a model without a vision side has none.
+    let sees =
+        read_json(&folder.join("config.json")).map_or(true, |config| config.contains_key("vision_config"));
+    let pictures = !sees || has("preprocessor_config.json") || has("processor_config.json");
     (has("tokenizer.json") && pictures && template && weights).then_some(folder)
 }
 
@@ -89,14 +116,19 @@ fn shards(folder: &Path) -> Result<BTreeSet<String>> {
     Ok(read_index(folder)?.into_values().collect())
 }
 
-fn download(model: &str) -> Result<PathBuf> {
-    let cache = Cache::from_env();
+fn download(cache: Cache, model: &str) -> Result<PathBuf> {
     let failed = |e: &dyn std::fmt::Display| {
         let tried = format!("it is neither a folder nor whole in the cache {}", cache.path().display());
         Error::Failure(format!("model {model}: {tried}, and the hub could not be asked: {e}"))
     };
-    let api = ApiBuilder::from_env().build().map_err(|e| failed(&e))?;
-    let repo = api.model(model.to_string());
+    if is_offline() {
+        return Err(failed(&"HF_HUB_OFFLINE is set"));
+    }
+    let mut api = ApiBuilder::from_cache(cache.clone()).with_token(token());
+    if let Some(endpoint) = set("HF_ENDPOINT") {
+        api = api.with_endpoint(endpoint);
+    }
+    let repo = api.build().map_err(|e| failed(&e))?.model(model.to_string());
     let listing = repo.info().map_err(|e| failed(&e))?;
     let published: BTreeSet<&str> = listing.siblings.iter().map(|file| file.rfilename.as_str()).collect();
     let config = get(model, &repo, "config.json")?;

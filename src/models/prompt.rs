@@ -92,7 +92,8 @@ impl Prompter {
     pub fn render(&self, messages: &[Message], generate: bool) -> Result<String> {
         let plain: Vec<Message> = messages.iter().map(|m| self.with_broken_image_tokens(m)).collect();
         let text = self.template.render(&plain, generate)?;
-        let (got, want) = (text.matches(&self.image_token).count(), pictures(messages));
+        let got = if self.takes_pictures() { text.matches(&self.image_token).count() } else { 0 };
+        let want = pictures(messages);
         if got == want {
             Ok(text)
         } else {
@@ -102,18 +103,31 @@ impl Prompter {
     }
 
     fn with_broken_image_tokens(&self, message: &Message) -> Message {
-        let (head, tail) = self.image_token.split_at(1);
-        let broken = format!("{head}{BREAK}{tail}");
         let content = message.content.iter().map(|content| match content {
             Content::Image => Content::Image,
-            Content::Text(text) => Content::Text(text.replace(&self.image_token, &broken)),
+            Content::Text(text) => Content::Text(self.broken(text)),
         });
         Message { role: message.role.clone(), content: content.collect() }
+    }
+
+    fn takes_pictures(&self) -> bool {
+        self.placeholders != Placeholders::None
+    }
+
+    fn broken(&self, text: &str) -> String {
+        if !self.takes_pictures() {
+            return text.to_string();
+        }
+        let (head, tail) = self.image_token.split_at(1);
+        text.replace(&self.image_token, &format!("{head}{BREAK}{tail}"))
     }
 
     /// Replaces each `<image>` by the placeholder tokens of its picture: grids[i] = (rows, cols) of tiles, (0, 0) for a picture that is not split;
     /// or of tokens, where there are no tiles.
     pub fn expand(&self, text: &str, grids: &[(usize, usize)]) -> Result<String> {
+        if !self.takes_pictures() && grids.is_empty() {
+            return Ok(text.to_string());
+        }
         let parts: Vec<&str> = text.split(&self.image_token).collect();
         if parts.len() != grids.len() + 1 {
             let expected = format!("{} {} in the prompt, one a picture", grids.len(), self.image_token);
@@ -152,7 +166,12 @@ impl Prompter {
     /// processor those of tokenizer.json's post-processor, unless the text begins with the first of them anyway.
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
         let begun = self.template.token("bos_token").is_some_and(|token| text.starts_with(token));
-        self.encode(text, self.placeholders != Placeholders::None && !begun)
+        self.encode(text, self.takes_pictures() && !begun)
+    }
+
+    /// Ids of a text that is no conversation, such as documentation, in which an `<image>` stays text.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode(&self.broken(text), true)
     }
 
     /// Ids of a text; special tokens written in it are recognised; none is added unless tokenizer.json's post-processor does (`special`).

@@ -192,8 +192,15 @@ fn a_tied_head_stands_for_a_missing_embedding() {
         let embedding = all.remove("model.embed_tokens.weight").unwrap();
         all.insert("lm_head.weight".into(), embedding);
     });
-    let [want, got] = [usual, other].map(|folder| text_logits(&load(folder.path())));
-    assert_eq!(got.f32s().unwrap(), want.f32s().unwrap());
+    let same = |folders: [&Path; 2]| {
+        let [want, got] = folders.map(|folder| text_logits(&load(folder)));
+        assert_eq!(got.f32s().unwrap(), want.f32s().unwrap());
+    };
+    same([usual.path(), other.path()]);
+    for parts in [Parts::Text, Parts::TextHead] {
+        let [want, got] = [&usual, &other].map(|folder| write(folder.path(), parts));
+        same([want.path(), got.path()]);
+    }
 }
 
 #[test]
@@ -322,7 +329,10 @@ fn nothing_wrong_is_loaded() {
 #[test]
 fn the_config_must_say_what_the_weights_are() {
     let hadamard = "/config_groups/group_0/input_activations/hadamard";
-    let edits: [(&str, Value, &str); 10] = [
+    let edits: [(&str, Value, &str); 13] = [
+        ("/kv_cache_scheme", json!({"num_bits": 8}), "kv_cache_scheme: expected null"),
+        ("/config_groups/group_0/output_activations", json!({}), "output_activations: expected null"),
+        ("/config_groups/group_0/input_activations/type", json!("float"), "type: expected \"int\""),
         ("", Value::Null, "not f32, bf16 or f16"),
         ("/quant_method", json!("gptq"), "quant_method"),
         ("/format", json!("pack-quantized"), "format"),

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Loading, positive};
+use super::{Loading, batch, positive};
 
 /// Compare every op on a GPU with the CPU, in f32 and bf16
 ///
@@ -75,7 +75,7 @@ pub struct BenchModel {
     #[command(flatten)]
     pub loading: Loading,
     /// Prompts, or samples of a step
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = batch)]
     pub batch: usize,
     /// Tiles of each prompt's picture: 1, or 17 as of a large one; 0: no picture
     #[arg(long, value_name = "N", default_value = "1", value_parser = ["0", "1", "17"])]
@@ -90,7 +90,7 @@ pub struct BenchModel {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive)]
     pub runs: usize,
     /// Train adapters on the text tower instead; in int8 nothing is trained
-    #[arg(long, conflicts_with = "int8")]
+    #[arg(long, conflicts_with_all = ["int8", "kv_cache", "min_pixels", "max_pixels"])]
     pub train: bool,
     /// With --train: run blocks again in the backward
     #[arg(long)]
@@ -120,7 +120,7 @@ pub struct BenchEngine {
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub pictures: usize,
     /// Completions at a time
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = batch)]
     pub batch: usize,
     /// Tiles of a picture: 1, or 17 as of a large one
     #[arg(long, value_name = "N", default_value = "1", value_parser = ["1", "17"])]

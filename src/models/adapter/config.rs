@@ -88,6 +88,7 @@ impl ConfigFile {
             "layer_replication",
             "trainable_token_indices",
             "alora_invocation_tokens",
+            "arrow_config",
         ] {
             let value = config.others.get(key).unwrap_or(&Value::Null);
             let off = matches!(value, Value::Null | Value::Bool(false))
@@ -114,10 +115,11 @@ impl ConfigFile {
         }
     }
 
-    /// Scale and rank of one module; patterns are regexes matched at the end of the name, after a dot.
-    pub(super) fn of(&self, path: &Path, module: &str) -> Result<(f32, usize)> {
-        let rank = pattern(path, &self.rank_pattern, module)?.unwrap_or(self.r);
-        let alpha = pattern(path, &self.alpha_pattern, module)?.unwrap_or(self.lora_alpha);
+    /// Scale and rank of one module; patterns are regexes matched at the end of the name, after a dot. `names`: the one that the adapter's file has,
+    /// which its patterns were made for, then the other.
+    pub(super) fn of(&self, path: &Path, names: [&str; 2]) -> Result<(f32, usize)> {
+        let rank = pattern(path, &self.rank_pattern, names)?.unwrap_or(self.r);
+        let alpha = pattern(path, &self.alpha_pattern, names)?.unwrap_or(self.lora_alpha);
         if rank == 0 {
             return Err(Error::input(path, "key r: expected 1 or more, got 0"));
         }
@@ -125,13 +127,32 @@ impl ConfigFile {
     }
 }
 
-fn pattern<T: Copy>(path: &Path, patterns: &Patterns<T>, module: &str) -> Result<Option<T>> {
-    for (pattern, value) in &patterns.0 {
-        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-            .map_err(|e| Error::input(path, format!("pattern {pattern:?}: {e}")))?;
-        if regex.is_match(module) {
-            return Ok(Some(*value));
+fn pattern<T: Copy>(path: &Path, patterns: &Patterns<T>, names: [&str; 2]) -> Result<Option<T>> {
+    for name in names {
+        for (pattern, value) in &patterns.0 {
+            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
+                .map_err(|e| Error::input(path, format!("pattern {pattern:?}: {e}")))?;
+            if regex.is_match(name) {
+                return Ok(Some(*value));
+            }
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_of_the_name_in_the_file() {
+        let text = r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": "x",
+            "alpha_pattern": {"model.layers.0.q_proj": 16, "model.language_model.layers.0.q_proj": 24, "v_proj": 32}}"#;
+        let config: ConfigFile = serde_json::from_str(text).unwrap();
+        let scale = |names| config.of(Path::new("c"), names).unwrap().0;
+        let (new, older) = ("model.language_model.layers.0.q_proj", "model.layers.0.q_proj");
+        assert_eq!([scale([new, older]), scale([older, new])], [3.0, 2.0]);
+        let other = ["model.language_model.layers.1.v_proj", "model.layers.1.v_proj"];
+        assert_eq!([scale(other), scale(["o_proj"; 2])], [4.0, 1.0]);
+    }
 }

@@ -90,7 +90,7 @@ fn read(vlm: &Vlm, example: &Example, parts: Parts) -> Result<()> {
             through(vlm, &Prompt { ids: &ids, features: features.iter().collect() }, &grids, parts)
         }
         Example::Text(text) => {
-            let ids = vlm.prompter.encode(text, true)?;
+            let ids = vlm.prompter.encode_text(text)?;
             let mut windows = ids.chunks(WINDOW);
             windows.try_for_each(|ids| through(vlm, &Prompt { ids, features: Vec::new() }, &[], parts))
         }

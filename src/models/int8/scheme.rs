@@ -13,7 +13,7 @@ use crate::ops::quantize::MOST_ROTATED;
 
 const KEY: &str = "quantization_config";
 /// Where a key is not as expected, as a JSON pointer within the section; what is expected there.
-const SUPPORTED: [(&str, &str); 10] = [
+const SUPPORTED: [(&str, &str); 11] = [
     ("/quant_method", r#""compressed-tensors""#),
     ("/config_groups/group_0/targets", r#"["Linear"]"#),
     ("/config_groups/group_0/weights/num_bits", "8"),
@@ -21,6 +21,7 @@ const SUPPORTED: [(&str, &str); 10] = [
     ("/config_groups/group_0/weights/strategy", r#""channel""#),
     ("/config_groups/group_0/weights/symmetric", "true"),
     ("/config_groups/group_0/input_activations/num_bits", "8"),
+    ("/config_groups/group_0/input_activations/type", r#""int""#),
     ("/config_groups/group_0/input_activations/strategy", r#""token""#),
     ("/config_groups/group_0/input_activations/symmetric", "true"),
     ("/config_groups/group_0/input_activations/dynamic", "true"),
@@ -63,6 +64,15 @@ impl Scheme {
             if got != expected {
                 return Err(unlike(pointer, expected, &got));
             }
+        }
+        for pointer in ["/kv_cache_scheme", "/config_groups/group_0/output_activations"] {
+            if let Some(got) = section.pointer(pointer).filter(|got| !got.is_null()) {
+                return Err(unlike(pointer, "null", &got.to_string()));
+            }
+        }
+        let (own, whole) = ("/config_groups/group_0/format", section.get("format"));
+        if let Some(got) = section.pointer(own).filter(|got| !got.is_null() && Some(*got) != whole) {
+            return Err(unlike(own, "that of the whole", &got.to_string()));
         }
         let transforms = section.get("transform_config").filter(|t| !t.is_null() && **t != json!({}));
         if let Some(transforms) = transforms {

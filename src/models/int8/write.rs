@@ -1,6 +1,6 @@
 //! Writes a model's int8 folder, tensor by tensor: what is held at a time is one tensor, and the pages of the file it comes from.
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -51,21 +51,23 @@ pub fn write(vlm: &mut Vlm, parts: Parts, folds: &Folds, rotation: usize, out: &
     }
     let mut names = Vec::new();
     vlm.visit(&mut |name, _| names.push(name.to_string()));
-    let plan = Plan {
+    let mut plan = Plan {
         names,
         renames: vlm.config.family.renames(),
         layers: &layers,
         folds,
         rotation,
         embedding: tied.then(|| vlm.text.embedding_name()),
+        head_alone: false,
     };
-    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let from = vlm.folder.clone();
     let sharded = !from.join(SINGLE).exists();
     let shards: BTreeSet<String> = match sharded {
         true => weights::read_index(&from)?.into_values().collect(),
         false => BTreeSet::from([SINGLE.to_string()]),
     };
+    plan.head_alone = plan.has_no_embedding(shards.iter().map(|shard| from.join(shard)))?;
+    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let mut written = Written { layers: layers.len(), shards: shards.len(), bytes_before: 0, bytes: 0 };
     let (mut places, mut total) = (BTreeMap::new(), 0);
     let size = |path: &Path| std::fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io(path, e));
@@ -107,9 +109,22 @@ struct Plan<'a> {
     rotation: usize,
     /// The name of the embedding that is the head as well.
     embedding: Option<String>,
+    /// Of the two the head is stored.
+    head_alone: bool,
 }
 
 impl Plan<'_> {
+    /// Whether an embedding is wanted that no file has.
+    fn has_no_embedding(&self, mut files: impl Iterator<Item = PathBuf>) -> Result<bool> {
+        let Some(embedding) = &self.embedding else { return Ok(false) };
+        let has = |path: PathBuf| -> Result<bool> {
+            let mut file = Weights::open_file(&path)?;
+            file.rename(self.renames);
+            Ok(file.contains(embedding))
+        };
+        files.try_fold(true, |none, file| Ok(none && !has(file)?))
+    }
+
     /// Writes one file; the tensors in it and their bytes.
     fn shard(&self, source: &Path, target: &Path) -> Result<BTreeMap<String, usize>> {
         let mut file = Weights::open_file(source)?;
@@ -146,10 +161,14 @@ impl Plan<'_> {
     /// The names of what comes of a tensor.
     fn becomes(&self, name: &str) -> Vec<(String, Origin)> {
         let head = self.layers.iter().find(|layer| layer.as_str() == HEAD);
-        if self.embedding.is_some() && name == format!("{HEAD}.weight") {
-            // Stored although the embedding counts.
-            return Vec::new();
-        }
+        let name = match &self.embedding {
+            Some(embedding) if name == format!("{HEAD}.weight") => match self.head_alone {
+                true => embedding.as_str(),
+                // Stored although the embedding counts.
+                false => return Vec::new(),
+            },
+            _ => name,
+        };
         let mut all = match name.strip_suffix(".weight").filter(|layer| self.layers.contains(*layer)) {
             Some(layer) => self.int8(layer),
             None => {
