@@ -255,7 +255,7 @@ fn the_largest_step_is_that_of_the_most_pictures_where_these_are_learned_from() 
     let read = Sample { prompt: "word ".repeat(50), ..samples().remove(2) };
     let options = TrainOptions { batch: 1, ..options() };
     let plan = |samples: &[Sample]| plan(&model(), samples, &everything(), &options, DType::Bf16).unwrap();
-    let alone = [plan(&[seen.clone()]), plan(&[read.clone()])];
+    let alone = [&seen, &read].map(|sample| plan(std::slice::from_ref(sample)));
     assert!(alone[0].most_tokens < alone[1].most_tokens, "{alone:?}");
     assert!(alone[0].step_bytes > alone[1].step_bytes, "{alone:?}");
     let both = plan(&[seen, read]);
