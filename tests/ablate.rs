@@ -146,7 +146,7 @@ fn the_teacher_answers_while_it_annotates_or_afterwards() {
 fn pictures_rounds_and_labels() {
     let home = home(
         "base = \"demo/config.toml\"\n[supervised]\ndata = \"demo/inputs/labelled.jsonl\"\n\
-         [grid]\nrule = \"none\"\npictures = [10, 20]\n[[cell]]\nrule = \"supervised\"\npictures = 20\n\
+         [grid]\nrule = \"none\"\npictures = [10, 20]\n[[cell]]\nrule = \"supervised\"\n\
          [[cell]]\nrule = \"none\"\nrounds = 2\npictures = 20\n",
     );
     let output = ablate(home.path(), "out", &["--json"]);
@@ -154,6 +154,11 @@ fn pictures_rounds_and_labels() {
     // Annotations of 20 pictures are those of 10 as well, and the first round of two is a cell of its own.
     let want = [("annotate", 1), ("evaluate", 6), ("level", 4), ("merge", 1), ("predict", 3), ("select", 3)];
     assert_eq!(kinds(&home.path().join("out")), want.map(|(kind, n)| (kind.to_string(), n)).into());
+    // What needs no annotations makes nobody annotate.
+    let stages = home.path().join("out/stages");
+    let stage = std::fs::read_dir(&stages).unwrap().map(|entry| entry.unwrap().path());
+    let annotated = stage.map(|stage| stage.join("annotate.jsonl")).find(|file| file.exists()).unwrap();
+    assert_eq!(std::fs::read_to_string(annotated).unwrap().lines().count(), 40);
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let count = |row: usize, key: &str| json["rows"][row][key].as_u64().unwrap();
     // Two pairs a picture, some of which may be rejected.
@@ -161,6 +166,29 @@ fn pictures_rounds_and_labels() {
     assert!(count(1, "pseudo") > 20 && count(1, "pseudo") <= 40, "{json}");
     assert_eq!((count(2, "pseudo"), count(2, "samples")), (0, 30), "{json}");
     assert_eq!(count(3, "samples"), count(1, "samples"), "{json}");
+}
+
+/// The base has steps, which would leave epochs without effect.
+#[test]
+fn epochs_take_the_place_of_the_bases_steps() {
+    let home = home("base = \"demo/config.toml\"\n[grid]\nrule = \"none\"\npictures = 10\nepochs = [1, 8]\n");
+    let output = ablate(home.path(), "out", &["--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let steps = |row: usize| json["rows"][row]["steps"].as_u64().unwrap();
+    assert!(steps(0) < steps(1), "{json}");
+}
+
+/// Of a config only the task may be a name that stands for no path.
+#[test]
+fn a_folder_may_have_the_name_of_a_task() {
+    let home = home(GRID);
+    let demo = home.path().join("demo");
+    let config = std::fs::read_to_string(demo.join("config.toml")).unwrap();
+    let line = config.lines().find(|line| line.starts_with("images = ")).unwrap();
+    std::fs::rename(demo.join(line.split('"').nth(1).unwrap()), demo.join("chart")).unwrap();
+    std::fs::write(demo.join("config.toml"), config.replace(line, "images = \"chart\"")).unwrap();
+    let output = ablate(home.path(), "out", &["--dry-run"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -339,6 +367,12 @@ fn bad_grids_are_refused_before_anything_runs() {
         ("gird = 1\n", "unknown key `gird`"),
         ("", "no cells"),
         ("[grid\n", "grid.toml:2"),
+        ("[grid]\n\"level.arms\" = [[\"leveled\"]]\n", "`grid.level.arms`: a cell is one arm"),
+        ("[grid]\nlr = [1e-3]\n\"level.lr\" = [0.5]\n", "`level.lr` and `lr` set the same"),
+        (
+            "[grid]\nrule = \"exact\"\n\"select.rule\" = \"contains\"\n",
+            "`rule` and `select.rule` set the same",
+        ),
     ];
     for (text, expected) in cases {
         let text = format!("base = \"demo/config.toml\"\n{text}");
@@ -384,6 +418,9 @@ fn means_and_deviations_are_those_of_the_hand() {
     let failed = Row { cell: "004".into(), values, error, ..Row::default() };
     let rows = [row("exact", "0", 0.6), row("exact", "1", 0.7), row("a_b", "0", 0.5), failed];
     let axes = ["rule".to_string(), "seed".to_string()];
+    let broken = groups(&axes, &[row("one\r\n\ntwo", "0", 0.5)]);
+    assert!(markdown(&axes, &broken).contains("\n| one two | 1 |"));
+    assert!(latex(&axes, &broken).contains("\none two & 1 &"));
     let groups = groups(&axes, &rows);
     assert_eq!(groups.len(), 2);
     // 0.6 and 0.7: sqrt(2 * 0.05^2); a gap of 0.25 and 0.5: sqrt(2 * 0.125^2).

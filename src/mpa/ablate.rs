@@ -32,7 +32,7 @@ use crate::mpa::folder;
 use crate::mpa::progress::Progress;
 use crate::tensor::main_memory;
 use cell::{Chain, Context, Trained};
-use grid::{Cell, Grid};
+use grid::{Cell, Grid, Source};
 use table::Row;
 
 /// What came of a grid, or what would be done for it.
@@ -61,7 +61,9 @@ pub fn run(
     let grid = Grid::read(path)?;
     check(&grid)?;
     trainable(engine, path, &grid)?;
-    let pictures: Option<Vec<usize>> = grid.cells.iter().map(|cell| cell.pictures).collect();
+    // A supervised cell annotates none.
+    let annotated = grid.cells.iter().filter(|cell| cell.source != Source::Supervised);
+    let pictures: Option<Vec<usize>> = annotated.map(|cell| cell.pictures).collect();
     let home = fs::canonicalize(&grid.home).map_err(|e| Error::io(&grid.home, e))?;
     let inputs = if dry { home.clone() } else { out.join("inputs") };
     if !dry {

@@ -88,5 +88,5 @@ fn filled(page: &Page) -> Result<String, minijinja::Error> {
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     let page = environment.render_str(TEMPLATE, Serde(page))?;
     // HTML has no way to write control characters.
-    Ok(page.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}"))
+    Ok(page.replace(|c: char| c.is_control() && !['\n', '\r', '\t'].contains(&c), "\u{fffd}"))
 }

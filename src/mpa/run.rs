@@ -235,12 +235,13 @@ impl<'a> Run<'a> {
             let (name, out) = (arm.name(), self.file(&format!("level/{}", arm.name())));
             let examples = if arm == Arm::Leveled { leveled.clone() } else { self.examples(arm)? };
             let samples = level::samples(&examples, &prompt);
-            self.summary.samples.insert(name.to_string(), samples.len());
             let shown = format!("level {name}");
             let (samples, trainable, options) = (&samples, &trainable, &options);
             let job = Job { model: &model, samples, trainable, options, out: &out };
             let stage = format!("level_{name}");
             let fit = self.timed(&stage, |run| level::run(&shown, run.engine, job, run.progress))?;
+            let learned = samples.len().saturating_sub(fit.skipped.len());
+            self.summary.samples.insert(name.to_string(), learned);
             // Of all its steps, whichever start took them.
             self.worked(&stage, Work { read: fit.tokens, ..Work::default() })?;
             let leveled = match trainable {

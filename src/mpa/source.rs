@@ -140,7 +140,10 @@ impl Source {
     /// An error if `questions` would find one that has no question or no answers; a stage that starts hours later wants them all.
     pub fn check_questions(&self, home: &Path) -> Result<()> {
         match self {
-            Source::Path(path) => records::check(&home.join(path), &["question", "answer"]).map(drop),
+            Source::Path(path) => match records::check(&home.join(path), &["question", "answer"])? {
+                0 => Err(Error::input(home.join(path), "holds no questions")),
+                _ => Ok(()),
+            },
             Source::Part(part) => part.each(home, |_, record| part.answered(home, &record)),
         }
     }

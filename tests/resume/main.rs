@@ -301,6 +301,9 @@ fn questions_without_answers_are_told_before_the_teacher_is_asked() {
     let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
     assert!(text.contains("val.jsonl:1: record \"q0\": missing key `answer`"), "{text}");
     assert!(!folder.path().join("small").exists());
+    fs::write(&questions, "\n").unwrap();
+    let text = go(&Fake::default(), &config, None).unwrap_err().to_string();
+    assert!(text.contains("val.jsonl: holds no questions"), "{text}");
     // Another file is taken for as long as none was asked.
     fs::write(&questions, good).unwrap();
     go(&Fake { die_at: Some(2), ..Fake::default() }, &config, None).unwrap_err();

@@ -241,7 +241,8 @@ impl Context<'_> {
             let samples = level::samples(&examples, prompt);
             let (trainable, out) = (&settings.trainable(), &folder.join("model"));
             let job = Job { model: &student.path, samples: &samples, trainable, options: &options, out };
-            level::run(&format!("level {}", cell.name), self.engine, job, self.progress)?;
+            let fit = level::run(&format!("level {}", cell.name), self.engine, job, self.progress)?;
+            trained.samples = trained.samples.saturating_sub(fit.skipped.len());
             files::write_json(&folder.join("trained.json"), &trained)
         })?;
         let out = self.stages.folder(&name).join("model");

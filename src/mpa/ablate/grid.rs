@@ -141,6 +141,7 @@ fn base(path: &Path, home: &Path, mut table: Table) -> Result<Table> {
                             below(folder, home, value);
                         }
                     }
+                    Some(Value::String(task)) if key == "task" && prompts::named(task).is_some() => {}
                     Some(value) => below(folder, home, value),
                     None => {}
                 }
@@ -169,7 +170,6 @@ fn base(path: &Path, home: &Path, mut table: Table) -> Result<Table> {
 /// Makes a path that is relative to `folder` relative to `home`; what is not there is a hub id, or told later.
 fn below(folder: &Path, home: &Path, value: &mut Value) {
     if let Value::String(path) = value
-        && prompts::named(path).is_none()
         && home.join(folder).join(&*path).exists()
         && let Some(joined) = folder.join(&*path).to_str()
     {
@@ -185,6 +185,10 @@ fn target(axis: &str) -> Option<&str> {
 }
 
 fn known(path: &Path, place: &str, axis: &str) -> Result<()> {
+    if target(axis) == Some("level.arms") {
+        let what = format!("`{place}.{axis}`: a cell is one arm, which `rule` and `rehearsal` choose");
+        return Err(Error::input(path, what));
+    }
     if target(axis).is_some() {
         return Ok(());
     }
@@ -277,7 +281,22 @@ fn shown(value: &Value) -> String {
     }
 }
 
+/// Two names of one key would hide each other. `rule` has values that are no rule of a config's.
+fn once(chosen: &Table) -> Result<(), String> {
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (axis, value) in chosen {
+        let selects = axis == "rule" && matches!(value.as_str(), Some("contains" | "exact" | "margin"));
+        let key = if selects { "select.rule" } else { target(axis).unwrap_or(axis) };
+        if let Some((other, _)) = seen.iter().find(|(_, earlier)| *earlier == key) {
+            return Err(format!("`{other}` and `{axis}` set the same, expected one of them"));
+        }
+        seen.push((axis, key));
+    }
+    Ok(())
+}
+
 fn cell(base: &Table, home: &Path, axes: &[String], chosen: &Table, number: usize) -> Result<Cell, String> {
+    once(chosen)?;
     let (mut table, mut source, mut pictures, mut rounds) = (base.clone(), Source::Parity, None, 1);
     for (axis, value) in chosen {
         let wrong = |expected: &str| format!("`{axis}`: expected {expected}, got {value}");
@@ -303,6 +322,14 @@ fn cell(base: &Table, home: &Path, axes: &[String], chosen: &Table, number: usiz
             }
             _ => set(&mut table, target(axis).unwrap_or(axis), value.clone())?,
         }
+    }
+    let sets = |key: &str| chosen.keys().any(|axis| target(axis) == Some(key));
+    if sets("level.epochs")
+        && !sets("level.steps")
+        && let Some(level) = table.get_mut("level").and_then(Value::as_table_mut)
+    {
+        // The base's steps would leave them without effect.
+        level.remove("steps");
     }
     let config = Config::of(table, home)?;
     if config.evaluate.is_none() {

@@ -156,10 +156,8 @@ fn fields(group: &Group, by: &str) -> Vec<String> {
 pub fn markdown(axes: &[String], groups: &[Group]) -> String {
     let heads = heads(axes);
     let row = |fields: Vec<String>| {
-        format!(
-            "| {} |\n",
-            fields.iter().map(|field| field.replace('|', "\\|")).collect::<Vec<_>>().join(" | ")
-        )
+        let fields: Vec<String> = fields.iter().map(|field| one_line(field).replace('|', "\\|")).collect();
+        format!("| {} |\n", fields.join(" | "))
     };
     let mut text = row(heads.clone());
     text += &format!("|{}\n", "---|".repeat(heads.len()));
@@ -188,9 +186,14 @@ pub fn latex(axes: &[String], groups: &[Group]) -> String {
     text + "\\hline\n\\end{tabular}\n"
 }
 
+/// A line break would end the row, or in TeX, twice, the paragraph.
+fn one_line(text: &str) -> String {
+    text.split(['\n', '\r']).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
 fn escaped(text: &str) -> String {
     let mut out = String::new();
-    for letter in text.chars() {
+    for letter in one_line(text).chars() {
         match letter {
             '&' | '%' | '$' | '#' | '_' | '{' | '}' => out.extend(['\\', letter]),
             '\\' => out += "\\textbackslash{}",

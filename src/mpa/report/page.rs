@@ -238,7 +238,11 @@ fn verdict(source: &Source, run: &Run) -> Vec<String> {
     }
     let Some(after) = levelled(source) else {
         if run.missing.is_empty() {
-            said.push("The parity set is empty, so the student was not levelled.".to_string());
+            let why = match run.summary.select.kept {
+                0 => "The parity set is empty",
+                _ => "The config has no arms",
+            };
+            said.push(format!("{why}, so the student was not levelled."));
         }
         return said;
     };

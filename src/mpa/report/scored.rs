@@ -189,8 +189,8 @@ fn score(path: &Path, record: &Record) -> Result<f64> {
 /// The accepted answers, if there are any.
 pub fn answers(record: &Record) -> Vec<&str> {
     match (&record.answers, &record.answer) {
-        (Some(list), _) => list.iter().map(String::as_str).collect(),
-        (None, one) => one.iter().map(String::as_str).collect(),
+        (Some(list), _) if !list.is_empty() => list.iter().map(String::as_str).collect(),
+        (_, one) => one.iter().map(String::as_str).collect(),
     }
 }
 
@@ -205,4 +205,16 @@ pub fn short(paths: &[PathBuf]) -> Vec<String> {
         last(path).filter(|name| counts.get(name) == Some(&1)).unwrap_or_else(|| path.display().to_string())
     };
     paths.iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_list_of_answers_is_none() {
+        let record = Record { answers: Some(Vec::new()), answer: Some("x".into()), ..Record::default() };
+        assert_eq!(answers(&record), ["x"]);
+        assert_eq!(answers(&Record { answers: Some(vec!["y".into()]), ..record }), ["y"]);
+    }
 }
