@@ -184,6 +184,11 @@ fn qwen2_vl_is_read_as_published_and_as_transformers_5_writes_it() {
         "model_type": "qwen2_vl", "tie_word_embeddings": true, "text_config": text, "vision_config": vision,
     });
     assert_eq!(read(&nested).unwrap(), want);
+    // As earlier transformers wrote it: either of the two ties.
+    let mut older = nested.clone();
+    older["tie_word_embeddings"] = json!(false);
+    older["text_config"]["tie_word_embeddings"] = json!(true);
+    assert_eq!(read(&older).unwrap(), want);
 }
 
 #[test]

@@ -34,6 +34,10 @@ pub fn is_output(folder: &Path) -> bool {
 /// The picture in a file, known by its content. Turned as its EXIF or XMP says; gray is replicated, what is transparent lies
 /// over white (as transformers' processors have it), of 16 bits the upper 8 are kept. Memory: the file and at most 16 bytes a pixel.
 pub fn read(path: &Path) -> Result<Rgb> {
+    decode(&whole(path)?).map_err(|what| Error::input(path, what))
+}
+
+fn whole(path: &Path) -> Result<Vec<u8>> {
     let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !meta.is_file() {
         return Err(Error::input(path, "expected a picture file, got something that is not a file"));
@@ -41,18 +45,20 @@ pub fn read(path: &Path) -> Result<Rgb> {
     if meta.len() > MAX_FILE {
         return Err(Error::input(path, format!("expected at most {MAX_FILE} bytes, got {}", meta.len())));
     }
-    let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-    decode(&bytes).map_err(|what| Error::input(path, what))
+    fs::read(path).map_err(|e| Error::io(path, e))
 }
 
 /// Width and height of the picture that `read` gives, from the beginning of its file.
 pub fn size(path: &Path) -> Result<(usize, usize)> {
     let opened = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
-    let ((width, height), orientation) = match opened.map_err(|e| Error::io(path, e))?.into_decoder() {
+    let reader = opened.map_err(|e| Error::io(path, e))?;
+    let is_jpeg = reader.format() == Some(ImageFormat::Jpeg);
+    let ((width, height), orientation) = match reader.into_decoder() {
         Ok(mut decoder) => (decoder.dimensions(), orientation::of(&mut decoder)),
         Err(e) => {
-            let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-            let size = jpeg::size(&bytes).ok_or_else(|| Error::input(path, format!("not a picture: {e}")))?;
+            // As `decode`; of what is no JPEG no more than the beginning is read.
+            let size = if is_jpeg { jpeg::size(&whole(path)?) } else { None };
+            let size = size.ok_or_else(|| Error::input(path, format!("not a picture: {e}")))?;
             (size, Orientation::NoTransforms)
         }
     };
@@ -139,7 +145,10 @@ fn decode(bytes: &[u8]) -> Result<Rgb, String> {
             (Some(decoder), size, orientation)
         }
         // libjpeg, which Pillow reads them with, takes headers that the crate `image` does not.
-        Err(e) => (None, jpeg::size(bytes).ok_or_else(|| wrong(e))?, Orientation::NoTransforms),
+        Err(e) => {
+            let size = if format == ImageFormat::Jpeg { jpeg::size(bytes) } else { None };
+            (None, size.ok_or_else(|| wrong(e))?, Orientation::NoTransforms)
+        }
     };
     if !(1..=MAX_PIXELS).contains(&(u64::from(width) * u64::from(height))) {
         return Err(format!("expected 1 to {MAX_PIXELS} pixels, got {width}x{height}"));

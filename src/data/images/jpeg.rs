@@ -3,14 +3,11 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
+use image::{DynamicImage, GrayImage, RgbImage};
 use mozjpeg::{ColorSpace, Decompress};
 
-/// Width and height; `None` of what is no JPEG.
+/// Width and height; `None` where the headers are not understood.
 pub fn size(bytes: &[u8]) -> Option<(u32, u32)> {
-    if image::guess_format(bytes).ok()? != ImageFormat::Jpeg {
-        return None;
-    }
     let header = catch_unwind(AssertUnwindSafe(|| Decompress::new_mem(bytes).map(|header| header.size())));
     let (width, height) = header.ok()?.ok()?;
     Some((width.try_into().ok()?, height.try_into().ok()?))

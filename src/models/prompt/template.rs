@@ -146,8 +146,8 @@ fn goes_over_parts(source: &str) -> Result<bool> {
     Ok(Regex::new(LOOP).map_err(|e| Error::Failure(e.to_string()))?.is_match(source))
 }
 
-/// Where a template may be; an earlier one is taken before a later one. With pictures, as ProcessorMixin.get_processor_dict has it; without, a
-/// tokenizer, which knows the last two.
+/// Where a template may be; an earlier one is taken before a later one. With pictures as ProcessorMixin.get_processor_dict has it; without as a
+/// tokenizer, which does not know chat_template.json.
 const PLACES: [&str; 4] =
     ["processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json"];
 const TEXT_PLACES: [&str; 3] = ["chat_template.jinja", "tokenizer_config.json", "chat_template.json"];
